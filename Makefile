@@ -1,0 +1,60 @@
+# Every target makes .venv first; it needs Python 3.11, git, make and a package index.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROFILE ?= default
+UV = 0.13.8
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
+
+.PHONY: setup repro test smoke lab docs lock export clean bench release-assets
+
+setup: .venv/ready data/manifest.json
+
+.venv/ready: requirements.lock settings.ini setup.py pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+	touch $@
+
+data/manifest.json: data.dvc | .venv/ready
+	dvc pull --quiet data.dvc
+	test -f $@ && touch $@
+
+repro: setup
+ifeq ($(PROFILE),default)
+	cp reports/results.json .venv/committed-results.json
+	dvc repro --pull
+	cop compare .venv/committed-results.json reports/results.json
+else
+	cop profile $(PROFILE)
+endif
+
+test: setup
+	OMP_NUM_THREADS=1 pytest
+
+smoke: setup
+	cop profile smoke
+
+lab: setup
+	jupyter lab --notebook-dir=nbs
+
+docs: setup
+	cop docs
+
+bench: setup
+	cop bench
+
+export: .venv/ready
+	nbdev_clean
+	nbdev_export
+	cop fingerprints
+
+release-assets: setup
+	cop release
+
+lock: | .venv/ready
+	cop lock > .venv/requirements.in
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url .venv/requirements.in -o requirements.lock
+
+clean:
+	rm -rf work runs models features _docs

@@ -1,0 +1,282 @@
+"The command line: the only place that knows paths, YAML files, progress and exit codes."
+import argparse, ctypes, json, os, resource, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import yaml
+
+from cop_repro.core import CopError, ParamsError, code_fingerprint, project_root, write_json
+
+_last = {"at": 0.0}
+
+def progress(done: int, total: int, message: str = "") -> None:
+    "One plain line at a time: at most one every five seconds, and the last."
+    now = time.monotonic()
+    if done < total and now - _last["at"] < 5: return
+    _last["at"] = now
+    print(f"[{done:>5}/{total}] {message}", flush=True)
+
+# ---------------------------------------------------------------- parameters
+
+OPEN = {"keep"}  # mappings with free keys: a profile replaces them whole
+
+def _merge(base: dict, over: dict, where: str = "") -> dict:
+    "A profile changes numbers of params.yaml; a key that the file lacks is an error."
+    made = dict(base)
+    for key, value in over.items():
+        if key not in base: raise ParamsError(f"profile: unknown parameter {where + key!r}; known are {', '.join(base)}")
+        made[key] = _merge(base[key], value, f"{where}{key}.") if isinstance(base[key], dict) and isinstance(value, dict) and key not in OPEN else value
+    return made
+
+def load_params(path: Path) -> dict:
+    "The whole parameters file."
+    if not path.is_file(): raise ParamsError(f"no parameters file {path.name}")
+    try: made = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error: raise ParamsError(f"{path.name} is not YAML: {error}") from None
+    if not isinstance(made, dict): raise ParamsError(f"{path.name} holds no parameters")
+    return made
+
+# ---------------------------------------------------------------- stages
+
+STAGE_PARAMETERS = {"params_file", "item"}
+
+def _check_notebook(path: Path) -> None:
+    "papermill only warns about an untagged or unknown parameter and then runs with the defaults; here it is an error."
+    cells = json.loads(path.read_text())["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1: raise CopError(f"{path.name} has {len(tagged)} cells tagged 'parameters'; exactly one is needed (did nbdev_clean drop the tag?)")
+    names = {line.split("=")[0].split(":")[0].strip() for line in "".join(tagged[0]["source"]).splitlines() if "=" in line}
+    if names != STAGE_PARAMETERS: raise CopError(f"{path.name} declares the parameters {sorted(names)}; stages declare {sorted(STAGE_PARAMETERS)}")
+
+def _die_with_parent() -> None:
+    "A killed pipeline leaves no trainer behind (Linux: parent-death signal)."
+    if sys.platform == "linux": ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+
+def run_stage(args) -> int:
+    "Execute a stage notebook with papermill; the executed copy goes to runs/."
+    root = project_root()
+    notebook = root / "nbs" / "stages" / f"{args.stage}.ipynb"
+    stages = sorted(p.stem for p in notebook.parent.glob("*.ipynb"))
+    if args.stage not in stages: raise CopError(f"no stage {args.stage!r}; stages are {', '.join(stages)}")
+    params = load_params(root / args.params)
+    if args.stage not in params: raise ParamsError(f"{args.params} has no section {args.stage!r}")
+    _check_notebook(notebook)
+    _die_with_parent()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import logging, warnings
+    warnings.simplefilter("ignore")
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    name = args.stage + (f"-{args.item}" if args.item else "")
+    out = root / "runs" / f"{name}.ipynb"
+    out.parent.mkdir(exist_ok=True)
+    began = time.monotonic()
+    print(f"stage {name} begins", flush=True)
+    try:
+        papermill.execute_notebook(notebook, out, {"params_file": args.params, "item": args.item or ""}, cwd=str(root), progress_bar=False,
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0)
+    except PapermillExecutionError as error:
+        if any(c.__name__ == error.ename for c in _subclasses(CopError)): raise CopError(f"stage {name}: {error.evalue}") from None
+        raise CopError(f"stage {name} failed: {error.ename}: {error.evalue}\n  the executed notebook with the traceback is {out.relative_to(root)}") from None
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"stage {name} took {time.monotonic() - began:.0f} s, {used:.1f} GB of memory at most", flush=True)
+    return 0
+
+def _subclasses(cls):
+    yield cls
+    for sub in cls.__subclasses__(): yield from _subclasses(sub)
+
+def stage_modules(notebook: Path, root: Path) -> list[str]:
+    "Every module of the project that a notebook needs, directly or through others."
+    import ast
+    def imported(source: str, package: str) -> set[str]:
+        found = set()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.ImportFrom): continue
+            if node.level: found.add(".".join([*package.split(".")[:len(package.split(".")) - node.level + 1], *(node.module or "").split(".")]).strip("."))
+            elif (node.module or "").startswith("cop_repro"): found.add(node.module)
+        return found
+    cells = json.loads(notebook.read_text())["cells"]
+    todo = set().union(*(imported("".join(c["source"]), "") for c in cells if c["cell_type"] == "code"))
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        path = root / (name.replace(".", "/") + ".py")
+        if name in seen or not path.exists() or name == "cop_repro.cli": continue
+        seen.add(name)
+        todo |= imported(path.read_text(), name.rpartition(".")[0])
+    return sorted(seen)
+
+def fingerprints(args) -> int:
+    "Write fingerprints.yaml: one code fingerprint a stage, which dvc.yaml depends on."
+    root = project_root()
+    made = {p.stem: code_fingerprint(*stage_modules(p, root)) for p in sorted((root / "nbs" / "stages").glob("*.ipynb"))}
+    text = "# Written by `make export`: hash of the syntax trees of all modules a stage uses. Prose does not change it.\n" + yaml.safe_dump(made)
+    path = root / "fingerprints.yaml"
+    if args.check:
+        if not path.exists() or path.read_text() != text: raise CopError("fingerprints.yaml is stale: run `make export`")
+    elif not path.exists() or path.read_text() != text: path.write_text(text)
+    return 0
+
+def profile(args) -> int:
+    "Run the whole pipeline with a profile's numbers in a scratch copy of the work tree."
+    root = project_root()
+    over = load_params(root / "profiles" / f"{args.name}.yaml")
+    params = _merge(load_params(root / "params.yaml"), over)
+    scratch = root / "work" / "profiles" / args.name
+    scratch.mkdir(parents=True, exist_ok=True)
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
+    kept = {name for name in listed if name and (root / name).is_file()}
+    for old in scratch.rglob("*.py"):
+        if str(old.relative_to(scratch)) not in kept: old.unlink()
+    for name in kept:
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target)
+    shutil.copytree(root / "data", scratch / "data", dirs_exist_ok=True)
+    (scratch / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (scratch / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    env = {**os.environ, "PYTHONPATH": str(scratch)}
+    print(f"profile {args.name}: scratch copy in {scratch.relative_to(root)}", flush=True)
+    code = subprocess.run(["dvc", "repro", *args.targets], cwd=scratch, env=env).returncode
+    if code: raise CopError(f"profile {args.name}: dvc repro failed with code {code}; the messages above say where")
+    print(f"profile {args.name}: reports are in {(scratch / 'reports').relative_to(root)}", flush=True)
+    if args.publish:
+        target = root / "reports" / "profiles" / args.name
+        shutil.copytree(scratch / "reports", target, dirs_exist_ok=True)
+        print(f"published to {target.relative_to(root)}", flush=True)
+    return 0
+
+# ---------------------------------------------------------------- results
+
+def compare(args) -> int:
+    "Hold two result files against each other, with a tolerance per metric."
+    from cop_repro.benchmark.report import compare_results
+    tables = []
+    for name in (args.a, args.b):
+        path = Path(name)
+        if not path.is_file(): raise CopError(f"no result file {name}")
+        try: tables.append(json.loads(path.read_text()))
+        except json.JSONDecodeError as error: raise CopError(f"{name} is not JSON: {error}") from None
+    lines, worst = compare_results(*tables)
+    print("\n".join(lines))
+    return 0 if worst == 0 else 1
+
+def release(args) -> int:
+    "Copy trained models into data/assets, track them, push their objects into the store inside the repository."
+    root = project_root()
+    for target, source in load_params(root / "params.yaml")["release"]["assets"].items():
+        path = root / source
+        if not path.exists(): raise CopError(f"no trained model at {source}: run `make repro` first")
+        shutil.copy2(path, root / "data" / "assets" / target)
+        print(f"{source} -> data/assets/{target}")
+    for command in (["dvc", "add", "data"], ["dvc", "push", "data.dvc"]): subprocess.run(command, cwd=root, check=True)
+    return 0
+
+def lock(args) -> int:
+    "Print what settings.ini asks for, one requirement a line."
+    from configparser import ConfigParser
+    parser = ConfigParser(delimiters=["="])
+    parser.read(project_root() / "settings.ini", encoding="utf-8")
+    print("\n".join((parser["DEFAULT"]["requirements"] + " " + parser["DEFAULT"]["dev_requirements"]).split()))
+    return 0
+
+def doctor(args) -> int:
+    "Say what this machine has and what is missing, with the remedy."
+    from cop_repro.systems.cop import ASSETS
+    import importlib.metadata as metadata, torch
+    root = project_root()
+    bad = 0
+    def say(ok: bool, what: str, remedy: str = "") -> None:
+        nonlocal bad
+        bad += not ok
+        print(f"{'ok     ' if ok else 'MISSING'} {what}" + (f" -- {remedy}" if not ok and remedy else ""))
+    say(sys.version_info[:2] == (3, 11), f"Python {sys.version.split()[0]}", "the lock file is made for 3.11")
+    for name in ("torch", "torchaudio", "encodec", "open_clip_torch", "librosa", "pretty_midi", "matplotlib", "jupyterlab", "papermill", "dvc", "nbdev", "basic-pitch", "music21"):
+        try: say(True, f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError: say(False, name, "run `make setup`")
+    say((root / "data" / "manifest.json").exists(), "data folder", "run `make setup`")
+    for name in ASSETS: say((root / "data" / "assets" / name).exists(), f"asset {name}", "run `make setup`")
+    free = shutil.disk_usage(root).free / 2**30
+    say(free > 12, f"{free:.0f} GB of disk free", "the default run needs 12 GB")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    say(memory > 7.5, f"{memory:.0f} GB of memory", "the default run needs 8 GB")
+    print(f"       {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs (none needed)")
+    return 2 if bad else 0
+
+# ---------------------------------------------------------------- sound from a video
+
+def perform(args) -> int:
+    "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
+    from cop_repro.systems.cop import load_performer, perform_video
+    root = project_root(Path(__file__).parent)
+    performer = load_performer(Path(args.assets) if args.assets else root / "data" / "assets")
+    out = perform_video(Path(args.video), Path(args.output), performer, text=args.text, seed=args.seed, corners=args.corners, progress=progress)
+    for name, what in out.items(): print(f"{name:8s} {what}")
+    return 0
+
+def real(args) -> int:
+    "Score shipped models on real piano videos against a transcription of their own sound."
+    from cop_repro.systems.cop import load_performer, score_real_video
+    root = project_root(Path(__file__).parent)
+    performer = load_performer(root / "data" / "assets")
+    made = [score_real_video(Path(v), performer, picture=Path(args.picture) if args.picture else None, progress=progress) for v in args.videos]
+    write_json(args.output, made)
+    print(json.dumps(made, indent=1))
+    return 0
+
+def manifest(args) -> int:
+    "Make data/manifest.json anew: works, split, clips, seeds."
+    from cop_repro.data.clips import SetSizes, rendered_items, write_manifest
+    from cop_repro.data.performance import DEFAULT_WORKS, corpus_scores, etudes, group_works, split_works
+    from cop_repro.core import from_dict
+    root = project_root()
+    cfg = load_params(root / "params.yaml")["manifest"]
+    scores = [*etudes(root / "data" / "etudes"), *corpus_scores(DEFAULT_WORKS, progress)]
+    works = split_works(group_works(scores), cfg["seed"], cfg["fractions"])
+    items = rendered_items(scores, works, from_dict(SetSizes, cfg["sizes"], "manifest.sizes"), cfg["duration_s"], cfg["seed"])
+    write_manifest(root / "data" / "manifest.json", items, works, seed=cfg["seed"], fractions=cfg["fractions"], sizes=cfg["sizes"])
+    print(f"{len(items)} clips of {len(works)} works")
+    return 0
+
+def build_parser() -> argparse.ArgumentParser:
+    "All commands and options."
+    parser = argparse.ArgumentParser(prog="cop", description="Chain-of-Perform: silent piano video in, sound and MIDI out; and the papers' tables, regenerated.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    def command(name, function, text):
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(function=function)
+        return made
+    p = command("perform", perform, "turn a silent piano video into WAV, MIDI and a video with sound")
+    p.add_argument("video"); p.add_argument("-o", "--output", required=True, help="folder to make")
+    p.add_argument("--text", default="the sound of playing piano"); p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--corners", help="keyboard corners in pixels: 'x,y x,y x,y x,y' (top left, top right, bottom right, bottom left)")
+    p.add_argument("--assets", help="folder with other weights")
+    p = command("run", run_stage, "run one stage notebook of the pipeline")
+    p.add_argument("stage"); p.add_argument("--item", default="", help="which entry of the stage's matrix"); p.add_argument("--params", default="params.yaml")
+    p = command("profile", profile, "run the pipeline with a profile's numbers in a scratch copy")
+    p.add_argument("name"); p.add_argument("targets", nargs="*"); p.add_argument("--publish", action="store_true", help="copy its reports to reports/profiles/NAME")
+    p = command("compare", compare, "hold two result files against each other")
+    p.add_argument("a"); p.add_argument("b")
+    p = command("real", real, "score the shipped models on real piano videos that have sound")
+    p.add_argument("videos", nargs="+"); p.add_argument("-o", "--output", default="reports/real.json"); p.add_argument("--picture")
+    command("doctor", doctor, "say what this machine has and lacks")
+    p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
+    p.add_argument("--check", action="store_true")
+    command("release", release, "copy trained models into data/assets and track them")
+    command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
+    command("lock", lock, "print the requirements of settings.ini")
+    return parser
+
+def main(argv: list[str] | None = None) -> int:
+    "Run one command; a `CopError` is one line on stderr and exit code 2."
+    args = build_parser().parse_args(argv)
+    try: return args.function(args)
+    except CopError as error:
+        print(f"cop {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cop {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+if __name__ == "__main__": sys.exit(main())

@@ -1,0 +1,74 @@
+"What stage notebooks share: where things are, this stage's parameters, progress, metrics. A door: library code never imports it."
+import json, os, time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from cop_repro.cli import load_params, progress
+from cop_repro.core import ParamsError, code_fingerprint, from_dict, project_root, set_plot_style, write_json
+
+@dataclass
+class Stage:
+    "One run of one stage."
+    name: str  # section of the parameters file
+    params: dict  # the whole file
+    item: str = ""  # entry of the stage's matrix
+    root: Path = field(default_factory=project_root)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seed(self) -> int: return int(self.params["seed"])
+
+    @property
+    def profile(self) -> str: return self.params["profile"]
+
+    @property
+    def label(self) -> str: return "smoke" if self.profile == "smoke" else "embedded"
+
+    progress = staticmethod(progress)
+
+    def section(self, *keys: str) -> dict:
+        "A mapping of this stage's section."
+        value = self.params[self.name]
+        for key in keys:
+            if key not in value: raise ParamsError(f"{self.name}: missing parameter {key!r}")
+            value = value[key]
+        return value
+
+    def variant(self) -> dict:
+        "The parameters of this run's matrix entry."
+        entries = self.section("variants")
+        if self.item not in entries: raise ParamsError(f"{self.name}: no variant {self.item!r}; variants are {', '.join(entries)}")
+        return entries[self.item]
+
+    def config(self, cls: type, *keys: str, of: str | None = None):
+        "A frozen dataclass from this stage's section (or from section `of`)."
+        value, where = (self.params[of] if of else self.params[self.name]), of or self.name
+        for key in keys:
+            if key not in value: raise ParamsError(f"{where}: missing parameter {key!r}")
+            value, where = value[key], f"{where}.{key}"
+        return from_dict(cls, value, where)
+
+    def path(self, *parts: str) -> Path: return self.root.joinpath(*parts)
+
+    def scratch(self) -> Path:
+        "Git-ignored folder for checkpoints of this very configuration."
+        import hashlib
+        key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed], sort_keys=True).encode()).hexdigest()[:12]
+        return self.path("work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key)
+
+    def metrics(self, **values) -> dict:
+        "Write models/<stage>/metrics.json: what was measured and what it cost."
+        made = {**values, "seconds": round(time.monotonic() - self.began, 1)}
+        write_json(self.path("models", self.name, *([self.item] if self.item else []), "metrics.json"), made)
+        return made
+
+def open_stage(name: str, params_file: str = "params.yaml", item: str = "") -> Stage:
+    "Begin a stage: parameters, threads, figure style."
+    root = project_root()
+    params = load_params(root / params_file)
+    if name not in params: raise ParamsError(f"{params_file} has no section {name!r}")
+    torch.set_num_threads(int(params["threads"]))
+    set_plot_style()
+    return Stage(name, params, item, root)

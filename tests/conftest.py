@@ -1,0 +1,22 @@
+"What tests share: one process, one thread, no display, no network."
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+@pytest.fixture(scope="session")
+def root() -> Path: return Path(__file__).resolve().parents[1]
+
+@pytest.fixture(scope="session")
+def real_folder(root) -> Path:
+    "Real recordings lie beside the checkout where they are at hand at all; they are never part of it."
+    folder = Path(os.environ.get("COP_REAL_CLIPS", root.parent / "shared" / "real"))
+    if not folder.is_dir(): pytest.skip("no real recordings at hand (set COP_REAL_CLIPS to a folder that holds them)")
+    return folder

@@ -1,0 +1,195 @@
+"Golden values, parity with other libraries, and bad input of measure.audio_metrics."
+import math
+
+import librosa
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.signal
+import scipy.special
+import scipy.stats
+import torch
+from mir_eval.util import match_events
+
+from cop_repro.core import BadInput
+from cop_repro.measure import audio_metrics as m
+
+RATE = 24_000
+TIME = np.arange(RATE) / RATE
+REF = np.sin(2 * np.pi * 440 * TIME) * np.exp(-2 * TIME)
+EST = .5 * np.sin(2 * np.pi * 440 * TIME + 1) * np.exp(-2 * TIME) + .1 * np.sin(2 * np.pi * 660 * TIME)
+
+
+def rng(seed=0): return np.random.default_rng(seed)
+
+
+def test_golden_si_sdr():
+    assert round(m.si_sdr(REF, EST), 4) == -4.7437
+    assert round(m.si_sdr_spec(REF, EST), 4) == 7.8970
+
+
+def test_si_sdr_agrees_with_torchmetrics():
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+    ref, est = rng().normal(size=(2, 5, 400))
+    other = scale_invariant_signal_distortion_ratio(torch.tensor(est), torch.tensor(ref)).numpy()
+    np.testing.assert_allclose(m.si_sdr(ref, est), other, atol=1e-6)
+
+
+def test_si_sdr_spec_agrees_with_scipy_stft():
+    window = scipy.signal.get_window("hann", 1114)
+    def magnitude(x):
+        x = np.pad(x, 557)
+        return np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(x, 1114)[::240] * window)).ravel()
+    assert abs(m.si_sdr_spec(REF, EST) - m.si_sdr(magnitude(REF), magnitude(EST))) < 1e-4
+
+
+def test_silence():
+    quiet = np.zeros(RATE)
+    for score in (m.si_sdr, m.si_sdr_spec):
+        assert score(REF, quiet) == -100 and math.isnan(score(quiet, REF)) and math.isnan(score(quiet, quiet)) and score(REF, REF) == 100
+    assert m.mel_distance(quiet, quiet) == 0 and 0 < m.mel_distance(REF, quiet) < 80
+    assert m.chroma_similarity(REF, quiet) == 0 and math.isnan(m.chroma_similarity(quiet, REF))
+    assert m.audio_onsets(quiet).size == 0
+
+
+def test_mel_agrees_with_librosa():
+    spec = np.abs(librosa.stft(REF, n_fft=1024, hop_length=240, pad_mode="constant")) / 256
+    mel = librosa.feature.melspectrogram(S=spec, sr=RATE, n_mels=80, norm=None)
+    np.testing.assert_allclose(m.mel_spectrum_db(REF), 20 * np.log10(np.maximum(mel, 1e-4)), atol=1e-2)
+
+
+@pytest.mark.parametrize("score", [m.si_sdr, m.si_sdr_spec, m.mel_distance, m.chroma_similarity])
+@pytest.mark.parametrize("ref, est, said", [
+    ([], [], "empty"), (REF, REF[:-1], "shape"), (REF, np.where(TIME > .5, np.nan, REF), "not finite"),
+    (REF, np.where(TIME > .5, np.inf, REF), "not finite"), (REF.astype(str), REF, "dtype"), (REF * 1j, REF, "dtype")])
+def test_bad_waveforms(score, ref, est, said):
+    with pytest.raises(BadInput, match=said): score(ref, est)
+
+
+def test_frechet_golden_and_routes():
+    assert abs(m.frechet_from_statistics([0, 0], np.diag([1., 4]), [1, -1], np.diag([9., 1])) - 7) < 1e-12
+    a, b = rng(1).normal(size=(60, 12)), rng(2).normal(size=(60, 12)) @ rng(3).normal(size=(12, 12)) + 1
+    product = np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)
+    other = ((a.mean(0) - b.mean(0)) ** 2).sum() + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * np.trace(scipy.linalg.sqrtm(product)).real
+    for route in ("covariance", "features", "auto"): assert abs(m.frechet_distance(a, b, route) - other) < 1e-6
+
+
+def test_frechet_agrees_with_torchmetrics():
+    from torchmetrics.image.fid import _compute_fid
+    a, b = rng(1).normal(size=(80, 8)), rng(2).normal(size=(80, 8)) + .3
+    stats = [torch.tensor(x) for y in (a, b) for x in (y.mean(0), np.cov(y, rowvar=False))]
+    assert abs(m.frechet_distance(a, b) - float(_compute_fid(*stats))) < 1e-6
+
+
+@pytest.mark.parametrize("n, expected", [(50, 132), (76, 104), (200, 43), (1000, 8.6)])
+def test_frechet_bias(n, expected):
+    values = [m.frechet_distance(rng(i).normal(size=(n, 128)), rng(i + 50).normal(size=(n, 128))) for i in range(3)]
+    assert abs(np.mean(values) / expected - 1) < .05
+
+
+def test_kid_agrees_with_torchmetrics():
+    from torchmetrics.image.kid import poly_mmd
+    a, b = rng(1).normal(size=(30, 16)), rng(2).normal(size=(30, 16)) + .5
+    assert abs(m.kid(a, b) - float(poly_mmd(torch.tensor(a), torch.tensor(b)))) < 1e-6
+    same = [m.kid(rng(i).normal(size=(40, 16)), rng(i + 99).normal(size=(40, 16))) for i in range(40)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / math.sqrt(40) and min(same) < 0 < max(same)
+
+
+def test_fad_infinity():
+    a, b = rng(1).normal(size=(800, 8)), rng(2).normal(size=(800, 8)) + .5
+    fit = m.fad_infinity(a, b, seed=3)
+    assert abs(fit.value - 2) < .3 and fit.slope > 0 and m.fad_infinity(a, b, seed=3).value == fit.value
+    assert abs(m.fad_infinity(a, rng(5).normal(size=(800, 8)), seed=3).value) < .06
+
+
+@pytest.mark.parametrize("ref, est, said", [
+    (np.ones((1, 4)), np.ones((1, 4)), "single clip"), (np.ones((5, 4)), np.ones((5, 3)), "dimensions"), (np.ones((5, 4)), np.ones((6, 4)), "equal"),
+    (np.ones(4), np.ones(4), "axes"), (np.full((3, 2), np.nan), np.ones((3, 2)), "finite")])
+def test_bad_features(ref, est, said):
+    with pytest.raises(BadInput, match=said): m.frechet_distance(ref, est)
+
+
+GT = np.array([[2, 0, 0, -1], [0, 3, 0, 0], [1, 1, 1, 1.]])
+GEN = np.array([[1, 0, .5, -1], [0, 2, 1, 0], [1, 0, 0, 1.]])
+
+
+def test_kl_and_is():
+    from torchmetrics.functional import kl_divergence
+    assert (round(m.kl(GT, GEN), 7), round(m.kl(GEN, GT), 7), round(m.inception_score(GT), 7)) == (.1587026, .1905745, 1.4024687)
+    p, q = (torch.tensor(x).softmax(1) for x in (GT, GEN))
+    assert abs(m.kl(GT, GEN) - float(kl_divergence(p, q))) < 1e-9
+    logits = rng().normal(size=(20, 6))
+    p = scipy.special.softmax(logits, axis=1)
+    parts = [math.exp(np.mean([scipy.stats.entropy(row, part.mean(0)) for row in part])) for part in np.array_split(p, 3)]
+    assert abs(m.inception_score(logits, 3) - np.mean(parts)) < 1e-9
+    assert math.isfinite(m.kl([[800., 0]], [[0., 800]])) and abs(m.inception_score([[1., 2]]) - 1) < 1e-12
+
+
+@pytest.mark.parametrize("args, said", [
+    ((GT, GEN, "abc", "abd"), "partner"), ((GT, GEN, "aab", "abc"), "twice"), ((GT, GEN, "abc"), "one side"), ((GT, GEN[:2]), "shape"), ((GT, GEN, "ab", "ab"), "ids for")])
+def test_bad_pairs(args, said):
+    with pytest.raises(BadInput, match=said): m.kl(*args)
+
+
+def test_cosines():
+    a, b = rng(1).normal(size=(2, 9, 4))
+    assert abs(m.clap_score(a, b) - torch.nn.functional.cosine_similarity(torch.tensor(a), torch.tensor(b)).mean().item()) < 1e-9
+    frames = [rng(i).normal(size=(61, 4)) for i in range(9)]
+    picked = np.stack([f[[0, 30, 60]].mean(0) for f in frames])
+    assert abs(m.clip_score(a, frames) - 100 * m.clap_score(a, picked)) < 1e-9
+    with pytest.raises(BadInput): m.clip_score(a, frames[:3])
+
+
+@pytest.mark.parametrize("audio, video, old, new", [
+    ([.5, 1, 2], [.53, 1.5, 2.02], .5, .5), ([1, 1.01, 1.02, 1.03], [1.02], 4.0, .25), ([1, 1.03, 2, 2.5], [1.02, 2.03, 2.06], .75, .4)])
+def test_av_align_golden(audio, video, old, new):
+    assert m.av_align(audio, video, 25, revision="2023") == old and m.av_align(audio, video, 25) == new
+    assert m.av_align(audio[::-1], video[::-1], 25) == new
+
+
+def test_matching_is_maximal():
+    for i in range(50):
+        a, b = np.sort(rng(i).uniform(0, 3, 30)), np.sort(rng(i + 100).uniform(0, 3, 25))
+        assert m.count_matches(a, b, lambda x, y: abs(x - y) <= .05) == len(match_events(a, b, .05))
+
+
+def test_flow_and_onsets():
+    film = np.zeros((20, 40, 40, 3), np.uint8)
+    film[:10, 10:20, 10:20] = 200; film[10:, 10:20, 14:24] = 200
+    flow = m.flow_magnitude(film)
+    assert len(flow) == 20 and m.video_peaks(flow, 25).tolist() == [.4]
+    assert m.video_peaks(flow, 25, threshold=99).size == 0 and m.video_peaks(flow, 25, "2023").size == 1
+    click = np.zeros(RATE); click[12_000:12_400] = rng().normal(size=400)
+    assert abs(m.audio_onsets(click) - .5).min() < .03 and m.audio_onsets(np.ones(10)).ndim == 1
+    with pytest.raises(BadInput): m.flow_magnitude(film[:1])
+    with pytest.raises(BadInput): m.flow_magnitude(film / 255)
+
+
+def test_av_offset():
+    track = rng().normal(size=(80, 12))
+    for shift in (-9, 0, 4): assert m.av_offset(np.roll(track, shift, 0) @ track.T, 25).offset_ms == 40 * shift
+    assert m.av_offset(np.zeros((30, 30)), 25) == m.AvOffset(0, 0, 0)
+    with pytest.raises(BadInput): m.av_offset(np.ones((3, 4)), 25)
+
+
+def test_bootstrap():
+    values = rng().normal(size=400)
+    mean, low, high = m.bootstrap_interval(values, range(400), seed=0, num_samples=4000)
+    assert abs((high - low) / (2 * 1.96 * values.std() / 20) - 1) < .05 and abs(mean - values.mean()) < 1e-12
+    assert m.bootstrap_interval(values, range(400), seed=1) != m.bootstrap_interval(values, range(400), seed=2)
+    assert m.bootstrap_interval(values, ["w%d" % (i % 7) for i in range(400)], seed=1) == m.bootstrap_interval(values, [i % 7 for i in range(400)], seed=1)
+    assert m.paired_interval(values + 1, values, range(400), seed=0)[1] > .999
+    assert all(map(math.isnan, m.bootstrap_interval([1, 2.], "aa", seed=0)[1:])) and math.isnan(m.bootstrap_statistic(len, "aaa", seed=0)[1])
+    kept = m.drop_undefined([1, math.nan], "ab")
+    assert kept[0].tolist() == [1] and kept[1:] == (["a"], 1)
+
+
+@pytest.mark.parametrize("values, groups, level, said", [
+    ([1, math.nan], "ab", .95, "drop_undefined"), ([1, 2], "abc", .95, "groups"), ([], "", .95, "empty"), ([1, 2], "ab", 95, "share")])
+def test_bad_bootstrap(values, groups, level, said):
+    with pytest.raises(BadInput, match=said): m.bootstrap_interval(values, groups, seed=0, level=level)
+
+
+def test_registry():
+    assert m.METRICS["mel_distance"].arrow == "↓" and all(k == v.name for k, v in m.METRICS.items())
+    with pytest.raises(BadInput): m.registry(("a", "", True), ("a", "", True))

@@ -1,0 +1,112 @@
+"The command line: a rendered film in, five files out; damaged films give one clear line, exit code 2 and nothing on disk."
+import json, shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cop_repro.cli import main
+from cop_repro.core import load_weights, save_weights
+from cop_repro.data.notes import read_midi
+from cop_repro.data.performance import PIANISTS, assign_fingers, etudes, perform
+from cop_repro.data.rendering import Nuisance, probe_video, render, write_video
+
+@pytest.fixture(scope="module")
+def film(root, tmp_path_factory):
+    "Four seconds of an étude at 30 fps, 640 x 192, and its notes."
+    notes = perform(etudes(root / "data" / "etudes")[3], PIANISTS["crisp"], PIANISTS["crisp"], 1).crop(1, 5)
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, render(notes, assign_fingers(notes), 4.0, "top", Nuisance.none(), (192, 640), 30.0, seed=0).frames, 30.0)
+    return path, notes
+
+def test_perform(film, tmp_path, capsys):
+    path, notes = film
+    assert main(["perform", str(path), "-o", str(tmp_path / "out"), "--seed", "3"]) == 0
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["notes.mid", "picture.png", "report.json", "sound.wav", "video.mp4"]
+    wav, rate = soundfile.read(out / "sound.wav")
+    assert rate == 24000 and abs(len(wav) / rate - 4.0) < .05 and np.abs(wav).max() > .1
+    info = probe_video(out / "video.mp4")
+    assert info.sample_rate and (info.width, info.height) == (640, 192) and abs(info.frame_rate - 30) < .1
+    report, found = json.loads((out / "report.json").read_text()), read_midi(out / "notes.mid")
+    assert report["notes"] == len(found) > len(notes) // 3 and report["keyboard"]["confidence"] > .3
+    near = sum(any(p == q and abs(a - b) < .1 for p, a in zip(found.pitches, found.onsets_s)) for q, b in zip(notes.pitches, notes.onsets_s))
+    assert near > .5 * len(notes), f"{near} of {len(notes)} notes found on a clean film"
+
+def test_perform_twice_is_the_same(film, tmp_path):
+    for name in ("a", "b"): assert main(["perform", str(film[0]), "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a" / "sound.wav").read_bytes() == (tmp_path / "b" / "sound.wav").read_bytes()
+    assert (tmp_path / "a" / "notes.mid").read_bytes() == (tmp_path / "b" / "notes.mid").read_bytes()
+
+def refused(arguments: list[str], capsys, *words: str, folder: Path | None = None) -> str:
+    assert main(arguments) == 2
+    text = capsys.readouterr().err.strip()
+    assert len(text.splitlines()) == 1 and all(w in text for w in words), text
+    if folder is not None: assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}*")), "something half-written is left"
+    return text
+
+def test_damaged_films(film, tmp_path, capsys):
+    whole = film[0].read_bytes()
+    cases = {"empty.mp4": b"", "text.mp4": b"not a film at all" * 10, "cut.mp4": whole[:len(whole) // 3]}
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        refused(["perform", str(tmp_path / name), "-o", str(tmp_path / "out")], capsys, name, folder=tmp_path / "out")
+    refused(["perform", str(tmp_path / "nothing.mp4"), "-o", str(tmp_path / "out")], capsys, "nothing.mp4", folder=tmp_path / "out")
+    soundfile.write(tmp_path / "sound.wav", np.zeros(24000), 24000)
+    shutil.move(tmp_path / "sound.wav", tmp_path / "sound.mp4")
+    refused(["perform", str(tmp_path / "sound.mp4"), "-o", str(tmp_path / "out")], capsys, "sound.mp4", folder=tmp_path / "out")
+
+def test_no_keyboard(tmp_path, capsys):
+    frames = np.random.default_rng(0).integers(0, 255, (30, 120, 320, 3), dtype=np.uint8)
+    write_video(tmp_path / "noise.mp4", frames, 25.0)
+    refused(["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out")], capsys, "keyboard", "--corners", folder=tmp_path / "out")
+    refused(["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out"), "--corners", "1,2 3"], capsys, "corners", folder=tmp_path / "out")
+
+def test_asset_of_another_split(film, root, tmp_path, capsys):
+    assets = tmp_path / "assets"
+    shutil.copytree(root / "data" / "assets", assets)
+    tensors, meta = load_weights(assets / "piano.safetensors")
+    save_weights(assets / "piano.safetensors", tensors, {**meta, "split_hash": "0" * 16})
+    refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "split", folder=tmp_path / "out")
+    (assets / "codec.safetensors").unlink()
+    refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "codec.safetensors", folder=tmp_path / "out")
+
+def test_unknown_things(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    refused(["run", "train_everything"], capsys, "train_everything", "prepare")
+    refused(["run", "prepare", "--params", "nothing.yaml"], capsys, "nothing.yaml")
+    refused(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")], capsys, "a.json")
+    (tmp_path / "bad.json").write_text("{}")
+    refused(["compare", str(tmp_path / "bad.json"), str(tmp_path / "bad.json")], capsys, "not a result file")
+
+def test_unknown_parameter_stops_a_stage(root, tmp_path, monkeypatch):
+    "A misspelt key in a stage's section ends the run with its name."
+    import yaml
+    from cop_repro.core import ParamsError
+    from cop_repro.model.roll import RollConfig
+    from cop_repro.stage import open_stage
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["train_roll"]["roll"]["widht"] = 3
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(root)
+    with pytest.raises(ParamsError, match="widht"): open_stage("train_roll", str(tmp_path / "params.yaml")).config(RollConfig, "roll")
+
+def test_committed_results_compare_with_themselves(root, capsys):
+    path = str(root / "reports" / "results.json")
+    assert main(["compare", path, path]) == 0 and " 0 differ" in capsys.readouterr().out
+
+def test_doctor(root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    main(["doctor"])
+    assert "torch" in capsys.readouterr().out
+
+def test_real_clip(real_folder, tmp_path):
+    "The real recording, its sound unused: keyboard found, notes written, as long as the film."
+    video = next(real_folder.glob("pianoyt_*.mp4"))
+    assert main(["perform", str(video), "-o", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["keyboard"]["confidence"] > .5 and report["notes"] > 20 and abs(report["duration_s"] - 10) < .1
+
+def test_race_car_is_no_piano(real_folder, tmp_path, capsys):
+    refused(["perform", str(next(real_folder.glob("vggsound_*.mp4"))), "-o", str(tmp_path / "out")], capsys, "keyboard", folder=tmp_path / "out")

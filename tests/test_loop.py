@@ -1,0 +1,292 @@
+"The training loop: exact resume, atomic checkpoints, equal processes, guard, order, lock."
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cop_repro.core import AssetMismatch, BadInput, CopError, ParamsError, from_dict, load_weights, save_weights, torch_rng
+from cop_repro.training import loop
+from cop_repro.training.loop import (TrainConfig, launch, learning_rate_at, list_checkpoints, load_checkpoint, rows_for_step, run_lock,
+                                     save_checkpoint, train)
+
+CFG = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, save_every=4, ema=0.9)
+
+
+class Net(nn.Module):
+    "Dropout, batch statistics and a layer that only some steps use: everything that can break a resume."
+
+    def __init__(self, dropout=0.2):
+        super().__init__()
+        self.one, self.norm, self.drop, self.two, self.side = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 1), nn.Linear(3, 1)
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()): p.copy_(torch.randn(p.shape, generator=torch_rng(0, "test", i)) / 3)
+
+    def forward(self, x, side):
+        return self.two(self.drop(torch.relu(self.norm(self.one(x))))) + (self.side(x) if side else 0)
+
+
+DATA = torch.randn(20, 3, generator=torch_rng(1, "data"))
+
+
+def make(cfg, dropout=0.2):
+    net = Net(dropout)
+
+    def step_fn(step, part, parts):
+        x = DATA[rows_for_step(range(20), step, cfg.batch_size, cfg.seed, part, parts)]
+        loss = (net(x, step % 3 == 0) - x.sum(1, keepdim=True)).square().mean()
+        return loss, {"rare": loss.detach()} if step > 5 else {}
+    return net, step_fn
+
+
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"decay": "cosine", "ema": 0.0}])
+def test_resume_is_bit_for_bit(tmp_path, changes):
+    cfg = TrainConfig(**({k: getattr(CFG, k) for k in ("steps", "batch_size", "learning_rate", "warmup_steps", "save_every", "ema")} | changes))
+    net, fn = make(cfg)
+    whole = train({"net": net}, fn, cfg, tmp_path / "whole")
+    broken, fn = make(cfg)
+    with pytest.raises(RuntimeError):
+        train({"net": broken}, lambda s, p, n: fn(s, p, n) if s < 7 else (_ for _ in ()).throw(RuntimeError("killed")), cfg, tmp_path / "broken")
+    again, fn = make(cfg)
+    torch.rand(5)
+    resumed = train({"net": again}, fn, cfg, tmp_path / "broken")
+    assert resumed.resumed_from == 4 and np.array_equal(whole.losses, resumed.losses)
+    assert all(np.array_equal(whole.logs[k], resumed.logs[k], equal_nan=True) for k in whole.logs | resumed.logs)
+    for (name, a), b in zip(net.state_dict().items(), again.state_dict().values()): assert torch.equal(a, b), name
+    assert all(torch.equal(whole.ema[k], resumed.ema[k]) for k in whole.ema | resumed.ema)
+    done = train({"net": make(cfg)[0]}, fn, cfg, tmp_path / "whole")
+    assert done.resumed_from == done.step == 12 and np.array_equal(done.losses, whole.losses)
+
+
+def test_checkpoint_of_the_middle_equals_too(tmp_path):
+    "Every file of the last checkpoint, moments of Adam included, is the same with and without the interruption."
+    for folder, stop in (("whole", 99), ("broken", 6)):
+        for limit in (stop, 99):
+            net, fn = make(CFG)
+            try: train({"net": net}, lambda s, p, n: fn(s, p, n) if s < limit else 1 / 0, CFG, tmp_path / folder)
+            except ZeroDivisionError: pass
+    a, b = (list_checkpoints(tmp_path / f)[-1] for f in ("whole", "broken"))
+    files = sorted(p.name for p in a.glob("*.safetensors"))
+    assert files == ["ema.safetensors", "history.safetensors", "model.safetensors", "optimizer.safetensors"]
+    for name in files:
+        left, right = load_weights(a / name)[0], load_weights(b / name)[0]
+        assert left.keys() == right.keys() and all(torch.equal(left[k].nan_to_num(7), right[k].nan_to_num(7)) for k in left)
+
+
+def test_global_generator_is_left_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    net, fn = make(CFG)
+    torch.manual_seed(3)
+    train({"net": net}, fn, CFG, tmp_path)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_kill_during_save_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    "A SIGKILL leaves the folder as it is at that moment: photograph it around every write of the second save and resume from each picture."
+    run, pictures = tmp_path / "run", []
+
+    def photographed(good):
+        def call(*args, **kwargs):
+            for when in (0, 1):
+                if when == 1: out = good(*args, **kwargs)
+                if len(list_checkpoints(run)) and not (run / "step-00000012").exists():
+                    pictures.append(tmp_path / f"picture-{len(pictures)}")
+                    shutil.copytree(run, pictures[-1])
+            return out
+        return call
+    for name in ("save_weights", "write_json", "_flush_folder"): monkeypatch.setattr(loop, name, photographed(getattr(loop, name)))
+    net, fn = make(CFG)
+    whole = train({"net": net}, fn, CFG, run)
+    monkeypatch.undo()
+    begins = set()
+    for picture in pictures[:20]:
+        again, fn = make(CFG)
+        resumed = train({"net": again}, fn, CFG, picture)
+        begins.add(resumed.resumed_from)
+        assert np.array_equal(resumed.losses, whole.losses) and not list(picture.glob(".step-*"))
+    assert begins == {4, 8}
+
+
+def test_incomplete_checkpoints_do_not_count(tmp_path):
+    for step in (1, 2, 3): save_checkpoint(tmp_path, step, {"model": {"w": torch.ones(3) * step}}, {}, keep=3)
+    (tmp_path / "step-00000003" / loop.MARKER).unlink()
+    assert load_checkpoint(tmp_path, {})[0] == 2
+    file = tmp_path / "step-00000002" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert load_checkpoint(tmp_path, {})[0] == 1
+    (tmp_path / "step-00000001" / loop.MARKER).write_text("{")
+    assert load_checkpoint(tmp_path, {}) is None
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    net, fn = make(CFG)
+    train({"net": net}, fn, CFG, tmp_path, identity={"split": "a"})
+    other = TrainConfig(steps=12, batch_size=8, learning_rate=2e-2, warmup_steps=3, ema=0.9)
+    with pytest.raises(AssetMismatch, match="config.learning_rate was 0.01, is 0.02"): train({"net": net}, fn, other, tmp_path, identity={"split": "a"})
+    with pytest.raises(AssetMismatch, match="identity.split was 'a', is 'b'"): train({"net": net}, fn, CFG, tmp_path, identity={"split": "b"})
+    with pytest.raises(AssetMismatch, match="trained.net.side.bias"):
+        net.side.requires_grad_(False)
+        train({"net": net}, fn, CFG, tmp_path, identity={"split": "a"})
+    fresh, fn = make(other)
+    assert train({"net": fresh}, fn, other, tmp_path, resume=False).resumed_from == 0
+
+
+def test_saving_more_often_is_not_another_configuration(tmp_path):
+    net, fn = make(CFG)
+    train({"net": net}, fn, CFG, tmp_path)
+    often = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, ema=0.9, save_every=1, keep=5, report_every=1)
+    assert train({"net": net}, fn, often, tmp_path).resumed_from == 12
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_nan_raises_and_touches_no_weight(tmp_path, poison):
+    net, fn = make(CFG)
+    seen = {}
+
+    def step_fn(step, part, parts):
+        loss, logs = fn(step, part, parts)
+        if step < 5: return loss, logs
+        seen.update({n: p.detach().clone() for n, p in net.named_parameters()})
+        return (loss * float("nan"), {}) if poison == "loss" else (loss + torch.sqrt(net.one.weight.sum() * 0), {})
+    with pytest.raises(CopError, match="step 5"): train({"net": net}, step_fn, CFG, tmp_path)
+    assert all(torch.equal(seen[n], p) for n, p in net.named_parameters())
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000004"]
+
+
+def test_frozen_modules_stay(tmp_path):
+    net, fn = make(CFG)
+    net.one.requires_grad_(False)
+    before = net.one.weight.clone()
+    train({"net": net}, fn, CFG, tmp_path)
+    assert torch.equal(net.one.weight, before)
+    with pytest.raises(BadInput, match="nothing to train"): train({"net": net.requires_grad_(False)}, fn, CFG, tmp_path / "x")
+
+
+def test_parameters_without_gradient_do_not_move(tmp_path):
+    "Adam's momentum must not move a layer in steps that do not use it."
+    net, fn = make(CFG)
+    moved = []
+
+    def step_fn(step, part, parts):
+        moved.append(net.side.weight.detach().clone())
+        return fn(step, part, parts)
+    train({"net": net}, step_fn, CFG, tmp_path)
+    steps_that_moved = [s for s in range(11) if not torch.equal(moved[s], moved[s + 1])]
+    assert steps_that_moved == [0, 3, 6, 9]
+
+
+def test_one_step_equals_adam_by_hand(tmp_path):
+    "First Adam step: every weight moves by lr * g / (|g| + eps), whatever the clipping."
+    cfg = TrainConfig(steps=1, batch_size=8, learning_rate=1e-3, clip_norm=0.2)
+    net, fn = make(cfg, 0.0)
+    before = [p.detach().clone() for p in net.parameters()]
+    net.train()
+    grads = torch.autograd.grad(fn(0, 0, 1)[0], list(net.parameters()))
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    scale = min(1.0, 0.2 / float(norm))
+    result = train({"net": net}, fn, cfg, tmp_path)
+    for a, b, g in zip(before, net.parameters(), grads):
+        assert torch.allclose(a - 1e-3 * (g * scale) / ((g * scale).abs() + 1e-8), b, atol=2e-6)
+    assert result.logs["gradient_norm"][0] == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_order_is_a_pure_function():
+    rows = np.arange(100, 107)
+    steps = [rows_for_step(rows, s, 3, seed=5) for s in range(7)]
+    ribbon = np.concatenate(steps)
+    assert all(sorted(ribbon[7 * e:7 * e + 7]) == list(rows) for e in range(3))
+    assert not np.array_equal(ribbon[:7], ribbon[7:14])
+    assert all((np.concatenate([rows_for_step(rows, s, 6, 5, p, n) for p in range(n)]) == rows_for_step(rows, s, 6, 5)).all() for s in (0, 9) for n in (1, 2, 3, 6))
+    assert not np.array_equal(rows_for_step(rows, 0, 7, seed=5), rows_for_step(rows, 0, 7, seed=6))
+    assert len(rows_for_step(rows, 0, 20, seed=0)) == 20
+    with pytest.raises(BadInput, match="no rows"): rows_for_step([], 0, 4, 0)
+    with pytest.raises(ParamsError, match="equal parts"): rows_for_step(rows, 0, 4, 0, 0, 3)
+
+
+def test_schedule():
+    cfg = TrainConfig(steps=10, batch_size=1, learning_rate=1.0, warmup_steps=2, final_fraction=0.5, decay="cosine")
+    assert [round(learning_rate_at(s, cfg), 4) for s in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.75]
+    assert min(learning_rate_at(s, cfg) for s in range(2, 10)) > 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"learning_rate": 0.0}, {"warmup_steps": 99}, {"ema": 1.0}, {"clip_norm": 0.0}, {"accumulate": 0},
+                                   {"precision": "fp16"}, {"decay": "step"}, {"weight_decay": 0.1}])
+def test_bad_configurations(wrong):
+    with pytest.raises(ParamsError): from_dict(TrainConfig, {"steps": 10, "batch_size": 4, "learning_rate": 1e-3} | wrong)
+
+
+def test_stop_rule_survives_a_resume(tmp_path):
+    net, fn = make(CFG)
+    rule = lambda history: len(history["loss"]) >= 6
+    first = train({"net": net}, fn, CFG, tmp_path, stop=rule)
+    assert first.step == 6 and first.stopped_early and list_checkpoints(tmp_path)[-1].name == "step-00000006"
+    again = train({"net": make(CFG)[0]}, fn, CFG, tmp_path, stop=rule)
+    assert again.step == 6 and again.stopped_early and again.resumed_from == 6
+
+
+def train_somewhere(folder):
+    "A whole run, then one in which only the last process sees a NaN; importable by name, for `launch`."
+    torch.set_num_threads(1)
+    cfg = TrainConfig(steps=6, batch_size=8, learning_rate=1e-2, save_every=3)
+    net, fn = make(cfg, dropout=0.0)
+    net.norm = nn.Identity()
+    result = train({"net": net}, fn, cfg, folder)
+    if loop.ranks()[0] == 0: save_weights(folder / "result.safetensors", net.state_dict(), {"losses": result.losses.tolist(), "world": loop.ranks()[1]})
+    train({"net": net}, lambda s, p, n: (fn(s, p, n)[0] * (float("nan") if s == 4 and p == n - 1 else 1), {}), cfg, folder / "nan")
+
+
+def test_two_processes_equal_one(tmp_path):
+    "Two gloo processes with half the batch each; both stop at a NaN that one of them sees, and the error keeps its type and words."
+    found = {}
+    for world in (1, 2):
+        with pytest.raises(CopError, match="step 4: the loss is nan"): launch(train_somewhere, world, tmp_path / str(world), tmp_path / str(world))
+        found[world] = load_weights(tmp_path / str(world) / "result.safetensors")
+        assert found[world][1]["world"] == world
+        assert [p.name for p in list_checkpoints(tmp_path / str(world))] == ["step-00000003", "step-00000006"]
+    assert np.allclose(found[1][1]["losses"], found[2][1]["losses"], atol=1e-6)
+    for name, value in found[1][0].items(): assert torch.allclose(value, found[2][0][name], atol=1e-5), name
+
+
+def test_lock(tmp_path):
+    with run_lock(tmp_path):
+        with pytest.raises(CopError, match=f"process {os.getpid()}"): launch(print, 1, tmp_path)
+    assert launch(lambda: 7, 1, tmp_path) == 7
+    with pytest.raises(ParamsError): launch(print, 0, tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="the death signal is Linux's")
+def test_trainer_dies_with_its_parent(tmp_path):
+    note = tmp_path / "pid"
+    parent = os.fork()
+    if parent == 0:
+        child = os.fork()
+        if child == 0:
+            with loop.dying_with_parent():
+                note.write_text(str(os.getpid()))
+                time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+        os._exit(0)
+    while not (note.exists() and note.read_text()): time.sleep(0.02)
+    pid = int(note.read_text())
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+
+    def gone():
+        try: return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        except FileNotFoundError: return True
+    deadline = time.monotonic() + 15
+    while not gone() and time.monotonic() < deadline: time.sleep(0.1)
+    assert gone()
+
+
+def test_marker_names_every_file(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {"a": 1})
+    assert set(json.loads((path / loop.MARKER).read_text())) == {"model.safetensors", "configuration.json"}

@@ -1,0 +1,132 @@
+"The house: imports point down, stages are thin, what is generated is fresh."
+import ast, json, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cop_repro.cli import _check_notebook, _merge, load_params, stage_modules
+from cop_repro.core import CopError, ParamsError
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if p.parent.name != "stages" and ".ipynb_checkpoints" not in p.parts)
+STAGES = sorted((ROOT / "nbs" / "stages").glob("*.ipynb"))
+
+def code_cells(path: Path, exported: bool = False) -> list[str]:
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    return [c for c in cells if c.startswith("#| export")] if exported else cells
+
+def module_of(path: Path) -> str:
+    return re.search(r"#\| default_exp (\S+)", "\n".join(code_cells(path))).group(1)
+
+NUMBER = {f"cop_repro.{module_of(p)}": int(p.stem[:2]) for p in LIBRARY}
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
+def test_imports_point_down(path):
+    number = int(path.stem[:2])
+    assert module_of(path).split(".")[-1] == path.stem[3:], "one notebook, one module of the same stem"
+    for cell in code_cells(path, exported=True):
+        for node in ast.walk(ast.parse(cell)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cop_repro"):
+                assert node.module in NUMBER, f"{path.stem} imports {node.module}, which no notebook exports (doors are not for library code)"
+                assert NUMBER[node.module] < number, f"{path.stem} imports {node.module} from above"
+                assert all(a.name != "*" for a in node.names), "explicit names only"
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
+def test_library_notebook_is_clean(path):
+    text = path.read_text()
+    assert len(text) <= 300_000, f"{len(text)} bytes; at most 300 KB"
+    assert not re.search(r"/(root|home|tmp|work)/[A-Za-z]", text), "a path of one machine"
+    assert not re.search(r'"(audio|video)/|application/vnd.jupyter.widget', text), "no audio, video or widget outputs"
+    cells = json.loads(text)["cells"]
+    assert any("".join(c["source"]).startswith("# ") for c in cells if c["cell_type"] == "markdown"), "a title"
+    assert not [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"], "an error output"
+    for cell in code_cells(path, exported=True):
+        assert not re.search(r"\bprint\(|\bTODO\b|\bFIXME\b|torch\.load\(|pickle\.load", cell)
+        for node in ast.walk(ast.parse(cell)):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and len(node.body) > 1:
+                assert ast.get_docstring(node) or node.name in DUNDER, f"{path.stem}: {node.name} has no docstring"
+
+DUNDER = {"forward", "step_fn", "wrapper", "stop", "velocity", "make", "tokenize", "coded", "find", "close", "bce", "errors", "checked", "raw_latents", "waveform", "fit", "buffers"}
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
+def test_names_exist(path):
+    "Every project import in every cell names something that its module has."
+    import importlib
+    for cell in code_cells(path):
+        source = "\n".join(l for l in cell.split("\n") if not l.startswith(("%", "!")))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cop_repro"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, a.name) for a in node.names), f"{path.stem}: {node.module} lacks {[a.name for a in node.names if not hasattr(module, a.name)]}"
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_stages_are_thin(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert len([c for c in cells if c["cell_type"] == "code"]) <= 7
+    source = "\n".join(code_cells(path))
+    assert "def " not in source and "lambda" not in source
+    assert all(not c.get("outputs") and c.get("execution_count") is None for c in cells), "stage notebooks keep no outputs"
+    _check_notebook(path)
+
+def test_pipeline_declares_stages_and_params():
+    pipeline, params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"], load_params(ROOT / "params.yaml")
+    assert set(pipeline) == {p.stem for p in STAGES} and set(pipeline) <= set(params)
+    prints = yaml.safe_load((ROOT / "fingerprints.yaml").read_text())
+    for name, stage in pipeline.items():
+        body = stage.get("do", stage)
+        wanted = [p for p in body["params"] if isinstance(p, str)]
+        assert any(p == name or p.startswith(f"{name}.") for p in wanted), f"{name} does not depend on its own section"
+        assert {"fingerprints.yaml": [name]} in body["params"] and name in prints, f"{name} does not depend on its code"
+        assert body["cmd"].startswith(f"cop run {name}")
+    for name in ("train_piano", "train_preference", "evaluate"):
+        matrix = pipeline[name]["foreach"]
+        assert list(matrix) == list(params[name]["variants"]), f"the matrix of {name} and its variants differ"
+
+def test_every_stage_section_is_read():
+    "A section's first-level keys all appear in the stage's notebook, in dvc.yaml or in a shared one."
+    params = load_params(ROOT / "params.yaml")
+    for path in STAGES:
+        source = "\n".join(code_cells(path))
+        for key in params[path.stem]:
+            assert f'"{key}"' in source or key == "variants", f"{path.stem}.{key} is read by nobody"
+
+def test_profiles_change_numbers_only():
+    base = load_params(ROOT / "params.yaml")
+    for path in sorted((ROOT / "profiles").glob("*.yaml")):
+        merged = _merge(base, load_params(path))
+        assert merged["profile"] == path.stem and set(merged) == set(base)
+    with pytest.raises(ParamsError, match="lerning_rate"): _merge(base, {"train_roll": {"train": {"lerning_rate": 1}}})
+
+def test_stage_modules_follow_imports():
+    names = stage_modules(ROOT / "nbs" / "stages" / "train_general.ipynb", ROOT)
+    assert {"cop_repro.core", "cop_repro.model.dit", "cop_repro.model.flow", "cop_repro.training.loop"} <= set(names)
+    assert "cop_repro.benchmark.report" not in names and "cop_repro.cli" not in names
+
+def test_untagged_parameters_are_refused(tmp_path):
+    notebook = json.loads(STAGES[0].read_text())
+    for cell in notebook["cells"]: cell["metadata"].pop("tags", None)
+    (tmp_path / "x.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(CopError, match="tagged"): _check_notebook(tmp_path / "x.ipynb")
+
+def test_fingerprints_are_fresh():
+    done = subprocess.run([sys.executable, "-m", "cop_repro.cli", "fingerprints", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+def test_deviation_ids_exist():
+    "Every D-id that a notebook cites is a row of DEVIATIONS.md."
+    rows = set(re.findall(r"^\| (D-[a-z0-9-]+) \|", (ROOT / "DEVIATIONS.md").read_text(), re.M))
+    cited = {i for p in LIBRARY for i in re.findall(r"\bD-[a-z][a-z0-9-]*[a-z0-9]", "\n".join("".join(c["source"]) for c in json.loads(p.read_text())["cells"]))}
+    assert cited <= rows, f"no row for {sorted(cited - rows)}"
+
+def test_export_and_clean_are_fresh(tmp_path):
+    "nbdev_clean and nbdev_export leave the tree as it is."
+    import shutil
+    bin_folder = Path(sys.executable).parent
+    for name in ("settings.ini", "pyproject.toml", "params.yaml"): shutil.copy2(ROOT / name, tmp_path / name)
+    for name in ("nbs", "cop_repro"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for command in ("nbdev_clean", "nbdev_export"):
+        done = subprocess.run([bin_folder / command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    changed = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".py", ".ipynb") and p.read_bytes() != (ROOT / p.relative_to(tmp_path)).read_bytes()]
+    assert not changed, f"stale: {changed}"

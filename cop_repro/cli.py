@@ -51,6 +51,12 @@ def _die_with_parent() -> None:
     "A killed pipeline leaves no trainer behind (Linux: parent-death signal)."
     if sys.platform == "linux": ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
 
+class _Quiet:
+    "Standard error of a stage without the kernel's remark on its own transport."
+    def write(self, text: str) -> None:
+        if "IPKernelApp" not in text: sys.stderr.write(text)
+    def flush(self) -> None: sys.stderr.flush()
+
 def run_stage(args) -> int:
     "Execute a stage notebook with papermill; the executed copy goes to runs/."
     root = project_root()
@@ -62,6 +68,7 @@ def run_stage(args) -> int:
     _check_notebook(notebook)
     _die_with_parent()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     import logging, warnings
     warnings.simplefilter("ignore")
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -74,7 +81,7 @@ def run_stage(args) -> int:
     print(f"stage {name} begins", flush=True)
     try:
         papermill.execute_notebook(notebook, out, {"params_file": args.params, "item": args.item or ""}, cwd=str(root), progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0)
+                                   stdout_file=sys.stdout, stderr_file=_Quiet(), kernel_name="python3", autosave_cell_every=0)
     except PapermillExecutionError as error:
         if any(c.__name__ == error.ename for c in _subclasses(CopError)): raise CopError(f"stage {name}: {error.evalue}") from None
         raise CopError(f"stage {name} failed: {error.ename}: {error.evalue}\n  the executed notebook with the traceback is {out.relative_to(root)}") from None

@@ -1,5 +1,5 @@
 "What stage notebooks share: where things are, this stage's parameters, progress, metrics. A door: library code never imports it."
-import json, os, time
+import hashlib, json, math, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,15 +54,19 @@ class Stage:
 
     def scratch(self) -> Path:
         "Git-ignored folder for checkpoints of this very configuration."
-        import hashlib
         key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed], sort_keys=True).encode()).hexdigest()[:12]
         return self.path("work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key)
 
     def metrics(self, **values) -> dict:
         "Write models/<stage>/metrics.json: what was measured and what it cost."
-        made = {**values, "seconds": round(time.monotonic() - self.began, 1)}
+        made = {**_finite(values), "seconds": round(time.monotonic() - self.began, 1)}
         write_json(self.path("models", self.name, *([self.item] if self.item else []), "metrics.json"), made)
         return made
+
+def _finite(value):
+    "NaN (not measured) as null: JSON has no NaN."
+    if isinstance(value, dict): return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 def open_stage(name: str, params_file: str = "params.yaml", item: str = "") -> Stage:
     "Begin a stage: parameters, threads, figure style."

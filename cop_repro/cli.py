@@ -1,5 +1,5 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
-import argparse, ctypes, json, os, resource, shutil, signal, subprocess, sys, time
+import argparse, ast, ctypes, hashlib, json, os, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import yaml
@@ -95,7 +95,6 @@ def _subclasses(cls):
 
 def stage_modules(notebook: Path, root: Path) -> list[str]:
     "Every module of the project that a notebook needs, directly or through others."
-    import ast
     def imported(source: str, package: str) -> set[str]:
         found = set()
         for node in ast.walk(ast.parse(source)):
@@ -114,11 +113,17 @@ def stage_modules(notebook: Path, root: Path) -> list[str]:
         todo |= imported(path.read_text(), name.rpartition(".")[0])
     return sorted(seen)
 
+def _stage_fingerprint(notebook: Path, root: Path) -> str:
+    "Hash of a stage's own code cells and of every module it uses."
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    own = [ast.dump(ast.parse("".join(c["source"]))) for c in cells]
+    return hashlib.sha256("\n".join([*own, code_fingerprint(*stage_modules(notebook, root))]).encode()).hexdigest()[:16]
+
 def fingerprints(args) -> int:
     "Write fingerprints.yaml: one code fingerprint a stage, which dvc.yaml depends on."
     root = project_root()
-    made = {p.stem: code_fingerprint(*stage_modules(p, root)) for p in sorted((root / "nbs" / "stages").glob("*.ipynb"))}
-    text = "# Written by `make export`: hash of the syntax trees of all modules a stage uses. Prose does not change it.\n" + yaml.safe_dump(made)
+    made = {p.stem: _stage_fingerprint(p, root) for p in sorted((root / "nbs" / "stages").glob("*.ipynb"))}
+    text = "# Written by `make export`: hash of the syntax trees of a stage's cells and of all modules it uses. Prose does not change it.\n" + yaml.safe_dump(made)
     path = root / "fingerprints.yaml"
     if args.check:
         if not path.exists() or path.read_text() != text: raise CopError("fingerprints.yaml is stale: run `make export`")
@@ -246,6 +251,50 @@ def manifest(args) -> int:
     print(f"{len(items)} clips of {len(works)} works")
     return 0
 
+def docs(args) -> int:
+    "All library notebooks as HTML pages with an index, in _docs/."
+    from nbconvert import HTMLExporter
+    from cop_repro.core import atomic_file
+    root, links = project_root(), []
+    for path in sorted((root / "nbs").rglob("*.ipynb")):
+        if "stages" in path.parts or ".ipynb_checkpoints" in path.parts: continue
+        target = root / "_docs" / f"{path.stem}.html"
+        with atomic_file(target) as temporary: temporary.write_text(HTMLExporter().from_filename(str(path))[0])
+        links.append(f'<li><a href="{target.name}">{path.parent.name}/{path.stem}</a></li>')
+        print(target.relative_to(root), flush=True)
+    with atomic_file(root / "_docs" / "index.html") as temporary:
+        temporary.write_text(f"<!doctype html><meta charset=utf-8><title>cop_repro</title><h1>cop_repro: the notebooks</h1><ul>{''.join(links)}</ul>")
+    return 0
+
+def bench(args) -> int:
+    "Speed as ratios against an alternative measured in the same run."
+    import numpy as np, torch
+    from cop_repro.core import torch_rng
+    from cop_repro.model.flow import Conditions, SampleConfig, sample
+    from cop_repro.systems.cop import load_performer
+    performer = load_performer(project_root() / "data" / "assets")
+    def seconds(call, repeats: int = 3) -> float:
+        call()
+        times = []
+        for _ in range(repeats): began = time.perf_counter(); call(); times.append(time.perf_counter() - began)
+        return min(times)
+    noise = torch.randn(1, 750, 128, generator=torch_rng(0, "bench"))
+    frames = torch.zeros(1, 250, 48, 520, 3, dtype=torch.uint8)
+    encode = lambda: (performer.encoders.text.encode(["the sound of playing piano"]), performer.encoders.image.encode(frames))
+    tokens, mask = performer.encoders.text.encode(["the sound of playing piano"])
+    cond = Conditions(text=tokens, text_mask=mask, video=torch.zeros(1, 750, 128), roll=torch.zeros(1, 750, 88))
+    strips = np.zeros((250, 48, 520), np.uint8)
+    with torch.inference_mode():
+        guided = seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4)))
+        single = seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4, cfg_strength=0.0)))
+        once, roll, decode = seconds(encode), seconds(lambda: performer.rolls(strips)), seconds(lambda: performer.codec.decode(noise))
+    rows = (("guided step, both branches in one batch / two single passes", guided / 4, 2 * single / 4, "s a step"),
+            ("conditions encoded once a clip / once a pass (16 steps)", once, 32 * once, "s a clip"),
+            ("reading the roll / real time", roll, 10.0, "s a clip"), ("decoding sound / real time", decode, 10.0, "s a clip"))
+    print(f"{'what / alternative':62s} {'ours':>8s} {'other':>8s}  ratio")
+    for name, ours, other, unit in rows: print(f"{name:62s} {ours:8.3f} {other:8.3f}  {ours / other:5.2f}  {unit}")
+    return 0
+
 def build_parser() -> argparse.ArgumentParser:
     "All commands and options."
     parser = argparse.ArgumentParser(prog="cop", description="Chain-of-Perform: silent piano video in, sound and MIDI out; and the papers' tables, regenerated.")
@@ -270,6 +319,8 @@ def build_parser() -> argparse.ArgumentParser:
     command("doctor", doctor, "say what this machine has and lacks")
     p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
     p.add_argument("--check", action="store_true")
+    command("docs", docs, "write the notebooks as HTML pages to _docs/")
+    command("bench", bench, "measure speed as ratios")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")

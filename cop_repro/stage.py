@@ -26,6 +26,12 @@ class Stage:
     @property
     def label(self) -> str: return "smoke" if self.profile == "smoke" else "embedded"
 
+    @property
+    def device(self) -> torch.device:
+        name = str(self.params["device"])
+        if name.startswith("cuda") and not torch.cuda.is_available(): raise ParamsError(f"device is {name!r}, but this machine has no GPU that torch can use: choose a profile for CPUs")
+        return torch.device(name)
+
     progress = staticmethod(progress)
 
     def section(self, *keys: str) -> dict:

@@ -42,12 +42,11 @@ def test_library_notebook_is_clean(path):
     assert any("".join(c["source"]).startswith("# ") for c in cells if c["cell_type"] == "markdown"), "a title"
     assert not [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"], "an error output"
     for cell in code_cells(path, exported=True):
-        assert not re.search(r"\bprint\(|\bTODO\b|\bFIXME\b|torch\.load\(|pickle\.load", cell)
-        for node in ast.walk(ast.parse(cell)):
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and len(node.body) > 1:
-                assert ast.get_docstring(node) or node.name in DUNDER, f"{path.stem}: {node.name} has no docstring"
-
-DUNDER = {"forward", "step_fn", "wrapper", "stop", "velocity", "make", "tokenize", "coded", "find", "close", "bce", "errors", "checked", "raw_latents", "waveform", "fit", "buffers"}
+        assert not re.search(r"\bprint\(|\bTODO\b|\bFIXME\b|pickle\.load", cell)
+        assert "torch.load(" not in cell or (path.stem == "31_encoders" and "weights_only=True" in cell), "only the one converter opens a pickle, tensors only"
+        for node in ast.parse(cell).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.stem}: {node.name} has no docstring"
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_names_exist(path):
@@ -130,3 +129,15 @@ def test_export_and_clean_are_fresh(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
     changed = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".py", ".ipynb") and p.read_bytes() != (ROOT / p.relative_to(tmp_path)).read_bytes()]
     assert not changed, f"stale: {changed}"
+
+def test_paper_profile_is_the_published_model():
+    "The paper profile's DiT, with the base's and the piano's streams, has the published number of parameters (on the meta device)."
+    import torch
+    from dataclasses import replace
+    from cop_repro.core import from_dict
+    from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
+    params = _merge(load_params(ROOT / "params.yaml"), load_params(ROOT / "profiles" / "paper.yaml"))
+    base = from_dict(DiTConfig, params["train_general"]["dit"])
+    piano = replace(base, roll=from_dict(StreamConfig, params["train_piano"]["roll_stream"]))
+    with torch.device("meta"): counts = [sum(p.numel() for p in MultiStreamDiT(c).parameters()) for c in (base, piano)]
+    assert counts == [710_952_640, 789_320_312 - 12_718_424]

@@ -1,10 +1,10 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
-import argparse, ast, ctypes, hashlib, json, os, resource, shutil, signal, subprocess, sys, time
+import argparse, ast, hashlib, json, os, resource, shutil, subprocess, sys, time
 from pathlib import Path
 
 import yaml
 
-from cop_repro.core import CopError, ParamsError, code_fingerprint, project_root, write_json
+from cop_repro.core import CopError, ParamsError, code_fingerprint, die_with_parent, load_weights, project_root, save_weights, write_json
 
 _last = {"at": 0.0}
 
@@ -47,10 +47,6 @@ def _check_notebook(path: Path) -> None:
     names = {line.split("=")[0].split(":")[0].strip() for line in "".join(tagged[0]["source"]).splitlines() if "=" in line}
     if names != STAGE_PARAMETERS: raise CopError(f"{path.name} declares the parameters {sorted(names)}; stages declare {sorted(STAGE_PARAMETERS)}")
 
-def _die_with_parent() -> None:
-    "A killed pipeline leaves no trainer behind (Linux: parent-death signal)."
-    if sys.platform == "linux": ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
-
 class _Quiet:
     "Standard error of a stage without the kernel's remark on its own transport."
     def write(self, text: str) -> None:
@@ -66,7 +62,7 @@ def run_stage(args) -> int:
     params = load_params(root / args.params)
     if args.stage not in params: raise ParamsError(f"{args.params} has no section {args.stage!r}")
     _check_notebook(notebook)
-    _die_with_parent()
+    die_with_parent()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     import logging, warnings
@@ -175,12 +171,13 @@ def compare(args) -> int:
     return 0 if worst == 0 else 1
 
 def release(args) -> int:
-    "Copy trained models into data/assets, track them, push their objects into the store inside the repository."
+    "Copy trained models into data/assets (bfloat16), track them, push their objects into the store inside the repository."
     root = project_root()
     for target, source in load_params(root / "params.yaml")["release"]["assets"].items():
         path = root / source
         if not path.exists(): raise CopError(f"no trained model at {source}: run `make repro` first")
-        shutil.copy2(path, root / "data" / "assets" / target)
+        tensors, meta = load_weights(path)
+        save_weights(root / "data" / "assets" / target, {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}, {**meta, "released_from": source})
         print(f"{source} -> data/assets/{target}")
     for command in (["dvc", "add", "data"], ["dvc", "push", "data.dvc"]): subprocess.run(command, cwd=root, check=True)
     return 0
@@ -251,6 +248,37 @@ def manifest(args) -> int:
     print(f"{len(items)} clips of {len(works)} works")
     return 0
 
+HEADLINES = (("table4", "no_guidance", "si_sdr_spec"), ("table4", "cop_piano", "si_sdr_spec"), ("table5", "cop_velocity", "si_sdr_spec"), ("table5", "cop_velocity_dpo", "si_sdr_spec"),
+             ("table4", "audeo_style", "si_sdr_spec"), ("table4", "audeo_style_same_soundfont", "si_sdr_spec"), ("controls", "codec", "si_sdr_spec"), ("controls", "shuffled", "si_sdr_spec"),
+             ("table4", "no_guidance", "transcription_f1"), ("table4", "cop_piano", "transcription_f1"), ("controls", "truth", "transcription_f1"),
+             ("roll", "video2roll_clean", "onset_f1"), ("roll", "video2roll", "onset_f1"), ("real", "cop_perform", "onset_f1"), ("real", "random_notes", "onset_f1"),
+             ("real", "cop_perform", "lag_onset_f1"), ("real", "random_notes", "lag_onset_f1"))
+
+def readme_table(results: list[dict]) -> str:
+    "The README's table: headline numbers of reports/results.json, ours beside the paper's."
+    found = {(r["table"], r["row"], r["metric"], r["label"] == "paper"): r for r in results}
+    lines = ["| table | row | metric | ours (95 % interval) | n | label | paper |", "|---|---|---|---|---|---|---|"]
+    for table, row, metric in HEADLINES:
+        ours, paper = found.get((table, row, metric, False)), found.get((table, row, metric, True))
+        if ours is None: continue
+        interval = "" if ours["ci_low"] is None else f" [{ours['ci_low']:.2f}, {ours['ci_high']:.2f}]"
+        value = "not run" if ours["value"] is None else f"{ours['value']:.2f}{interval}"
+        lines.append(f"| {table} | {row} | {metric}{' [' + ours['unit'] + ']' if ours['unit'] else ''} | {value} | {ours['n'] or ''} | {ours['label']} | {'' if paper is None else format(paper['value'], '.2f')} |")
+    return "\n".join(lines)
+
+def readme(args) -> int:
+    "Write the results table into README.md, between its two marks."
+    root = project_root()
+    text = (root / "README.md").read_text()
+    head, _, rest = text.partition("<!-- results -->\n")
+    _, _, tail = rest.partition("<!-- end of results -->")
+    if not tail: raise CopError("README.md lacks the marks '<!-- results -->' and '<!-- end of results -->'")
+    made = f"{head}<!-- results -->\n{readme_table(json.loads((root / 'reports' / 'results.json').read_text()))}\n<!-- end of results -->{tail}"
+    if args.check:
+        if made != text: raise CopError("the README's table is not that of reports/results.json: run `cop readme`")
+    else: (root / "README.md").write_text(made)
+    return 0
+
 def docs(args) -> int:
     "All library notebooks as HTML pages with an index, in _docs/."
     from nbconvert import HTMLExporter
@@ -318,6 +346,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("videos", nargs="+"); p.add_argument("-o", "--output", default="reports/real.json"); p.add_argument("--picture")
     command("doctor", doctor, "say what this machine has and lacks")
     p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
+    p.add_argument("--check", action="store_true")
+    p = command("readme", readme, "write (or check) the README's results table")
     p.add_argument("--check", action="store_true")
     command("docs", docs, "write the notebooks as HTML pages to _docs/")
     command("bench", bench, "measure speed as ratios")

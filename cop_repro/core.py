@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
-           'AssetMismatch', 'Rates', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent', 'project_root',
-           'atomic_file', 'atomic_folder', 'write_json', 'save_weights', 'load_weights', 'file_hash',
+           'AssetMismatch', 'Rates', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent', 'die_with_parent',
+           'project_root', 'atomic_file', 'atomic_folder', 'write_json', 'save_weights', 'load_weights', 'file_hash',
            'code_fingerprint', 'set_plot_style']
 
 # %% ../nbs/00_core.ipynb #398ce961
-import ast, hashlib, importlib.util, json, os, shutil, tempfile, types, typing
+import ast, ctypes, hashlib, importlib.util, json, os, shutil, signal, sys, tempfile, types, typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -144,6 +144,11 @@ def silent(
     "The progress callback that shows nothing."
 
 # %% ../nbs/00_core.ipynb #3b8758fe
+def die_with_parent() -> None:
+    "Ask Linux to end this process when its parent ends; elsewhere nothing happens."
+    if sys.platform == "linux": ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+
+# %% ../nbs/00_core.ipynb #90ef0243
 def project_root(
     start: Path | None = None,  # where to begin looking, default the working directory
 ) -> Path:  # the folder that holds settings.ini
@@ -200,7 +205,7 @@ def write_json(
     "Atomic JSON with sorted keys and a final newline."
     with atomic_file(path) as temporary: temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #74fe3bc0
+# %% ../nbs/00_core.ipynb #fd168f11
 def save_weights(
     path: Path | str,  # file ending in .safetensors
     tensors: Mapping[str, Tensor],  # name -> tensor
@@ -229,7 +234,7 @@ def file_hash(
     "A short content hash, printed beside every value that depends on the file."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #04db7f71
+# %% ../nbs/00_core.ipynb #89001d81
 def _bare_tree(source: str) -> str:
     "The syntax tree of `source` as text, docstrings removed."
     tree = ast.parse(source)
@@ -250,7 +255,7 @@ def code_fingerprint(
         digest.update(_bare_tree(Path(spec.origin).read_text()).encode())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #7f2aca21
+# %% ../nbs/00_core.ipynb #c29e720e
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 def set_plot_style() -> None:

@@ -110,3 +110,7 @@ def test_real_clip(real_folder, tmp_path):
 
 def test_race_car_is_no_piano(real_folder, tmp_path, capsys):
     refused(["perform", str(next(real_folder.glob("vggsound_*.mp4"))), "-o", str(tmp_path / "out")], capsys, "keyboard", folder=tmp_path / "out")
+
+def test_readme_shows_the_committed_results(root, monkeypatch):
+    monkeypatch.chdir(root)
+    assert main(["readme", "--check"]) == 0

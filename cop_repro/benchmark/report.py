@@ -272,7 +272,7 @@ def save_figures(
     return sorted(made)
 
 # %% ../../nbs/benchmark/61_report.ipynb #5fd30c2b
-PLACE = {"controls": "controls", "video2roll": "roll", "base": "table2", "base_without_text": "table2", "cl": "table2", "audeo_style": "table4", "no_guidance": "table4",
+PLACE = {"controls": "controls", "video2roll": "roll", "video2roll_clean": "roll", "base": "table2", "base_without_text": "table2", "cl": "table2", "audeo_style": "table4", "no_guidance": "table4",
          "cop_piano": "table4", "cop_velocity": "table5", "cop_velocity_dpo": "table5"}
 NOT_RUN = (("table2", ("factorcl", "piano2h"), ("mel_distance", "av_align")), ("table2", ("base_without_text", "base", "cl", "factorcl", "piano2h"), ("fad", "fd", "kl", "inception_score", "clip_score")),
            ("table3", ("base",), ("fad", "fd", "inception_score", "clap_score")))  # need extractors or models that this version lacks
@@ -317,7 +317,7 @@ def write_report(
 
 TITLES = {"table2": "Table 2 shape: video to sound (Foley test clips; the paper: VGGSound test)", "table3": "Table 3 shape: text to audio (the paper: AudioCaps test)",
           "table4": "Table 4 shape: piano (the paper: PianoYT-2h)", "table5": "Table 5 shape: velocity and preference (the paper: Piano-10h)",
-          "roll": "Roll predictor on held-out works", "controls": "Controls: what a broken truth earns", "real": "Real video, zero shot: against a transcription of its own sound"}
+          "roll": "Roll predictor on held-out works: films with nuisances, and clean ones", "controls": "Controls: what a broken truth earns", "real": "Real video, zero shot: against a transcription of its own sound"}
 
 def _tables_text(lines: Sequence[Result], verdicts: Sequence[Mapping], label: str, profile: str) -> str:
     "All tables as one Markdown page."

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from ..core import AssetMismatch, BadInput, NUM_KEYS, ParamsError, Progress, RATES, atomic_folder, derive_seed, numpy_rng, silent, write_json
+from ..core import AssetMismatch, BadInput, NUM_KEYS, ParamsError, Progress, RATES, atomic_folder, derive_seed, die_with_parent, numpy_rng, silent, write_json
 from .foley import FOLEY_CLASSES, foley_clip, t2a_clip
 from .notes import Notes, Roll, notes_to_roll, synthesise
 from .performance import PIANISTS, Score, assign_fingers, corpus_scores, etudes, perform, split_hash
@@ -220,8 +220,8 @@ def load_works(
 @dataclass(frozen=True)
 class StripSize:
     "Size of the rectified keyboard in pixels."
-    height: int = 64  # pixels along the keys
-    width: int = 624  # pixels across the 52 white keys
+    height: int = 48  # pixels along the keys
+    width: int = 520  # pixels across the 52 white keys
 
 def prepare_level(
     wav: np.ndarray,  # float (s,)
@@ -322,7 +322,7 @@ def fill_store(
         numbered = list(enumerate(jobs))
         chunks = [numbered[i:i + 8] for i in range(0, len(numbered), 8)]
         calls, name, entries = [(str(temporary), make, c) for c in chunks], Path(folder).name, []
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else nullcontext() as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) if workers > 1 else nullcontext() as pool:
             for made in pool.map(_fill_rows, *zip(*calls)) if pool else itertools.starmap(_fill_rows, calls):
                 entries += made
                 progress(len(entries), len(jobs), name)

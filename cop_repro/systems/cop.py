@@ -40,7 +40,7 @@ class Performer:
     codec: Codec
     encoders: Encoders
     piano: CoPPiano
-    sample: SampleConfig = SampleConfig(num_steps=16)
+    sample: SampleConfig = SampleConfig(num_steps=16, cfg_strength=0.0, roll_strength=2.0)
     hashes: dict = field(default_factory=dict)  # file -> short hash, for reports
 
     @torch.inference_mode()
@@ -208,7 +208,7 @@ ASSETS = ("codec.safetensors", "encoders.safetensors", "piano.safetensors")
 
 def load_performer(
     folder: Path | str,  # with the assets
-    sample: SampleConfig = SampleConfig(num_steps=16),  # solver
+    sample: SampleConfig = SampleConfig(num_steps=16, cfg_strength=0.0, roll_strength=2.0),  # solver
 ) -> Performer:
     "Codec, encoders and piano model from a folder; all must come from one split."
     folder = Path(folder)

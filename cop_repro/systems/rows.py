@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..benchmark.bench import control_predictions, score_prediction
-from ..core import AssetMismatch, BadInput, Progress, RATES, numpy_rng, silent, torch_rng
+from ..core import AssetMismatch, BadInput, Progress, RATES, die_with_parent, numpy_rng, silent, torch_rng
 from ..data.clips import Clip, Prediction, Store, prepare_level, store_clip
 from ..data.notes import Notes, make_notes, roll_to_notes
 from ..judges.judges import transcribe
@@ -172,7 +172,7 @@ def score_row(
     chunks = [(rows[i:i + 4], other[i:i + 4]) for i in range(0, len(rows), 4)]
     if workers == 1: return [e for n, c in enumerate(chunks) for e in (_part(row, str(store.folder), *c, torch.get_num_threads()), progress(n + 1, len(chunks), row.kind))[0]]
     made = []
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) as pool:
         for n, part in enumerate(pool.map(_part, *zip(*((row, str(store.folder), *c, 1) for c in chunks)))):
             made += part
             progress(n + 1, len(chunks), f"evaluate: {row.kind}")

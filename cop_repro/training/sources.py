@@ -113,7 +113,7 @@ def roll_step_fn(
     augment: bool = True,  # vary light and position
 ) -> StepFn:  # for `train`
     "Windows of film and roll into the predictor's own loss."
-    length = RATES.frames(crop_s)
+    length, device = RATES.frames(crop_s), next(model.parameters()).device
     def step_fn(step: int, part: int, parts: int):
         rng = torch_rng(cfg.seed, "roll", step, part)
         chosen = rows_for_step(rows, step, cfg.batch_size, cfg.seed, part, parts).tolist()
@@ -121,7 +121,8 @@ def roll_step_fn(
         whole = np.linspace(0, store["strips"].shape[1] - 1, BACKGROUND_FRAMES).astype(int)  # the clip's mean picture, varied like its window
         strips = torch.from_numpy(np.stack([np.concatenate([store["strips"][r, a:a + length], store["strips"][r][whole]]) for r, a in zip(chosen, starts)]))
         window, rest = (augment_strips(strips, rng) if augment else strips).split([length, BACKGROUND_FRAMES], 1)
-        parts = roll_loss(model(window, rest.float().mean(1)), roll_target(store, chosen, starts, length))
+        target = RollTarget(*(x.to(device) for x in roll_target(store, chosen, starts, length)))
+        parts = roll_loss(model(window.to(device), rest.float().mean(1).to(device)), target)
         return parts["loss"], {k: v.detach() for k, v in parts.items() if k != "loss"}
     return step_fn
 
@@ -211,9 +212,10 @@ def contrast_run(
     crop_latents: int,  # window
     dropout: DropoutConfig,  # of conditions
     seed: int,  # of the heads
+    device: torch.device,  # where it computes
 ) -> Posttraining:
     "Contrastive post-training of the stage-1 model on filmed clips (arXiv 2503.22200, Eq. 5)."
-    model = load_dit(start)[0]
+    model = load_dit(start)[0].to(device)
     heads = build_heads(model, objective, seed)
     step = contrast_step(model, heads, [(general, general.select(split="train", domain="foley"))], cfg, objective, crop_latents, dropout)
     return Posttraining({"dit": model, "heads": heads}, step, None, lambda path, meta: save_dit(path, model.eval(), {**meta, "kind": "general"}))
@@ -228,9 +230,10 @@ def preference_run(
     crop_latents: int,  # window
     dropout: DropoutConfig,  # unused: both members see the whole condition
     seed: int,  # unused: nothing is drawn anew
+    device: torch.device,  # where it computes
 ) -> Posttraining:
     "DPO of the stage-2 model against its frozen copy (arXiv 2503.22200, Eq. 7)."
-    model = load_piano(start)[0]
+    model = load_piano(start)[0].to(device)
     step = preference_step(model, frozen_copy(model), piano, pairs, cfg, objective, crop_latents)
     return Posttraining({"piano": model}, step, winner_drifts(objective.window), lambda path, meta: save_piano(path, model.eval(), meta))
 

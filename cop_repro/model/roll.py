@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OFF_LOGIT', 'GATHER', 'CONTEXT', 'RollLogits', 'RollTarget', 'stack_rolls', 'soft_roll', 'RollConfig',
            'paper_roll_config', 'BasicBlock', 'FeatureTransform', 'FeatureRefine', 'five_frames', 'Video2Roll',
-           'onset_logits', 'check_strips', 'key_columns', 'motion_channels', 'KeyRoll', 'build_roll', 'roll_loss',
-           'augment_strips', 'mean_picture', 'predict_logits', 'logits_to_roll', 'predict_roll', 'save_roll',
-           'load_roll', 'plot_roll_match']
+           'onset_logits', 'check_strips', 'key_columns', 'motion_channels', 'convolve_motion', 'KeyRoll', 'build_roll',
+           'roll_loss', 'augment_strips', 'mean_picture', 'predict_logits', 'logits_to_roll', 'predict_roll',
+           'save_roll', 'load_roll', 'plot_roll_match']
 
 # %% ../../nbs/model/35_roll.ipynb #6ef4539f
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ..core import LOWEST_PITCH, NUM_KEYS, RATES, AssetMismatch, BadInput, ParamsError, from_dict, load_weights, save_weights
-from ..data.notes import Roll, make_roll
+from ..data.notes import Roll, drop_unstruck, make_roll
 from ..data.rendering import KEYBOARD_MM, NUM_WHITE, key_centres
 
 # %% ../../nbs/model/35_roll.ipynb #d7eba0c9
@@ -217,6 +217,22 @@ def motion_channels(
     before, after = torch.cat([x[:, :1], x[:, :-1]], 1), torch.cat([x[:, 1:], x[:, -1:]], 1)
     return torch.stack([x, 2 * (x - before), 2 * (after - x), x - still], 2)
 
+def convolve_motion(
+    conv: nn.Conv2d,  # four channels in, no bias
+    strips: UInt8[Tensor, "b r h w"],  # grey strips
+    background: Float[Tensor, "b h w"] | None = None,  # as in `motion_channels`
+) -> Float[Tensor, "n c i j"]:  # conv(motion_channels(strips)), n = b r, channels last in memory
+    "The same convolution from three frames instead of four channels: it is linear, and the clip's mean needs it only once."
+    x = strips.float()
+    still = (x.mean(1) if background is None else background.float())[:, None]
+    middle, spread = still.mean((2, 3), keepdim=True), still.std((2, 3), keepdim=True) + 4
+    x, still = (x - middle) / spread, (still - middle) / spread
+    now, rise, fall, odd = conv.weight.unbind(1)
+    weight = torch.stack([-2 * rise, now + 2 * rise - 2 * fall + odd, 2 * fall], 1)
+    around = torch.stack([torch.cat([x[:, :1], x[:, :-1]], 1), x, torch.cat([x[:, 1:], x[:, -1:]], 1)], -1)
+    moved = F.conv2d(around.flatten(0, 1).permute(0, 3, 1, 2), weight, None, conv.stride, conv.padding)
+    return (moved.unflatten(0, x.shape[:2]) - F.conv2d(still, odd[:, None], None, conv.stride, conv.padding)[:, None]).flatten(0, 1)
+
 class _Unit(nn.Module):
     "Convolution, batch norm, GELU."
     def __init__(self, conv: nn.Module, outputs: int):
@@ -265,7 +281,9 @@ class KeyRoll(nn.Module):
     def forward(self, strips: UInt8[Tensor, "b r h w"], background: Float[Tensor, "b h w"] | None = None) -> RollLogits:
         check_strips(strips, self.cfg)
         batch, rows = strips.shape[:2]
-        x = self.gather(self.trunk(motion_channels(strips, background).flatten(0, 1)).squeeze(2))
+        first = self.trunk[0]
+        x = F.gelu(first.norm(convolve_motion(first.conv, strips, background)))
+        x = self.gather(self.trunk[1:](x).squeeze(2))
         x = self.read(x.view(batch, rows, -1, NUM_KEYS).transpose(1, 2))  # b d r 88
         x = self.blocks(x + self.name(self.pitch_class).T[None, :, None])
         logits = self.head(x)
@@ -390,7 +408,7 @@ def predict_roll(
     window: int = 250,  # rows at a time
 ) -> Roll:  # as many rows as strips
     "Silent strips in, roll out; `data.notes.roll_to_notes` makes MIDI of it (arXiv 2503.22200, guidance steps L1-L3)."
-    return logits_to_roll(predict_logits(model, strips, window), frame_rate)
+    return drop_unstruck(logits_to_roll(predict_logits(model, strips, window), frame_rate))
 
 # %% ../../nbs/model/35_roll.ipynb #18dc6863
 def save_roll(

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..benchmark.report import Result, plot_mels, plot_rolls
 from ..core import BadInput, Progress, RATES, atomic_file, file_hash, numpy_rng, silent, torch_rng, write_json
 from ..data.clips import Clip, Prediction, Store, prepare_level
-from ..data.notes import Notes, Roll, make_roll, roll_to_notes, write_midi
+from ..data.notes import Notes, Roll, drop_unstruck, make_roll, roll_to_notes, write_midi
 from ..data.rendering import iter_video, probe_video, read_audio, write_video
 from ..judges.judges import transcribe, transcriber_name
 from ..measure.music_metrics import best_lag_onset_f1, note_scores, random_notes
@@ -76,7 +76,7 @@ class CopSystem:
         logits = self.performer.rolls(clip.strips)
         noise = torch.randn(1, count, 128, generator=torch_rng(self.seed, "sample", clip.clip_id))
         with torch.inference_mode(): wav = self.performer.codec.decode(self.performer.latents(clip.strips, logits, self.text, noise)[None])[0].numpy()
-        roll = logits_to_roll(logits)
+        roll = drop_unstruck(logits_to_roll(logits))
         return Prediction(clip.clip_id, prepare_level(wav), roll_to_notes(roll), roll, time.monotonic() - began)
 
 # %% ../../nbs/systems/70_cop.ipynb #3986d647
@@ -186,7 +186,7 @@ def play(
         made = performer.latents(strips, logits, text, noise).numpy()
         latents[start * per:(start + len(strips)) * per] += np.repeat(weight, per)[:, None] * made
         progress(i + 1, len(starts), "playing: windows of film")
-    roll = make_roll(*np.moveaxis(rolls[0], 2, 0), rolls[1], RATES.frame_rate)
+    roll = drop_unstruck(make_roll(*np.moveaxis(rolls[0], 2, 0), rolls[1], RATES.frame_rate))
     wav = _decode(performer.codec, latents)
     want = round(info.duration_s * RATES.sample_rate)
     wav = np.pad(wav, (0, max(0, want - len(wav))))[:want]

@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -63,6 +64,7 @@ class EncodersConfig:
     "Which encoders feed the generator (arXiv 2503.22200)."
     kind: Literal["embedded", "real"] = "embedded"
     image_fit: Literal["letterbox", "crop"] = "letterbox"  # DEVIATION D-clip-crop: the whole keyboard instead of its middle
+    strip_stride: int = 5  # of a keyboard's film every n-th frame is encoded: to a small picture encoder it hardly changes; the paper: 1
     embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
     pretrained: PretrainedSources = field(default_factory=PretrainedSources)
 
@@ -372,6 +374,21 @@ class Encoders(nn.Module):
         super().__init__()
         self.cfg, self.text, self.image = cfg, text, image
 
+    def strip_rows(
+        self,
+        count: int,  # frames of a keyboard film
+    ) -> slice:  # those that are encoded, each in the middle of its stretch
+        "Which frames of a keyboard film are looked at."
+        return slice(min(self.cfg.strip_stride // 2, count - 1), count, self.cfg.strip_stride)
+
+    def watch_strips(
+        self,
+        strips: UInt8[np.ndarray, "f h w"],  # grey keyboard film
+    ) -> Float[Tensor, "1 g d"]:  # features of every `strip_stride`-th frame, spread over the same time
+        "Picture features of a keyboard film."
+        frames = torch.from_numpy(np.array(strips[self.strip_rows(len(strips))]))
+        return self.image.encode(frames[None, ..., None].expand(-1, -1, -1, -1, 3))
+
 def build_encoders(
     cfg: EncodersConfig,  # which
     tokenizer: WordTokenizer | None = None,  # words of the embedded text encoder
@@ -406,7 +423,7 @@ def _checked_meta(name: str, meta: Mapping, cfg: EncodersConfig | None, split_ha
     "The configuration in an asset, or an error that says what differs."
     if meta.get("format") != "encoders-1": raise AssetMismatch(f"{name} does not hold encoders (format {meta.get('format')!r}): the file of another model?")
     stored = from_dict(EncodersConfig, meta["config"], f"{name}.config")
-    for part in ("kind", "image_fit", "embedded"):
+    for part in ("kind", "image_fit", "strip_stride", "embedded"):
         if cfg is not None and getattr(stored, part) != getattr(cfg, part):
             raise AssetMismatch(f"{name} was trained with {part} = {getattr(stored, part)}, the params ask for {getattr(cfg, part)}: train the encoders again")
     if split_hash is not None and meta["split_hash"] != split_hash:

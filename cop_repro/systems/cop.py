@@ -52,8 +52,7 @@ class Performer:
     def latents(self, strips: np.ndarray, logits: RollLogits, text: str, noise: Tensor) -> Tensor:
         "Sampled latents (n, c) for one window; `noise` (1, n, c) is drawn by the caller."
         tokens, mask = self.encoders.text.encode([text])
-        frames = torch.from_numpy(np.ascontiguousarray(strips))[None, ..., None].expand(-1, -1, -1, -1, 3)
-        video = to_latent_rate(self.encoders.image.encode(frames), noise.shape[1])
+        video = to_latent_rate(self.encoders.watch_strips(strips), noise.shape[1])
         cond = self.piano.told(Conditions(text=tokens, text_mask=mask, video=video), soft_roll(logits, self.piano.velocity), noise.shape[1])
         return sample(self.piano, noise, cond, self.sample).latents[0]
 

@@ -155,12 +155,9 @@ def _text_rows(encoders: Encoders, texts: Sequence[str], max_tokens: int) -> tup
 def _encode_row(store: Store, row: int, codec: Codec, encoders: Encoders) -> dict:
     "Latents and picture features of one clip."
     made = {"latents": codec.encode(prepare_wav(torch.from_numpy(store_wav(store, [row]))))[0].numpy()}
-    film = store["frames"] if "frames" in store else store["strips"] if "strips" in store else None
-    if film is not None:
-        frames = torch.from_numpy(np.array(film[row]))
-        frames = frames if frames.ndim == 4 else frames[..., None].expand(-1, -1, -1, 3)
-        made["video"] = encoders.image.encode(frames[None])[0].numpy()
-    return made | {"has_video": film is not None}
+    if "frames" in store: made["video"] = encoders.image.encode(torch.from_numpy(np.array(store["frames"][row]))[None])[0].numpy()
+    elif "strips" in store: made["video"] = encoders.watch_strips(store["strips"][row])[0].numpy()
+    return made | {"has_video": "video" in made}
 
 def encode_stores(
     folder: Path | str,  # store to make
@@ -173,7 +170,9 @@ def encode_stores(
 ) -> Store:  # latents, video, has_video, text, text_mask; rows in the order of the stores
     "Compute the features that condition and train the generator."
     rows = [(s, r) for s in stores for r in range(len(s))]
-    samples, frames = stores[0]["wav"].shape[1], RATES.frames(stores[0]["wav"].shape[1] / RATES.sample_rate)
+    samples = stores[0]["wav"].shape[1]
+    frames = RATES.frames(samples / RATES.sample_rate)
+    if all("strips" in s for s in stores): frames = len(range(frames)[encoders.strip_rows(frames)])
     text, mask = _text_rows(encoders, [s.index[r]["text"] for s, r in rows], max_tokens)
     columns = {"latents": ((samples // RATES.hop_length, codec.channels), "float16"), "video": ((frames, encoders.image.dim), "float16"), "has_video": ((), "bool"),
                "text": (text.shape[1:], "float16"), "text_mask": (mask.shape[1:], "bool")}

@@ -53,6 +53,10 @@ class _Quiet:
         if "IPKernelApp" not in text: sys.stderr.write(text)
     def flush(self) -> None: sys.stderr.flush()
 
+# Large arrays come and go in every training step. glibc maps and unmaps each of them, and touching fresh pages costs up to a third of a step:
+# memory is kept instead. Read at process start, so it acts on the kernel that runs the stage and on its workers.
+MEMORY_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
+
 def run_stage(args) -> int:
     "Execute a stage notebook with papermill; the executed copy goes to runs/."
     root = project_root()
@@ -63,11 +67,11 @@ def run_stage(args) -> int:
     if args.stage not in params: raise ParamsError(f"{args.params} has no section {args.stage!r}")
     _check_notebook(notebook)
     die_with_parent()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", **MEMORY_KEPT}.items(): os.environ.setdefault(name, value)
     import logging, warnings
     warnings.simplefilter("ignore")
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of non-ASCII web addresses: two seconds to load, no use here
     import papermill
     from papermill.exceptions import PapermillExecutionError
     name = args.stage + (f"-{args.item}" if args.item else "")

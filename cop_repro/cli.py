@@ -156,6 +156,106 @@ def profile(args) -> int:
         print(f"published to {target.relative_to(root)}", flush=True)
     return 0
 
+# ---------------------------------------------------------------- what a run will need
+
+def make_plan(params: dict, machine, manifest_items: list | None = None) -> dict:
+    "Counts, memory, operations, disk and hours of all training runs of one parameters file; a job that does not fit is an error."
+    from dataclasses import asdict, replace
+    from cop_repro.core import RATES, from_dict
+    from cop_repro.data.real_sets import REAL_SETS
+    from cop_repro.model.dit import DiTConfig, StreamConfig
+    from cop_repro.model.encoders import EncodersConfig
+    from cop_repro.model.roll import RollConfig
+    from cop_repro.training import plan as P
+    from cop_repro.training.contrast import ContrastConfig
+    from cop_repro.training.guidance import GuidanceConfig
+    from cop_repro.training.loop import TrainConfig
+    def section(cls, value, where, drop=()): return from_dict(cls, {k: v for k, v in value.items() if k not in drop}, where)
+    general, rolls, piano, later = (params[n] for n in ("train_general", "train_roll", "train_piano", "train_preference"))
+    dit, stream = section(DiTConfig, general["dit"], "train_general.dit"), section(StreamConfig, piano["roll_stream"], "train_piano.roll_stream")
+    reader, tokens = section(RollConfig, rolls["roll"], "train_roll.roll"), params["encode"]["max_tokens"]
+    heads = section(ContrastConfig, later["variants"]["cl"]["settings"], "train_preference.variants.cl.settings")
+    counts = P.published_counts(dit, stream, reader.width, heads.width)
+    train = {"stage1": section(TrainConfig, general["train"], "train_general.train"), "roll": section(TrainConfig, rolls["train"], "train_roll.train"),
+             "piano": section(TrainConfig, piano["train"], "train_piano.train"), **{n: section(TrainConfig, v["train"], f"train_preference.variants.{n}.train") for n, v in later["variants"].items()}}
+    known: dict = {}
+    def cost(kind, config, seconds, precision):
+        key = (kind, config, seconds, precision)
+        if key not in known: known[key] = P.dit_cost(config, RATES.latents(seconds), tokens, precision) if kind == "dit" else P.reader_cost(config, RATES.frames(seconds), precision)
+        return known[key]
+    grown = replace(dit, roll=stream, roll_keys=88)
+    base = lambda seconds, cfg: cost("dit", dit, seconds, cfg.precision)
+    both = lambda seconds, cfg: (cost("dit", grown, seconds, cfg.precision), cost("reader", reader, seconds, cfg.precision))
+    first = replace(train["stage1"], steps=general["t2a_steps"], warmup_steps=0, ema=0.0)
+    jobs = [P.stage1_job("train_general: sound and text", base(general["crop_s"], first), first), P.stage1_job("train_general", base(general["crop_s"], train["stage1"]), train["stage1"]),
+            P.stage1_job("train_roll", cost("reader", reader, rolls["crop_s"], train["roll"].precision), train["roll"])]
+    jobs += [P.stage2_job(f"train_piano@{n}", *both(piano["crop_s"], train["piano"]), train["piano"], section(GuidanceConfig, v, f"train_piano.variants.{n}"), piano["general_items"]) for n, v in piano["variants"].items()]
+    for n, v in later["variants"].items():
+        if v["objective"] == "cl": jobs.append(P.contrast_job(f"train_preference@{n}", base(later["crop_s"], train[n]), train[n], dit.depth, counts["base_cl"] - counts["base"]))
+        else: jobs.append(P.preference_job(f"train_preference@{n}", *both(later["crop_s"], train[n]), train[n], v["settings"].get("joint_items")))
+    fits = [P.fit_job(j, machine) for j in jobs]
+    real_encoders = params["train_encoders"]["encoders"]["kind"] == "real"
+    clips = _planned_clips(params, manifest_items) if not real_encoders else {"film": REAL_SETS["VGGSound"].num_paper, "sound": sum(s.num_paper for s in REAL_SETS.values() if s.num_paper and s.name != "VGGSound"), "piano": 12 * 360}
+    size = params["prepare"]["strip"]
+    each = {n: P.feature_bytes(10.0, tokens, dit.text_width, dit.video_features, (size["height"], size["width"]) if n == "piano" else None, n != "sound") for n in clips}
+    encoding = sum(n * P.encoder_flops(0 if kind == "sound" else RATES.frames(10.0), tokens) for kind, n in clips.items()) if real_encoders else 0
+    sample_steps, at10 = params["evaluate"]["sample"]["num_steps"], cost("dit", grown, 10.0, "fp32")
+    return {"profile": params["profile"], "machine": asdict(machine), "parameters": {**counts, "reader": both(piano["crop_s"], train["piano"])[1].parameters, "piano": sum(c.parameters for c in both(piano["crop_s"], train["piano"]))},
+            "jobs": [asdict(f) for f in fits], "memory_gb": max(f.memory["total"] for f in fits),
+            "flops": {"training": sum(f.flops for f in fits), "frozen_encoders": encoding, "one_clip_forward": at10.flops, "sampling_one_clip": 3 * sample_steps * at10.flops},
+            "clips": clips, "disk_gb": {"features": sum(n * each[k] for k, n in clips.items()) / 1e9, "checkpoints": max(P.checkpoint_bytes(j.trained, j.ema, 2) for j in jobs) / 1e9,
+                                         "models": sum(4 * j.trained for j in jobs if "sound and text" not in j.name) / 1e9},
+            "hours": {**{f.job: f.hours for f in fits}, "frozen_encoders": P.hours(encoding, machine), "total": sum(f.hours for f in fits) + P.hours(encoding, machine)},
+            "assumptions": _plan_assumptions(machine, real_encoders)}
+
+def _planned_clips(params: dict, items: list | None) -> dict[str, int]:
+    "Clips of the rendered corpus by what they bring."
+    found = {"film": 0, "sound": 0, "piano": 0}
+    for item in items or []: found[{"foley": "film", "t2a": "sound"}.get(item.domain, item.domain)] += 1
+    return found
+
+def _plan_assumptions(machine, real_encoders: bool) -> list[str]:
+    "What the plan does not know."
+    return [f"counted: parameters, operations (products, convolutions, attention; a training step is 3 forward passes), kept tensors, features, checkpoints",
+            f"assumed: a step reaches {machine.mfu:.0%} of the peak of a {machine.kind} ({', '.join(f'{k} {v:g} TFLOP/s' for k, v in _peaks(machine.kind).items())}); --mfu changes it",
+            f"assumed: the allocator wastes {machine.waste:.0%} and context and workspaces take {machine.context_gb} GB; {'weights, gradients and moments are divided among the GPUs' if machine.sharded else 'every GPU holds all weights (--sharded divides them)'}",
+            "clips: Table 1 of arXiv 2503.22200 and twelve hours of piano (PianoYT 2 h, Piano-10h) in windows of 10 s" if real_encoders else "clips: those of the manifest that prepare.keep leaves; embedded encoders are too small to count",
+            "not counted: loading, communication between GPUs, evaluation, the decoded recordings themselves"]
+
+def _peaks(kind: str) -> dict[str, float]:
+    from cop_repro.training.plan import PEAK_TFLOPS
+    return PEAK_TFLOPS[kind]
+
+def plan(args) -> int:
+    "Say what the training runs of a profile will need, before anything starts."
+    from cop_repro.data.clips import keep_items, read_manifest
+    from cop_repro.training.plan import Machine
+    root = project_root()
+    params = load_params(root / "params.yaml")
+    if args.profile != "default":
+        path = root / "profiles" / f"{args.profile}.yaml"
+        if not path.is_file(): raise ParamsError(f"no profile {args.profile!r}; profiles are default, {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+        params = _merge(params, load_params(path))
+    manifest = root / params["prepare"]["manifest"]
+    items = keep_items(read_manifest(manifest)[0], params["prepare"]["keep"]) if manifest.exists() else None
+    made = make_plan(params, Machine(args.gpus, args.gpu_memory, args.gpu, args.mfu, args.sharded), items)
+    print(json.dumps(made, indent=1) if args.json else plan_text(made))
+    return 0
+
+def plan_text(made: dict) -> str:
+    "A plan as tables."
+    m = made["machine"]
+    lines = [f"profile {made['profile']} on {m['gpus']} x {m['kind']} with {m['memory_gb']:g} GB", "", f"{'network':22s} {'parameters':>14s}"]
+    lines += [f"{n:22s} {c:14,d}" for n, c in made["parameters"].items()]
+    lines += ["", f"{'training run':32s} {'steps':>8s} {'clips/GPU':>10s} {'accumulate':>10s} {'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'hours':>9s}"]
+    for j in made["jobs"]:
+        lines.append(f"{j['job']:32s} {j['steps']:8d} {j['clips_per_gpu']:10d} {j['accumulate']:10d} {'yes' if j['checkpointing'] else 'no':>10s} {j['memory']['total']:8.2f} {j['flops'] / 1e15:12,.3f} {j['hours']:9.3f}")
+    full = max(made["jobs"], key=lambda j: j["memory"]["total"])
+    lines += ["", f"memory of one GPU in {full['job']}: " + ", ".join(f"{k} {v:.2f} GB" for k, v in full["memory"].items())]
+    lines += [f"disk: " + ", ".join(f"{k} {v:,.2f} GB" for k, v in made["disk_gb"].items()) + f" ({', '.join(f'{n:,} {k}' for k, n in made['clips'].items())} clips)"]
+    lines += [f"hours: training {made['hours']['total'] - made['hours']['frozen_encoders']:.2f}, frozen encoders {made['hours']['frozen_encoders']:.2f}, together {made['hours']['total']:.2f}"]
+    return "\n".join([*lines, "", *(f"- {a}" for a in made["assumptions"])])
+
 # ---------------------------------------------------------------- results
 
 def compare(args) -> int:
@@ -345,6 +445,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("a"); p.add_argument("b")
     p = command("real", real, "score the shipped models on real piano videos that have sound")
     p.add_argument("videos", nargs="+"); p.add_argument("-o", "--output", default="reports/real.json"); p.add_argument("--picture")
+    p = command("plan", plan, "parameters, memory, operations, disk and hours of a profile's training runs, before anything starts")
+    p.add_argument("--profile", default="default"); p.add_argument("--gpus", type=int, default=8); p.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
+    p.add_argument("--gpu", default="a100", help="a100, a800 or h100: whose peak speed is meant"); p.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak, 0 to 1")
+    p.add_argument("--sharded", action="store_true", help="divide weights, gradients and moments among the GPUs"); p.add_argument("--json", action="store_true")
     command("doctor", doctor, "say what this machine has and lacks")
     p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
     p.add_argument("--check", action="store_true")

@@ -7,9 +7,10 @@ __all__ = ['PEAK_TFLOPS', 'published_counts', 'Cost', 'count_cost', 'dit_cost', 
            'stage2_job', 'contrast_job', 'preference_job', 'Machine', 'job_memory', 'Fit', 'fit_job', 'hours',
            'transformer_flops', 'encoder_flops', 'feature_bytes', 'checkpoint_bytes']
 
-# %% ../../nbs/training/47_plan.ipynb #ce7b4a60
+# %% ../../nbs/training/47_plan.ipynb #4f5493b7
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -55,10 +56,11 @@ class Cost:
     fixed_bytes: int = 0  # kept once, whatever the batch
     kept_checkpointed: int | None = None  # for each clip when layers are recomputed; None: the network cannot
 
-def _run(build: Callable[[], nn.Module], call: Callable[[nn.Module, int], object], batch: int, precision: str) -> tuple[int, int, int]:
-    "Parameters, operations and kept bytes of one forward pass on fake tensors."
+def _run(build: Callable[[], nn.Module], call: Callable[[nn.Module, int], object], batch: int, precision: str, products: bool = False) -> tuple[int, int, int]:
+    "Parameters, operations (0 unless asked for) and kept bytes of one forward pass on fake tensors."
     kept, alive = {}, []
     attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)}
+    counter = FlopCounterMode(display=False, custom_mapping=attention) if products else None
     with FakeTensorMode():
         model = build().train()
         own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
@@ -66,9 +68,9 @@ def _run(build: Callable[[], nn.Module], call: Callable[[nn.Module, int], object
             store = t.untyped_storage()
             if store._cdata not in own: kept[store._cdata] = store.nbytes(); alive.append(t)
             return t
-        with FlopCounterMode(display=False, custom_mapping=attention) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), \
-                torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"): alive.append(call(model, batch))
-        return _size(model), counter.get_total_flops(), sum(kept.values())
+        with counter or nullcontext(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            alive.append(call(model, batch))
+        return _size(model), counter.get_total_flops() if counter else 0, sum(kept.values())
 
 def count_cost(
     build: Callable[[], nn.Module],  # makes the network
@@ -76,8 +78,14 @@ def count_cost(
     precision: str = "fp32",  # or "bf16": autocast, weights in float32
 ) -> Cost:  # Eq. 1
     "Operations and kept bytes of one clip, without computing anything."
-    (size, flops, one), (_, _, two) = (_run(build, call, n, precision) for n in (1, 2))
+    (size, flops, one), (_, _, two) = (_run(build, call, n, precision, products=n == 1) for n in (1, 2))
     return Cost(size, flops, two - one, max(0, 2 * one - two))
+
+def _dit_counts(config: DiTConfig, call: Callable, precision: str) -> tuple[int, ...]:
+    "Parameters, operations, kept bytes of a clip, of all batches, of a clip between recomputed layers."
+    cost = count_cost(lambda: MultiStreamDiT(replace(config, checkpointing=False)), call, precision)
+    between = [_run(lambda: MultiStreamDiT(replace(config, checkpointing=True)), call, n, precision)[2] for n in (1, 2)]
+    return cost.parameters, cost.flops, cost.kept_bytes, cost.fixed_bytes, between[1] - between[0]
 
 def dit_cost(
     config: DiTConfig,  # its sizes
@@ -85,17 +93,16 @@ def dit_cost(
     num_tokens: int,  # text tokens
     precision: str = "fp32",  # or "bf16"
 ) -> Cost:
-    "Cost of one clip in the multi-stream DiT, all conditions given."
+    "Cost of one clip in the multi-stream DiT, all conditions given; deep ones from depths 2 and 4, because every further pair of layers costs the same."
     def call(model: MultiStreamDiT, batch: int):
-        x, c = torch.zeros(batch, num_latents, config.latent_channels), config
+        c = model.config
         cond = Conditions(text=torch.zeros(batch, num_tokens, c.text_width), text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
                           video=None if c.video is None else torch.zeros(batch, num_latents, c.video_features),
                           roll=None if c.roll is None else torch.zeros(batch, num_latents, c.roll_keys))
-        return model(x, torch.zeros(batch), cond)
-    plain, again = (replace(config, checkpointing=c) for c in (False, True))
-    cost = count_cost(lambda: MultiStreamDiT(plain), call, precision)
-    layers = _run(lambda: MultiStreamDiT(again), call, 2, precision)[2] - _run(lambda: MultiStreamDiT(again), call, 1, precision)[2]
-    return replace(cost, kept_checkpointed=layers + cost.kept_bytes // config.depth)  # one layer at a time is unfolded again
+        return model(torch.zeros(batch, num_latents, c.latent_channels), torch.zeros(batch), cond)
+    if config.depth % 2 or config.depth <= 4: counts = _dit_counts(config, call, precision)
+    else: counts = [a + (config.depth - 2) // 2 * (b - a) for a, b in zip(*(_dit_counts(replace(config, depth=n), call, precision) for n in (2, 4)))]
+    return Cost(*counts[:4], kept_checkpointed=counts[4] + counts[2] // config.depth)  # one layer at a time is unfolded again
 
 def reader_cost(
     config: RollConfig,  # its sizes

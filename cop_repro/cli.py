@@ -17,7 +17,7 @@ def progress(done: int, total: int, message: str = "") -> None:
 
 # ---------------------------------------------------------------- parameters
 
-OPEN = {"keep"}  # mappings with free keys: a profile replaces them whole
+OPEN = {"keep", "sets"}  # mappings with free keys: a profile replaces them whole
 
 def _merge(base: dict, over: dict, where: str = "") -> dict:
     "A profile changes numbers of params.yaml; a key that the file lacks is an error."
@@ -256,6 +256,43 @@ def plan_text(made: dict) -> str:
     lines += [f"hours: training {made['hours']['total'] - made['hours']['frozen_encoders']:.2f}, frozen encoders {made['hours']['frozen_encoders']:.2f}, together {made['hours']['total']:.2f}"]
     return "\n".join([*lines, "", *(f"- {a}" for a in made["assumptions"])])
 
+# ---------------------------------------------------------------- other people's networks
+
+def weights(args) -> int:
+    "List, fetch, lock or check the networks of others that the published model uses; `use` makes assets of them."
+    from cop_repro.model import weights as W
+    folder = Path(args.folder) if args.folder else project_root() / "weights"
+    if args.action == "list":
+        rows = W.weights_rows(folder)
+        if args.json: print(json.dumps(rows, indent=1)); return 0
+        for r in rows:
+            print(f"{r['name']:14s} {r['state']:16s} {r['gigabytes']:7.3f} GB  {r['purpose']}\n{'':14s} from {r['source']} at {r['revision']}" + (f" ({r['unconfirmed']}: not confirmed)" if r["unconfirmed"] else "") +
+                  f"\n{'':14s} files {', '.join(r['files'])}\n{'':14s} licence {r['licence']}\n{'':14s} looked for in {r['looked_for']}")
+        lack = [r for r in rows if not r["state"].startswith("present")]
+        print(f"{len(rows) - len(lack)} of {len(rows)} present" + (f"; to fetch: {sum(r['gigabytes'] for r in lack):.1f} GB, e.g. `cop weights fetch {lack[0]['name']}`" if lack else ""))
+        return 0
+    if args.action == "use": return _use_weights(folder, Path(args.clips), Path(args.output))
+    for name in [args.name] if args.name else list(W.WEIGHTS):
+        if args.action == "fetch": W.fetch_weights(name, folder, progress)
+        elif args.action == "lock": W.lock_weights(name, folder)
+        print(f"{name}: {len(W.verify_weights(name, folder))} files as they should be" + ("" if (W.weights_folder(name, folder) / W.LOCK).is_file() else "; no lock yet, so only format and shapes were checked: `cop weights lock`"))
+    return 0
+
+def _use_weights(folder: Path, clips: Path, output: Path) -> int:
+    "Assets that `train_codec.asset` and `train_encoders.asset` can name: EnCodec with statistics of these clips, and the real encoders' places."
+    from cop_repro.data.clips import store_wav
+    from cop_repro.data.shards import open_store
+    from cop_repro.model.codec import save_codec
+    from cop_repro.model.encoders import build_encoders, save_encoders
+    from cop_repro.model.weights import real_codec, real_encoders
+    store = open_store(clips)
+    rows, split = store.select(split="train"), store.about.get("split_hash", "")
+    if not len(rows): raise CopError(f"{clips} holds no training clips to fit EnCodec's statistics on")
+    save_encoders(output / "encoders.safetensors", build_encoders(real_encoders(folder)), split)
+    save_codec(output / "codec.safetensors", real_codec(folder, (store_wav(store, rows[i:i + 4]) for i in range(0, min(len(rows), 512), 4))), split)
+    print(f"{output}/encoders.safetensors and {output}/codec.safetensors: name them in train_encoders.asset and train_codec.asset")
+    return 0
+
 # ---------------------------------------------------------------- results
 
 def compare(args) -> int:
@@ -449,6 +486,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--profile", default="default"); p.add_argument("--gpus", type=int, default=8); p.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
     p.add_argument("--gpu", default="a100", help="a100, a800 or h100: whose peak speed is meant"); p.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak, 0 to 1")
     p.add_argument("--sharded", action="store_true", help="divide weights, gradients and moments among the GPUs"); p.add_argument("--json", action="store_true")
+    p = command("weights", weights, "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them")
+    p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all")
+    p.add_argument("--folder", help="where they lie, default weights/ of the checkout"); p.add_argument("--json", action="store_true", help="for list")
+    p.add_argument("--clips", default="features/clips/piano", help="for use: store whose training sound EnCodec's statistics are fitted on"); p.add_argument("-o", "--output", default="weights/assets", help="for use: folder of the assets")
     command("doctor", doctor, "say what this machine has and lacks")
     p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
     p.add_argument("--check", action="store_true")

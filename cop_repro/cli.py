@@ -187,22 +187,27 @@ def make_plan(params: dict, machine, manifest_items: list | None = None) -> dict
     base = lambda seconds, cfg: cost("dit", dit, seconds, cfg.precision)
     both = lambda seconds, cfg: (cost("dit", grown, seconds, cfg.precision), cost("reader", reader, seconds, cfg.precision))
     first = replace(train["stage1"], steps=general["t2a_steps"], warmup_steps=0, ema=0.0)
-    jobs = [P.stage1_job("train_general: sound and text", base(general["crop_s"], first), first), P.stage1_job("train_general", base(general["crop_s"], train["stage1"]), train["stage1"]),
-            P.stage1_job("train_roll", cost("reader", reader, rolls["crop_s"], train["roll"].precision), train["roll"])]
-    jobs += [P.stage2_job(f"train_piano@{n}", *both(piano["crop_s"], train["piano"]), train["piano"], section(GuidanceConfig, v, f"train_piano.variants.{n}"), piano["general_items"]) for n, v in piano["variants"].items()]
-    for n, v in later["variants"].items():
-        if v["objective"] == "cl": jobs.append(P.contrast_job(f"train_preference@{n}", base(later["crop_s"], train[n]), train[n], dit.depth, counts["base_cl"] - counts["base"]))
-        else: jobs.append(P.preference_job(f"train_preference@{n}", *both(later["crop_s"], train[n]), train[n], v["settings"].get("joint_items")))
-    fits = [P.fit_job(j, machine) for j in jobs]
+    def jobs():
+        yield P.stage1_job("train_general: sound and text", base(general["crop_s"], first), first)
+        yield P.stage1_job("train_general", base(general["crop_s"], train["stage1"]), train["stage1"])
+        yield P.stage1_job("train_roll", cost("reader", reader, rolls["crop_s"], train["roll"].precision), train["roll"])
+        for n, v in piano["variants"].items():
+            yield P.stage2_job(f"train_piano@{n}", *both(piano["crop_s"], train["piano"]), train["piano"], section(GuidanceConfig, v, f"train_piano.variants.{n}"), piano["general_items"])
+        for n, v in later["variants"].items():
+            if v["objective"] == "cl": yield P.contrast_job(f"train_preference@{n}", base(later["crop_s"], train[n]), train[n], dit.depth, counts["base_cl"] - counts["base"])
+            else: yield P.preference_job(f"train_preference@{n}", *both(later["crop_s"], train[n]), train[n], v["settings"].get("joint_items"))
+    listed = [(job, P.fit_job(job, machine)) for job in jobs()]  # a job that does not fit ends the plan at once
+    jobs, fits = zip(*listed)
     real_encoders = params["train_encoders"]["encoders"]["kind"] == "real"
     clips = _planned_clips(params, manifest_items) if not real_encoders else {"film": REAL_SETS["VGGSound"].num_paper, "sound": sum(s.num_paper for s in REAL_SETS.values() if s.num_paper and s.name != "VGGSound"), "piano": 12 * 360}
     size = params["prepare"]["strip"]
     each = {n: P.feature_bytes(10.0, tokens, dit.text_width, dit.video_features, (size["height"], size["width"]) if n == "piano" else None, n != "sound") for n in clips}
     encoding = sum(n * P.encoder_flops(0 if kind == "sound" else RATES.frames(10.0), tokens) for kind, n in clips.items()) if real_encoders else 0
-    sample_steps, at10 = params["evaluate"]["sample"]["num_steps"], cost("dit", grown, 10.0, "fp32")
+    sample_steps = params["evaluate"]["sample"]["num_steps"]
+    at10 = known[key].flops if (key := ("dit", grown, 10.0, train["piano"].precision)) in known else P.dit_flops(grown, RATES.latents(10.0), tokens)
     return {"profile": params["profile"], "machine": asdict(machine), "parameters": {**counts, "reader": both(piano["crop_s"], train["piano"])[1].parameters, "piano": sum(c.parameters for c in both(piano["crop_s"], train["piano"]))},
             "jobs": [asdict(f) for f in fits], "memory_gb": max(f.memory["total"] for f in fits),
-            "flops": {"training": sum(f.flops for f in fits), "frozen_encoders": encoding, "one_clip_forward": at10.flops, "sampling_one_clip": 3 * sample_steps * at10.flops},
+            "flops": {"training": sum(f.flops for f in fits), "frozen_encoders": encoding, "one_clip_forward": at10, "sampling_one_clip": 3 * sample_steps * at10},
             "clips": clips, "disk_gb": {"features": sum(n * each[k] for k, n in clips.items()) / 1e9, "checkpoints": max(P.checkpoint_bytes(j.trained, j.ema, 2) for j in jobs) / 1e9,
                                          "models": sum(4 * j.trained for j in jobs if "sound and text" not in j.name) / 1e9},
             "hours": {**{f.job: f.hours for f in fits}, "frozen_encoders": P.hours(encoding, machine), "total": sum(f.hours for f in fits) + P.hours(encoding, machine)},

@@ -437,8 +437,47 @@ def docs(args) -> int:
         temporary.write_text(f"<!doctype html><meta charset=utf-8><title>cop_repro</title><h1>cop_repro: the notebooks</h1><ul>{''.join(links)}</ul>")
     return 0
 
+LOADER_SECONDS = (1.0, 2.0, 5.0, 10.0)
+
+def bench_loader(folder: Path, clips: int = 64, batch: int = 16, repeats: int = 5) -> list[dict]:
+    "Clips a second that the training batches of stage 1 are read with, from one folder and from shards, by length of the window."
+    import numpy as np
+    from cop_repro.core import RATES, torch_rng
+    from cop_repro.data.clips import fill_store
+    from cop_repro.data.shards import fill_shards
+    from cop_repro.training.general import general_batch
+    rng = np.random.default_rng(0)
+    columns = {"latents": ((RATES.latents(10.0), 128), "float16"), "video": ((RATES.frames(10.0), 128), "float16"), "has_video": ((), "bool"), "text": ((40, 96), "float16"), "text_mask": ((40,), "bool")}
+    make = lambda i: {n: rng.standard_normal(shape).astype(kind) if kind == "float16" else np.ones(shape, bool) for n, (shape, kind) in columns.items()}
+    stores = {"one folder": fill_store(folder / "one", [{}] * clips, columns, make, range(clips), 1), "shards": fill_shards(folder / "shards", {str(i): i for i in range(clips)}, columns, make, 16)}
+    rows = [int(r) for r in rng.permutation(clips)[:batch]]
+    made = []
+    for seconds in LOADER_SECONDS:
+        line = {"window_s": seconds, "bytes": 4 * (RATES.latents(seconds) * (128 + 128) + 40 * 96)}
+        for name, store in stores.items():
+            times = []
+            for i in range(repeats + 1):
+                began = time.perf_counter()
+                general_batch(store, rows, torch_rng(0, "bench", i), RATES.latents(seconds))
+                times.append(time.perf_counter() - began)
+            line[name] = batch / min(times[1:])
+        made.append(line)
+    return made
+
+def _print_loader(made: list[dict]) -> None:
+    "Clips a second by window, and how the seconds of a clip grow with its length."
+    print(f"\n{'loading features: window':26s} {'from one folder':>16s} {'from shards':>14s}  MB/clip")
+    for r in made: print(f"{r['window_s']:24g} s {r['one folder']:10.0f} clips/s {r['shards']:8.0f} clips/s  {r['bytes'] / 1e6:7.2f}")
+    first, last = made[0], made[-1]
+    print(f"a window {last['window_s'] / first['window_s']:g} times as long takes {first['one folder'] / last['one folder']:.1f} times as long to load ({first['shards'] / last['shards']:.1f} from shards)")
+
 def bench(args) -> int:
     "Speed as ratios against an alternative measured in the same run."
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder: loaded = bench_loader(Path(folder))
+    if args.loader:
+        print(json.dumps(loaded, indent=1)) if args.json else _print_loader(loaded)
+        return 0
     import numpy as np, torch
     from cop_repro.core import torch_rng
     from cop_repro.model.flow import Conditions, SampleConfig, sample
@@ -464,6 +503,7 @@ def bench(args) -> int:
             ("reading the roll / real time", roll, 10.0, "s a clip"), ("decoding sound / real time", decode, 10.0, "s a clip"))
     print(f"{'what / alternative':62s} {'ours':>8s} {'other':>8s}  ratio")
     for name, ours, other, unit in rows: print(f"{name:62s} {ours:8.3f} {other:8.3f}  {ours / other:5.2f}  {unit}")
+    _print_loader(loaded)
     return 0
 
 def build_parser() -> argparse.ArgumentParser:
@@ -501,7 +541,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("readme", readme, "write (or check) the README's results table")
     p.add_argument("--check", action="store_true")
     command("docs", docs, "write the notebooks as HTML pages to _docs/")
-    command("bench", bench, "measure speed as ratios")
+    p = command("bench", bench, "measure speed as ratios, and how many clips a second are loaded")
+    p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")

@@ -78,3 +78,10 @@ def test_what_is_refused(tmp_path, stores):
     assert not list((tmp_path / "b").glob("*shard-*")), "an error of the code is no reject, and leaves nothing"
     shutil.rmtree(tmp_path / "s" / "shard-00002")
     with pytest.raises(AssetMismatch, match="shard-00002 is missing"): ShardedStore(tmp_path / "s")
+
+def test_bench_of_the_loader(capsys):
+    from cop_repro.cli import LOADER_SECONDS, main
+    assert main(["bench", "--loader", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert [r["window_s"] for r in made] == list(LOADER_SECONDS) and all(r["one folder"] > 0 and r["shards"] > 0 for r in made)
+    assert made[-1]["bytes"] > 5 * made[0]["bytes"]

@@ -37,7 +37,7 @@ def test_the_paper_profile(root, capsys, monkeypatch):
 
 def test_what_cannot_be_planned(root, capsys, monkeypatch):
     monkeypatch.chdir(root)
-    for options, why in ((["--gpu-memory", "1.5"], "does not fit"), (["--mfu", "40"], "per cent"), (["--gpu", "abacus"], "abacus"), (["--gpus", "0"], "at least one")):
+    for options, why in ((["--gpu-memory", "-1"], "at least one"), (["--mfu", "40"], "per cent"), (["--gpu", "abacus"], "abacus"), (["--gpus", "0"], "at least one")):
         assert main(["plan", "--profile", "smoke", "--gpus", "1", *options]) == 2
         assert why in capsys.readouterr().err
     assert main(["plan", "--profile", "papre"]) == 2 and "paper" in capsys.readouterr().err

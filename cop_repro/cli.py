@@ -298,6 +298,15 @@ def _use_weights(folder: Path, clips: Path, output: Path) -> int:
     print(f"{output}/encoders.safetensors and {output}/codec.safetensors: name them in train_encoders.asset and train_codec.asset")
     return 0
 
+def shards(args) -> int:
+    "Read every byte of a sharded store; say what it holds and which clips were refused."
+    from cop_repro.data.shards import ShardedStore
+    store = ShardedStore(args.folder)
+    files, rejects = store.verify(progress), store.rejects
+    print(f"{store.folder.name}: {len(store)} clips in {len(store.names)} shards, {files} files as they were written; columns " + ", ".join(f"{n} {c.shape[1:]} {c.dtype}" for n, c in store.columns.items()))
+    print(f"{len(rejects)} clips refused" + "".join(f"\n  {name}: {why}" for name, why in list(rejects.items())[:args.show]))
+    return 0
+
 # ---------------------------------------------------------------- results
 
 def compare(args) -> int:
@@ -535,6 +544,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all")
     p.add_argument("--folder", help="where they lie, default weights/ of the checkout"); p.add_argument("--json", action="store_true", help="for list")
     p.add_argument("--clips", default="features/clips/piano", help="for use: store whose training sound EnCodec's statistics are fitted on"); p.add_argument("-o", "--output", default="weights/assets", help="for use: folder of the assets")
+    p = command("shards", shards, "check every byte of a sharded store, and list its refused clips")
+    p.add_argument("folder"); p.add_argument("--show", type=int, default=20, help="refused clips to print")
     command("doctor", doctor, "say what this machine has and lacks")
     p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
     p.add_argument("--check", action="store_true")

@@ -85,3 +85,13 @@ def test_bench_of_the_loader(capsys):
     made = json.loads(capsys.readouterr().out)
     assert [r["window_s"] for r in made] == list(LOADER_SECONDS) and all(r["one folder"] > 0 and r["shards"] > 0 for r in made)
     assert made[-1]["bytes"] > 5 * made[0]["bytes"]
+
+def test_the_door(tmp_path, stores, capsys):
+    from cop_repro.cli import main
+    assert main(["shards", str(stores[1].folder)]) == 0
+    said = capsys.readouterr().out
+    assert "10 clips in 3 shards" in said and "c5: clip 5 is empty" in said
+    shutil.copytree(stores[1].folder, tmp_path / "s")
+    data = bytearray((tmp_path / "s" / "shard-00000" / "text.npy").read_bytes()); data[-1] ^= 128; (tmp_path / "s" / "shard-00000" / "text.npy").write_bytes(data)
+    assert main(["shards", str(tmp_path / "s")]) == 2 and "shard-00000: column text" in capsys.readouterr().err
+    assert main(["shards", str(tmp_path / "none")]) == 2

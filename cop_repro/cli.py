@@ -1,5 +1,5 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
-import argparse, ast, hashlib, json, os, resource, shutil, subprocess, sys, time
+import argparse, ast, hashlib, importlib, json, os, resource, shutil, subprocess, sys, time
 from pathlib import Path
 
 import yaml
@@ -19,10 +19,21 @@ def progress(done: int, total: int, message: str = "") -> None:
 
 OPEN = {"keep"}  # mappings with free keys: a profile replaces them whole
 
+SECTIONS = {"dit": "model.dit.DiTConfig", "train": "training.loop.TrainConfig", "roll": "model.roll.RollConfig", "codec": "model.codec.CodecConfig", "encoders": "model.encoders.EncodersConfig"}
+
+def _has_field(section: str, key: str) -> bool:
+    "Whether a section becomes a dataclass with this field, which params.yaml leaves at its default."
+    if section not in SECTIONS: return False
+    module, _, name = f"cop_repro.{SECTIONS[section]}".rpartition(".")
+    return key in getattr(importlib.import_module(module), name).__dataclass_fields__
+
 def _merge(base: dict, over: dict, where: str = "") -> dict:
-    "A profile changes numbers of params.yaml; a key that the file lacks is an error."
+    "A profile changes numbers of params.yaml; a key that neither the file nor the section's dataclass has is an error."
     made = dict(base)
     for key, value in over.items():
+        if key not in base and _has_field(where.rstrip(".").rpartition(".")[2], key):
+            made[key] = value
+            continue
         if key not in base: raise ParamsError(f"profile: unknown parameter {where + key!r}; known are {', '.join(base)}")
         made[key] = _merge(base[key], value, f"{where}{key}.") if isinstance(base[key], dict) and isinstance(value, dict) and key not in OPEN else value
     return made

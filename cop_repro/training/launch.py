@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
 from ..core import CopError, ParamsError
-from .loop import ranks, together
+from .loop import LoneError, ranks, together
 
 # %% ../../nbs/training/46_launch.ipynb #43c87c1e
 @contextlib.contextmanager
@@ -84,22 +84,22 @@ def _lock_of_all(folder: Path | str) -> Iterator[None]:
         together(lambda: None if ranks()[0] else held.enter_context(run_lock(folder)))
         yield
 
+def _reason(folder: Path | str) -> Path: return Path(folder) / ".failed"
+
 def _work(fn: Callable, args: tuple, machines: Machines, folder: Path | str, lock: bool) -> object:
     "The function inside a process group, or the `CopError` that ended it."
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and _reason(folder).exists(): return CopError(_reason(folder).read_text())
     interface = machines.interface or ("lo" if machines.nodes == 1 and sys.platform.startswith("linux") else None)
     if interface: os.environ.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    reasons = dist.distributed_c10d._get_default_store()
     try:
         with _lock_of_all(folder) if lock else contextlib.nullcontext(): return fn(*args)
-    except CopError as error:
-        reasons.set("failed", str(error))
-        return error
-    except Exception:
-        if not reasons.check(["failed"]): raise
-        return CopError(reasons.get("failed").decode())
+    except LoneError as error:
+        _reason(folder).write_text(str(error))  # this process ends, and elastic all others; started again, they read it
+        raise
+    except CopError as error: return error
     finally: dist.destroy_process_group()
 
 @record
@@ -122,6 +122,7 @@ def _start_elastic(fn: Callable, args: tuple, machines: Machines, folder: Path |
     threads = max(1, torch.get_num_threads() // machines.processes)
     try: return elastic_launch(config, _worker)(fn, args, machines, folder, os.getpid(), threads)
     except ChildFailedError as error:
+        if _reason(folder).exists(): raise CopError(_reason(folder).read_text()) from None
         rank, failure = error.get_first_failure()
         raise CopError(f"training process {rank} of {machines.processes * machines.nodes} failed: {str(failure.message)[-600:]}") from None
     finally:
@@ -135,6 +136,7 @@ def launch(
 ) -> object:  # what `fn` returned on the first process of this node
     "Run a training function here, in several processes or on several nodes, under the run folder's lock."
     machines = Machines(machines) if isinstance(machines, int) else machines
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)): _reason(folder).unlink(missing_ok=True)
     if "TORCHELASTIC_RUN_ID" in os.environ: results = [_work(fn, args, machines, folder, lock=True)]
     else:
         with run_lock(folder) if machines.nodes == 1 else contextlib.nullcontext(), dying_with_parent():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_THE_RESULT', 'MARKER', 'StepFn', 'StopFn', 'TrainConfig', 'learning_rate_at', 'rows_for_step', 'list_checkpoints',
-           'save_checkpoint', 'load_checkpoint', 'ranks', 'average_gradients', 'gather', 'together', 'TrainResult',
-           'train', 'load_ema']
+           'save_checkpoint', 'load_checkpoint', 'ranks', 'average_gradients', 'gather', 'LoneError', 'together',
+           'TrainResult', 'train', 'load_ema']
 
 # %% ../../nbs/training/40_loop.ipynb #2f998aba
 import functools, json, math, os, shutil, time
@@ -188,6 +188,9 @@ def gather(
     dist.all_gather_object(out, value)
     return out
 
+class LoneError(CopError):
+    "A failure that one process saw while the others wait for its part of a layer: all must be ended from outside."
+
 def together(
     call: Callable[[], object],  # may raise a `CopError`
 ) -> list:  # what it returned on every process
@@ -286,7 +289,10 @@ class _Run:
         if ranks()[1] > 1:
             for buffer in self.buffers(): dist.broadcast(buffer, 0)
         if self.shards is None: made = together(lambda: self.parts(step_fn))
-        else: made = gather(self.parts(step_fn))  # the others wait for a layer, not for an error: no use in telling them here
+        else:
+            try: mine = self.parts(step_fn)
+            except CopError as error: raise LoneError(str(error)) from error
+            made = gather(mine)
         if self.shards is None: average_gradients(self.parameters)
         everyone = [log for logs_of_rank in made for log in logs_of_rank]
         return _mean_logs(everyone) | {"loss": sum(log["loss"] for log in everyone) / len(everyone)}

@@ -165,33 +165,30 @@ def who(folder):
     return {"ranks": ranks(), "losses": made["losses"].tolist(), "interface": os.environ.get("GLOO_SOCKET_IFNAME")}
 
 
-def test_two_nodes_and_torchrun(tmp_path):
-    "Two agents that meet at a port of this machine train together; and a script under torchrun joins the processes that are there. Same losses."
+def test_two_nodes_one_of_them_under_torchrun(tmp_path):
+    "Two agents meet at a port of this machine: ours, and torchrun's, whose script joins the process that is there. They train together."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    node = f"""if __name__ == "__main__":
-    import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-    import json
-    from pathlib import Path
-    from test_launch import Machines, launch, who
-    folder = Path(sys.argv[1])
-    made = launch(who, Machines(**json.loads(sys.argv[2])), folder, folder)
-    (folder / f"rank-{{made['ranks'][0]}}.json").write_text(json.dumps(made))
-"""
-    (tmp_path / "node.py").write_text(node)
-    machines = {"processes": 1, "nodes": 2, "endpoint": f"127.0.0.1:{port}", "address": "127.0.0.1", "interface": "lo"}
-    folders = [tmp_path / "nodes", tmp_path / "torchrun"]
-    for folder in folders: folder.mkdir()
-    agents = [subprocess.Popen([sys.executable, tmp_path / "node.py", folders[0], json.dumps(machines)], stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [agent.communicate(timeout=300)[1] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "node.py"), str(folders[1]), '{"processes": 2}']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [[json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)] for folder in folders]
-    assert [m["ranks"] for pair in found for m in pair] == [[0, 2], [1, 2]] * 2 and {m["interface"] for pair in found for m in pair} == {"lo"}
-    assert all(m["losses"] == found[0][0]["losses"] for pair in found for m in pair)
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    machines = {"processes": 1, "nodes": 2, "endpoint": endpoint, "address": "127.0.0.1", "interface": "lo"}
+    folder = tmp_path / "nodes"
+    (tmp_path / "node.py").write_text(f"""import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import json
+from pathlib import Path
+from test_launch import Machines, launch, who
+folder = Path({str(folder)!r})
+made = launch(who, Machines(**{machines!r}), folder, folder)
+(folder / f"rank-{{made['ranks'][0]}}.json").write_text(json.dumps(made))
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "cop-nodes",
+               "--local-addr", "127.0.0.1", str(tmp_path / "node.py")]
+    with open(tmp_path / "said", "w") as said:
+        other = subprocess.Popen(command, stdout=said, stderr=said)
+        ours = launch(who, Machines(**machines), folder, folder)
+        assert other.wait(timeout=300) == 0, (tmp_path / "said").read_text()[-3000:]
+    theirs, = (json.loads(p.read_text()) for p in folder.glob("rank-*.json"))
+    assert sorted([tuple(ours["ranks"]), tuple(theirs["ranks"])]) == [(0, 2), (1, 2)] and {ours["interface"], theirs["interface"]} == {"lo"}
+    assert ours["losses"] == theirs["losses"] and len(ours["losses"]) == 3
 
 
 def test_requests_that_cannot_be_met(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
-import argparse, ast, hashlib, json, os, resource, shutil, subprocess, sys, time
+import argparse, ast, hashlib, importlib, json, os, resource, shutil, subprocess, sys, time
 from pathlib import Path
 
 import yaml
@@ -19,10 +19,21 @@ def progress(done: int, total: int, message: str = "") -> None:
 
 OPEN = {"keep", "sets"}  # mappings with free keys: a profile replaces them whole
 
+SECTIONS = {"dit": "model.dit.DiTConfig", "train": "training.loop.TrainConfig", "roll": "model.roll.RollConfig", "codec": "model.codec.CodecConfig", "encoders": "model.encoders.EncodersConfig"}
+
+def _has_field(section: str, key: str) -> bool:
+    "Whether a section becomes a dataclass with this field, which params.yaml leaves at its default."
+    if section not in SECTIONS: return False
+    module, _, name = f"cop_repro.{SECTIONS[section]}".rpartition(".")
+    return key in getattr(importlib.import_module(module), name).__dataclass_fields__
+
 def _merge(base: dict, over: dict, where: str = "") -> dict:
-    "A profile changes numbers of params.yaml; a key that the file lacks is an error."
+    "A profile changes numbers of params.yaml; a key that neither the file nor the section's dataclass has is an error."
     made = dict(base)
     for key, value in over.items():
+        if key not in base and _has_field(where.rstrip(".").rpartition(".")[2], key):
+            made[key] = value
+            continue
         if key not in base: raise ParamsError(f"profile: unknown parameter {where + key!r}; known are {', '.join(base)}")
         made[key] = _merge(base[key], value, f"{where}{key}.") if isinstance(base[key], dict) and isinstance(value, dict) and key not in OPEN else value
     return made
@@ -484,8 +495,53 @@ def _print_loader(made: list[dict]) -> None:
     first, last = made[0], made[-1]
     print(f"a window {last['window_s'] / first['window_s']:g} times as long takes {first['one folder'] / last['one folder']:.1f} times as long to load ({first['shards'] / last['shards']:.1f} from shards)")
 
+BENCH_LENGTHS_S = (2.5, 5.0, 10.0)
+
+def _seconds(call, repeats: int = 3) -> float:
+    "The fastest of some runs, after one that does not count."
+    call()
+    times = []
+    for _ in range(repeats): began = time.perf_counter(); call(); times.append(time.perf_counter() - began)
+    return min(times)
+
+def _bench_clips(performer) -> list[tuple]:
+    "Seconds a guided step and a clip, and training tokens a second, for clips of several lengths: (name, values by length, unit)."
+    import torch
+    from cop_repro.core import RATES, torch_rng
+    from cop_repro.model.flow import Conditions, SampleConfig, draw_noise_and_time, fm_loss, sample
+    steps, model, rows = performer.sample.num_steps, performer.piano, {"guided step": {}, "clip": {}, "training": {}}
+    for length_s in BENCH_LENGTHS_S:
+        n = RATES.latents(length_s)
+        x = torch.randn(1, n, model.dit.config.latent_channels, generator=torch_rng(0, "bench"))
+        cond = Conditions(text=torch.zeros(1, 8, model.dit.config.text_width), video=torch.zeros(1, n, model.dit.config.video_features), roll=torch.zeros(1, n, 88))
+        with torch.inference_mode(): rows["guided step"][length_s] = _seconds(lambda: sample(model, x, cond, SampleConfig(num_steps=2)), 2) / 2
+        rows["clip"][length_s] = steps * rows["guided step"][length_s]
+        def learn():
+            noise, t = draw_noise_and_time(x, torch_rng(0, "bench", "t"))
+            fm_loss(model, x, cond, noise, t).backward()
+            model.zero_grad(set_to_none=True)
+        rows["training"][length_s] = n / _seconds(learn, 2)
+    return [("guided step (both branches in one batch)", rows["guided step"], "s"), (f"clip, {steps} guided steps", rows["clip"], "s"), ("training, forward and backward", rows["training"], "tokens/s")]
+
+def _bench_paper_layer() -> tuple:
+    "One layer of the published three-stream network, full width: seconds for both branches of a guided step, by clip length."
+    import torch
+    from dataclasses import replace
+    from cop_repro.core import RATES, torch_rng
+    from cop_repro.model.dit import MultiStreamDiT, paper_config
+    from cop_repro.model.flow import Conditions
+    found = {}
+    for clamp in (None, 50.0):
+        model = MultiStreamDiT(replace(paper_config(roll=True, roll_keys=88), depth=1, soft_clamp=clamp)).eval()
+        for length_s in BENCH_LENGTHS_S:
+            n = RATES.latents(length_s)
+            cond = Conditions(torch.zeros(2, 16, 1024), video=torch.zeros(2, n, 1280), roll=torch.zeros(2, n, 88))
+            x = torch.randn(2, n, 128, generator=torch_rng(0, "bench"))
+            with torch.inference_mode(): found.setdefault(clamp, {})[length_s] = _seconds(lambda: model(x, torch.zeros(2), cond), 1)
+    return found[None], found[50.0], sum(p.numel() for p in model.layers.parameters())
+
 def bench(args) -> int:
-    "Speed as ratios against an alternative measured in the same run."
+    "Speed as ratios against an alternative measured in the same run, and how it grows with the clip."
     import tempfile
     with tempfile.TemporaryDirectory() as folder: loaded = bench_loader(Path(folder))
     if args.loader:
@@ -496,11 +552,6 @@ def bench(args) -> int:
     from cop_repro.model.flow import Conditions, SampleConfig, sample
     from cop_repro.systems.cop import load_performer
     performer = load_performer(project_root() / "data" / "assets")
-    def seconds(call, repeats: int = 3) -> float:
-        call()
-        times = []
-        for _ in range(repeats): began = time.perf_counter(); call(); times.append(time.perf_counter() - began)
-        return min(times)
     noise = torch.randn(1, 750, 128, generator=torch_rng(0, "bench"))
     frames = torch.zeros(1, 250, 48, 520, 3, dtype=torch.uint8)
     encode = lambda: (performer.encoders.text.encode(["the sound of playing piano"]), performer.encoders.image.encode(frames))
@@ -508,15 +559,20 @@ def bench(args) -> int:
     cond = Conditions(text=tokens, text_mask=mask, video=torch.zeros(1, 750, 128), roll=torch.zeros(1, 750, 88))
     strips = np.zeros((250, 48, 520), np.uint8)
     with torch.inference_mode():
-        guided = seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4)))
-        single = seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4, cfg_strength=0.0)))
-        once, roll, decode = seconds(encode), seconds(lambda: performer.rolls(strips)), seconds(lambda: performer.codec.decode(noise))
+        guided = _seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4)))
+        single = _seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4, cfg_strength=0.0)))
+        once, roll, decode = _seconds(encode), _seconds(lambda: performer.rolls(strips)), _seconds(lambda: performer.codec.decode(noise))
     rows = (("guided step, both branches in one batch / two single passes", guided / 4, 2 * single / 4, "s a step"),
             ("conditions encoded once a clip / once a pass (16 steps)", once, 32 * once, "s a clip"),
             ("reading the roll / real time", roll, 10.0, "s a clip"), ("decoding sound / real time", decode, 10.0, "s a clip"))
     print(f"{'what / alternative':62s} {'ours':>8s} {'other':>8s}  ratio")
     for name, ours, other, unit in rows: print(f"{name:62s} {ours:8.3f} {other:8.3f}  {ours / other:5.2f}  {unit}")
+    plain, clamped, weights = _bench_paper_layer()
+    grown = [*_bench_clips(performer), (f"one published layer ({weights / 1e6:.0f}M), guided step", plain, "s"), ("the same with soft clamp (compat, no fused kernel)", clamped, "s")]
+    print(f"\n{'by length of the clip':62s} " + " ".join(f"{f'{s:g} s':>8s}" for s in grown[0][1]))
+    for name, values, unit in grown: print(f"{name:62s} " + " ".join(f"{v:8.3f}" if v < 1000 else f"{v:8.0f}" for v in values.values()) + f"  {unit}")
     _print_loader(loaded)
+    if args.output: write_json(args.output, {"ratios": {n: {"ours": a, "other": b, "unit": u} for n, a, b, u in rows}, "by_clip_seconds": {n: {"values": {f"{k:g}": v for k, v in values.items()}, "unit": u} for n, values, u in grown}, "threads": torch.get_num_threads()})
     return 0
 
 def build_parser() -> argparse.ArgumentParser:
@@ -556,8 +612,9 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("readme", readme, "write (or check) the README's results table")
     p.add_argument("--check", action="store_true")
     command("docs", docs, "write the notebooks as HTML pages to _docs/")
-    p = command("bench", bench, "measure speed as ratios, and how many clips a second are loaded")
+    p = command("bench", bench, "measure speed as ratios, by length of the clip, and how many clips a second are loaded")
     p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader")
+    p.add_argument("-o", "--output", help="also write the numbers as JSON")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")

@@ -11,7 +11,7 @@ __all__ = ['Kind', 'EXTRACTORS', 'NEEDS', 'id_list_hash', 'Features', 'comparabl
 import hashlib, importlib, math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -89,16 +89,25 @@ class Extractor:
 
     def __call__(self, kind: Kind, ids: Sequence[str], inputs: Iterable, sample_rate: int = RATES.sample_rate) -> Features:
         "Features of sounds (float (s,) at `sample_rate`), captions or films (uint8 (f, h, w, 3), already thinned)."
-        if kind not in self.kinds: raise BadInput(f"{self.name} gives {', '.join(self.kinds)}; {kind!r} needs another extractor")
-        rows, names, hears = [], [], kind not in ("text", "image")
+        return self.several([kind], ids, inputs, sample_rate)[kind]
+
+    def several(self, kinds: Sequence[Kind], ids: Sequence[str], inputs: Iterable, sample_rate: int = RATES.sample_rate) -> dict[str, Features]:
+        "Several kinds of the same inputs, each input read and prepared once."
+        odd = [k for k in kinds if k not in self.kinds]
+        if odd: raise BadInput(f"{self.name} gives {', '.join(self.kinds)}; {odd[0]!r} needs another extractor")
+        rows, hears = {k: [] for k in kinds}, not set(kinds) & {"text", "image"}
         for name, given in zip(ids, inputs, strict=True):
-            made = self.kinds[kind](self._sound(name, given, sample_rate) if hears else given)
-            made = made.detach().double().numpy()
-            rows.append(made); names += [str(name)] * len(made)
-        if not rows: raise BadInput("no clip was given: is the folder or the selection empty?")
-        values = np.concatenate(rows)
-        if not np.isfinite(values).all(): raise BadInput(f"{self.name} gives values that are not finite for {names[int(np.flatnonzero(~np.isfinite(values).all(1))[0])]!r}")
-        return Features(values, tuple(names), kind, self.passport, self.sample_rate if hears else 0)
+            ready = self._sound(name, given, sample_rate) if hears else given
+            for k in kinds: rows[k].append((str(name), self.kinds[k](ready).detach().double().numpy()))
+        return {k: self._features(k, made, hears) for k, made in rows.items()}
+
+    def _features(self, kind: Kind, made: list[tuple[str, np.ndarray]], hears: bool) -> Features:
+        "Rows of all clips with their passport; nothing that is not finite passes."
+        if not made: raise BadInput("no clip was given: is the folder or the selection empty?")
+        bad = [name for name, values in made if not np.isfinite(values).all()]
+        if bad: raise BadInput(f"{self.name} gives values that are not finite for {bad[0]!r}")
+        names = tuple(name for name, values in made for _ in values)
+        return Features(np.concatenate([values for _, values in made]), names, kind, self.passport, self.sample_rate if hears else 0)
 
     def _sound(self, name: str, wav, sample_rate: int) -> Float[Tensor, " s"]:
         "A checked sound at the extractor's rate, peak 0.5."
@@ -119,10 +128,11 @@ def embedded_extractor(
 ) -> Extractor:  # all six kinds
     "The judges that this project trained (PANNs family, CLAP and CLIP shape)."
     judges, columns = load_judges(path, split_hash), round(WINDOW_S * JUDGE_RATE / MEL_HOP)
+    mel_of = lru_cache(1)(lambda wav: judge_mel(wav[None]))  # the kinds of one sound share the work
+    whole = lru_cache(1)(lambda wav: judges.hear(mel_of(wav)))
     @torch.inference_mode()
     def hear(wav: Tensor, which: int, windows: bool = False) -> Tensor:
-        mel = judge_mel(wav[None])
-        return judges.hear(_windows(mel[0], columns) if windows else mel)[which]
+        return judges.hear(_windows(mel_of(wav)[0], columns))[which] if windows else whole(wav)[which]
     kinds = {"window": partial(hear, which=0, windows=True), "clip": partial(hear, which=0), "logits": partial(hear, which=1), "audio": partial(hear, which=2),
              "text": lambda text: judges.read([text]), "image": lambda frames: judges.see(torch.from_numpy(np.array(frames)))}
     return Extractor("embedded judges", file_hash(path), JUDGE_RATE, kinds)
@@ -243,6 +253,7 @@ def set_score(
         else: found = bootstrap_statistic(_statistic(metric, ref, est, clips, seed), works, seed=seed, num_samples=num_samples, centre=True)
     except BadInput as error: return SetScore(metric, None, None, None, *about, note=str(error))
     value, low, high = (float(x) if math.isfinite(x) else None for x in found)
+    if metric in ("fad", "fd") and low is not None: low = max(low, 0.0)  # a distance: the moved draws may fall below what is possible
     return SetScore(metric, value, low, high, *about, note="1 split" if metric == "inception_score" else "")
 
 def set_features(
@@ -257,11 +268,12 @@ def set_features(
 ) -> tuple[dict[str, Features], dict[str, Features]]:  # kind -> features of the reference side, of the estimate
     "Every kind that some scores need, each extracted once."
     wanted = [tuple(dict.fromkeys(NEEDS[m][side] for m in metrics if NEEDS[m][side])) for side in (0, 1)]
-    given = {"text": texts, "image": None if films is None else [np.asarray(f)[::30] for f in films]}
+    given = {"text": texts, "image": None if films is None else (np.asarray(f)[::30] for f in films)}
     for kind in ("text", "image"):
         if kind in wanted[0] and given[kind] is None: raise BadInput(f"{'clap_score needs captions' if kind == 'text' else 'clip_score needs films'}, and none were given")
-    ref = {kind: extractor(kind, ids, given.get(kind, ref_wavs), sample_rate) for kind in wanted[0]}
-    return ref, {kind: extractor(kind, ids, est_wavs, sample_rate) for kind in wanted[1]}
+    heard = [kind for kind in wanted[0] if kind not in given]
+    ref = {kind: extractor(kind, ids, given[kind]) for kind in wanted[0] if kind in given} | (extractor.several(heard, ids, ref_wavs, sample_rate) if heard else {})
+    return ref, extractor.several(wanted[1], ids, est_wavs, sample_rate)
 
 def set_scores(
     extractor: Extractor,  # a judge

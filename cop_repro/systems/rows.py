@@ -209,8 +209,9 @@ def _set_lines(kind: str, store: Store, places: Sequence[int], sounds: Mapping[s
     true, groups, lines = [store_wav(store, int(r)) for r in places], dict(zip(ids, works)), []
     films = [store["frames"][int(r)] for r in places] if "clip_score" in metrics else None
     texts = store.values("text", places) if "clap_score" in metrics else None
+    ref, own = set_features(extractor, metrics, ids, true, sounds[""], texts, films)
     for suffix, wavs in sounds.items():
-        ref, est = set_features(extractor, metrics, ids, true, wavs, texts, films)
+        est = own if suffix == "" else extractor.several(tuple(dict.fromkeys(NEEDS[m][1] for m in metrics)), ids, wavs)
         lines += [{"suffix": suffix, **asdict(set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed))} for m in metrics]
     return lines
 

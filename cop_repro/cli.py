@@ -1,5 +1,5 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
-import argparse, ast, hashlib, json, os, resource, shutil, subprocess, sys, time
+import argparse, ast, hashlib, importlib, json, os, resource, shutil, subprocess, sys, time
 from pathlib import Path
 
 import yaml
@@ -17,12 +17,23 @@ def progress(done: int, total: int, message: str = "") -> None:
 
 # ---------------------------------------------------------------- parameters
 
-OPEN = {"keep"}  # mappings with free keys: a profile replaces them whole
+OPEN = {"keep", "sets"}  # mappings with free keys: a profile replaces them whole
+
+SECTIONS = {"dit": "model.dit.DiTConfig", "train": "training.loop.TrainConfig", "roll": "model.roll.RollConfig", "codec": "model.codec.CodecConfig", "encoders": "model.encoders.EncodersConfig"}
+
+def _has_field(section: str, key: str) -> bool:
+    "Whether a section becomes a dataclass with this field, which params.yaml leaves at its default."
+    if section not in SECTIONS: return False
+    module, _, name = f"cop_repro.{SECTIONS[section]}".rpartition(".")
+    return key in getattr(importlib.import_module(module), name).__dataclass_fields__
 
 def _merge(base: dict, over: dict, where: str = "") -> dict:
-    "A profile changes numbers of params.yaml; a key that the file lacks is an error."
+    "A profile changes numbers of params.yaml; a key that neither the file nor the section's dataclass has is an error."
     made = dict(base)
     for key, value in over.items():
+        if key not in base and _has_field(where.rstrip(".").rpartition(".")[2], key):
+            made[key] = value
+            continue
         if key not in base: raise ParamsError(f"profile: unknown parameter {where + key!r}; known are {', '.join(base)}")
         made[key] = _merge(base[key], value, f"{where}{key}.") if isinstance(base[key], dict) and isinstance(value, dict) and key not in OPEN else value
     return made
@@ -53,6 +64,10 @@ class _Quiet:
         if "IPKernelApp" not in text: sys.stderr.write(text)
     def flush(self) -> None: sys.stderr.flush()
 
+# Large arrays come and go in every training step. glibc maps and unmaps each of them, and touching fresh pages costs up to a third of a step:
+# memory is kept instead. Read at process start, so it acts on the kernel that runs the stage and on its workers.
+MEMORY_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
+
 def run_stage(args) -> int:
     "Execute a stage notebook with papermill; the executed copy goes to runs/."
     root = project_root()
@@ -63,11 +78,11 @@ def run_stage(args) -> int:
     if args.stage not in params: raise ParamsError(f"{args.params} has no section {args.stage!r}")
     _check_notebook(notebook)
     die_with_parent()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", **MEMORY_KEPT}.items(): os.environ.setdefault(name, value)
     import logging, warnings
     warnings.simplefilter("ignore")
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of non-ASCII web addresses: two seconds to load, no use here
     import papermill
     from papermill.exceptions import PapermillExecutionError
     name = args.stage + (f"-{args.item}" if args.item else "")
@@ -154,6 +169,157 @@ def profile(args) -> int:
         target = root / "reports" / "profiles" / args.name
         shutil.copytree(scratch / "reports", target, dirs_exist_ok=True)
         print(f"published to {target.relative_to(root)}", flush=True)
+    return 0
+
+# ---------------------------------------------------------------- what a run will need
+
+def make_plan(params: dict, machine, manifest_items: list | None = None) -> dict:
+    "Counts, memory, operations, disk and hours of all training runs of one parameters file; a job that does not fit is an error."
+    from dataclasses import asdict, replace
+    from cop_repro.core import RATES, from_dict
+    from cop_repro.data.real_sets import REAL_SETS
+    from cop_repro.model.dit import DiTConfig, StreamConfig
+    from cop_repro.model.encoders import EncodersConfig
+    from cop_repro.model.roll import RollConfig
+    from cop_repro.training import plan as P
+    from cop_repro.training.contrast import ContrastConfig
+    from cop_repro.training.guidance import GuidanceConfig
+    from cop_repro.training.loop import TrainConfig
+    def section(cls, value, where, drop=()): return from_dict(cls, {k: v for k, v in value.items() if k not in drop}, where)
+    general, rolls, piano, later = (params[n] for n in ("train_general", "train_roll", "train_piano", "train_preference"))
+    dit, stream = section(DiTConfig, general["dit"], "train_general.dit"), section(StreamConfig, piano["roll_stream"], "train_piano.roll_stream")
+    reader, tokens = section(RollConfig, rolls["roll"], "train_roll.roll"), params["encode"]["max_tokens"]
+    heads = section(ContrastConfig, later["variants"]["cl"]["settings"], "train_preference.variants.cl.settings")
+    counts = P.published_counts(dit, stream, reader.width, heads.width)
+    train = {"stage1": section(TrainConfig, general["train"], "train_general.train"), "roll": section(TrainConfig, rolls["train"], "train_roll.train"),
+             "piano": section(TrainConfig, piano["train"], "train_piano.train"), **{n: section(TrainConfig, v["train"], f"train_preference.variants.{n}.train") for n, v in later["variants"].items()}}
+    known: dict = {}
+    def cost(kind, config, seconds, precision):
+        key = (kind, config, seconds, precision)
+        if key not in known: known[key] = P.dit_cost(config, RATES.latents(seconds), tokens, precision) if kind == "dit" else P.reader_cost(config, RATES.frames(seconds), precision)
+        return known[key]
+    grown = replace(dit, roll=stream, roll_keys=88)
+    base = lambda seconds, cfg: cost("dit", dit, seconds, cfg.precision)
+    both = lambda seconds, cfg: (cost("dit", grown, seconds, cfg.precision), cost("reader", reader, seconds, cfg.precision))
+    first = replace(train["stage1"], steps=general["t2a_steps"], warmup_steps=0, ema=0.0)
+    def jobs():
+        yield P.stage1_job("train_general: sound and text", base(general["crop_s"], first), first)
+        yield P.stage1_job("train_general", base(general["crop_s"], train["stage1"]), train["stage1"])
+        yield P.stage1_job("train_roll", cost("reader", reader, rolls["crop_s"], train["roll"].precision), train["roll"])
+        for n, v in piano["variants"].items():
+            yield P.stage2_job(f"train_piano@{n}", *both(piano["crop_s"], train["piano"]), train["piano"], section(GuidanceConfig, v, f"train_piano.variants.{n}"), piano["general_items"])
+        for n, v in later["variants"].items():
+            if v["objective"] == "cl": yield P.contrast_job(f"train_preference@{n}", base(later["crop_s"], train[n]), train[n], dit.depth, counts["base_cl"] - counts["base"])
+            else: yield P.preference_job(f"train_preference@{n}", *both(later["crop_s"], train[n]), train[n], v["settings"].get("joint_items"))
+    listed = [(job, P.fit_job(job, machine)) for job in jobs()]  # a job that does not fit ends the plan at once
+    jobs, fits = zip(*listed)
+    real_encoders = params["train_encoders"]["encoders"]["kind"] == "real"
+    clips = _planned_clips(params, manifest_items) if not real_encoders else {"film": REAL_SETS["VGGSound"].num_paper, "sound": sum(s.num_paper for s in REAL_SETS.values() if s.num_paper and s.name != "VGGSound"), "piano": 12 * 360}
+    size = params["prepare"]["strip"]
+    each = {n: P.feature_bytes(10.0, tokens, dit.text_width, dit.video_features, (size["height"], size["width"]) if n == "piano" else None, n != "sound") for n in clips}
+    encoding = sum(n * P.encoder_flops(0 if kind == "sound" else RATES.frames(10.0), tokens) for kind, n in clips.items()) if real_encoders else 0
+    sample_steps = params["evaluate"]["sample"]["num_steps"]
+    at10 = known[key].flops if (key := ("dit", grown, 10.0, train["piano"].precision)) in known else P.dit_flops(grown, RATES.latents(10.0), tokens)
+    return {"profile": params["profile"], "machine": asdict(machine), "parameters": {**counts, "reader": both(piano["crop_s"], train["piano"])[1].parameters, "piano": sum(c.parameters for c in both(piano["crop_s"], train["piano"]))},
+            "jobs": [asdict(f) for f in fits], "memory_gb": max(f.memory["total"] for f in fits),
+            "flops": {"training": sum(f.flops for f in fits), "frozen_encoders": encoding, "one_clip_forward": at10, "sampling_one_clip": 3 * sample_steps * at10},
+            "clips": clips, "disk_gb": {"features": sum(n * each[k] for k, n in clips.items()) / 1e9, "checkpoints": max(P.checkpoint_bytes(j.trained, j.ema, 2) for j in jobs) / 1e9,
+                                         "models": sum(4 * j.trained for j in jobs if "sound and text" not in j.name) / 1e9},
+            "hours": {**{f.job: f.hours for f in fits}, "frozen_encoders": P.hours(encoding, machine), "total": sum(f.hours for f in fits) + P.hours(encoding, machine)},
+            "assumptions": _plan_assumptions(machine, real_encoders)}
+
+def _planned_clips(params: dict, items: list | None) -> dict[str, int]:
+    "Clips of the rendered corpus by what they bring."
+    found = {"film": 0, "sound": 0, "piano": 0}
+    for item in items or []: found[{"foley": "film", "t2a": "sound"}.get(item.domain, item.domain)] += 1
+    return found
+
+def _plan_assumptions(machine, real_encoders: bool) -> list[str]:
+    "What the plan does not know."
+    return [f"counted: parameters, operations (products, convolutions, attention; a training step is 3 forward passes), kept tensors, features, checkpoints",
+            f"assumed: a step reaches {machine.mfu:.0%} of the peak of a {machine.kind} ({', '.join(f'{k} {v:g} TFLOP/s' for k, v in _peaks(machine.kind).items())}); --mfu changes it",
+            f"assumed: the allocator wastes {machine.waste:.0%} and context and workspaces take {machine.context_gb} GB; {'weights, gradients and moments are divided among the GPUs' if machine.sharded else 'every GPU holds all weights (--sharded divides them)'}",
+            "clips: Table 1 of arXiv 2503.22200 and twelve hours of piano (PianoYT 2 h, Piano-10h) in windows of 10 s" if real_encoders else "clips: those of the manifest that prepare.keep leaves; embedded encoders are too small to count",
+            "not counted: loading, communication between GPUs, evaluation, the decoded recordings themselves"]
+
+def _peaks(kind: str) -> dict[str, float]:
+    from cop_repro.training.plan import PEAK_TFLOPS
+    return PEAK_TFLOPS[kind]
+
+def plan(args) -> int:
+    "Say what the training runs of a profile will need, before anything starts."
+    from cop_repro.data.clips import keep_items, read_manifest
+    from cop_repro.training.plan import Machine
+    root = project_root()
+    params = load_params(root / "params.yaml")
+    if args.profile != "default":
+        path = root / "profiles" / f"{args.profile}.yaml"
+        if not path.is_file(): raise ParamsError(f"no profile {args.profile!r}; profiles are default, {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+        params = _merge(params, load_params(path))
+    manifest = root / params["prepare"]["manifest"]
+    items = keep_items(read_manifest(manifest)[0], params["prepare"]["keep"]) if manifest.exists() else None
+    made = make_plan(params, Machine(args.gpus, args.gpu_memory, args.gpu, args.mfu, args.sharded), items)
+    print(json.dumps(made, indent=1) if args.json else plan_text(made))
+    return 0
+
+def plan_text(made: dict) -> str:
+    "A plan as tables."
+    m = made["machine"]
+    lines = [f"profile {made['profile']} on {m['gpus']} x {m['kind']} with {m['memory_gb']:g} GB", "", f"{'network':22s} {'parameters':>14s}"]
+    lines += [f"{n:22s} {c:14,d}" for n, c in made["parameters"].items()]
+    lines += ["", f"{'training run':32s} {'steps':>8s} {'clips/GPU':>10s} {'accumulate':>10s} {'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'hours':>9s}"]
+    for j in made["jobs"]:
+        lines.append(f"{j['job']:32s} {j['steps']:8d} {j['clips_per_gpu']:10d} {j['accumulate']:10d} {'yes' if j['checkpointing'] else 'no':>10s} {j['memory']['total']:8.2f} {j['flops'] / 1e15:12,.3f} {j['hours']:9.3f}")
+    full = max(made["jobs"], key=lambda j: j["memory"]["total"])
+    lines += ["", f"memory of one GPU in {full['job']}: " + ", ".join(f"{k} {v:.2f} GB" for k, v in full["memory"].items())]
+    lines += [f"disk: " + ", ".join(f"{k} {v:,.2f} GB" for k, v in made["disk_gb"].items()) + f" ({', '.join(f'{n:,} {k}' for k, n in made['clips'].items())} clips)"]
+    lines += [f"hours: training {made['hours']['total'] - made['hours']['frozen_encoders']:.2f}, frozen encoders {made['hours']['frozen_encoders']:.2f}, together {made['hours']['total']:.2f}"]
+    return "\n".join([*lines, "", *(f"- {a}" for a in made["assumptions"])])
+
+# ---------------------------------------------------------------- other people's networks
+
+def weights(args) -> int:
+    "List, fetch, lock or check the networks of others that the published model uses; `use` makes assets of them."
+    from cop_repro.model import weights as W
+    folder = Path(args.folder) if args.folder else project_root() / "weights"
+    if args.action == "list":
+        rows = W.weights_rows(folder)
+        if args.json: print(json.dumps(rows, indent=1)); return 0
+        for r in rows:
+            print(f"{r['name']:14s} {r['state']:16s} {r['gigabytes']:7.3f} GB  {r['purpose']}\n{'':14s} from {r['source']} at {r['revision']}" + (f" ({r['unconfirmed']}: not confirmed)" if r["unconfirmed"] else "") +
+                  f"\n{'':14s} files {', '.join(r['files'])}\n{'':14s} licence {r['licence']}\n{'':14s} looked for in {r['looked_for']}")
+        lack = [r for r in rows if not r["state"].startswith("present")]
+        print(f"{len(rows) - len(lack)} of {len(rows)} present" + (f"; to fetch: {sum(r['gigabytes'] for r in lack):.1f} GB, e.g. `cop weights fetch {lack[0]['name']}`" if lack else ""))
+        return 0
+    if args.action == "use": return _use_weights(folder, Path(args.clips), Path(args.output))
+    for name in [args.name] if args.name else list(W.WEIGHTS):
+        if args.action == "fetch": W.fetch_weights(name, folder, progress)
+        elif args.action == "lock": W.lock_weights(name, folder)
+        print(f"{name}: {len(W.verify_weights(name, folder))} files as they should be" + ("" if (W.weights_folder(name, folder) / W.LOCK).is_file() else "; no lock yet, so only format and shapes were checked: `cop weights lock`"))
+    return 0
+
+def _use_weights(folder: Path, clips: Path, output: Path) -> int:
+    "Assets that `train_codec.asset` and `train_encoders.asset` can name: EnCodec with statistics of these clips, and the real encoders' places."
+    from cop_repro.data.clips import store_wav
+    from cop_repro.data.shards import open_store
+    from cop_repro.model.codec import save_codec
+    from cop_repro.model.encoders import build_encoders, save_encoders
+    from cop_repro.model.weights import real_codec, real_encoders
+    store = open_store(clips)
+    rows, split = store.select(split="train"), store.about.get("split_hash", "")
+    if not len(rows): raise CopError(f"{clips} holds no training clips to fit EnCodec's statistics on")
+    save_encoders(output / "encoders.safetensors", build_encoders(real_encoders(folder)), split)
+    save_codec(output / "codec.safetensors", real_codec(folder, (store_wav(store, rows[i:i + 4]) for i in range(0, min(len(rows), 512), 4))), split)
+    print(f"{output}/encoders.safetensors and {output}/codec.safetensors: name them in train_encoders.asset and train_codec.asset")
+    return 0
+
+def shards(args) -> int:
+    "Read every byte of a sharded store; say what it holds and which clips were refused."
+    from cop_repro.data.shards import ShardedStore
+    store = ShardedStore(args.folder)
+    files, rejects = store.verify(progress), store.rejects
+    print(f"{store.folder.name}: {len(store)} clips in {len(store.names)} shards, {files} files as they were written; columns " + ", ".join(f"{n} {c.shape[1:]} {c.dtype}" for n, c in store.columns.items()))
+    print(f"{len(rejects)} clips refused" + "".join(f"\n  {name}: {why}" for name, why in list(rejects.items())[:args.show]))
     return 0
 
 # ---------------------------------------------------------------- results
@@ -328,18 +494,97 @@ def docs(args) -> int:
         temporary.write_text(f"<!doctype html><meta charset=utf-8><title>cop_repro</title><h1>cop_repro: the notebooks</h1><ul>{''.join(links)}</ul>")
     return 0
 
+LOADER_SECONDS = (1.0, 2.0, 5.0, 10.0)
+
+def bench_loader(folder: Path, clips: int = 64, batch: int = 16, repeats: int = 5) -> list[dict]:
+    "Clips a second that the training batches of stage 1 are read with, from one folder and from shards, by length of the window."
+    import numpy as np
+    from cop_repro.core import RATES, torch_rng
+    from cop_repro.data.clips import fill_store
+    from cop_repro.data.shards import fill_shards
+    from cop_repro.training.general import general_batch
+    rng = np.random.default_rng(0)
+    columns = {"latents": ((RATES.latents(10.0), 128), "float16"), "video": ((RATES.frames(10.0), 128), "float16"), "has_video": ((), "bool"), "text": ((40, 96), "float16"), "text_mask": ((40,), "bool")}
+    make = lambda i: {n: rng.standard_normal(shape).astype(kind) if kind == "float16" else np.ones(shape, bool) for n, (shape, kind) in columns.items()}
+    stores = {"one folder": fill_store(folder / "one", [{}] * clips, columns, make, range(clips), 1), "shards": fill_shards(folder / "shards", {str(i): i for i in range(clips)}, columns, make, 16)}
+    rows = [int(r) for r in rng.permutation(clips)[:batch]]
+    made = []
+    for seconds in LOADER_SECONDS:
+        line = {"window_s": seconds, "bytes": 4 * (RATES.latents(seconds) * (128 + 128) + 40 * 96)}
+        for name, store in stores.items():
+            times = []
+            for i in range(repeats + 1):
+                began = time.perf_counter()
+                general_batch(store, rows, torch_rng(0, "bench", i), RATES.latents(seconds))
+                times.append(time.perf_counter() - began)
+            line[name] = batch / min(times[1:])
+        made.append(line)
+    return made
+
+def _print_loader(made: list[dict]) -> None:
+    "Clips a second by window, and how the seconds of a clip grow with its length."
+    print(f"\n{'loading features: window':26s} {'from one folder':>16s} {'from shards':>14s}  MB/clip")
+    for r in made: print(f"{r['window_s']:24g} s {r['one folder']:10.0f} clips/s {r['shards']:8.0f} clips/s  {r['bytes'] / 1e6:7.2f}")
+    first, last = made[0], made[-1]
+    print(f"a window {last['window_s'] / first['window_s']:g} times as long takes {first['one folder'] / last['one folder']:.1f} times as long to load ({first['shards'] / last['shards']:.1f} from shards)")
+
+BENCH_LENGTHS_S = (2.5, 5.0, 10.0)
+
+def _seconds(call, repeats: int = 3) -> float:
+    "The fastest of some runs, after one that does not count."
+    call()
+    times = []
+    for _ in range(repeats): began = time.perf_counter(); call(); times.append(time.perf_counter() - began)
+    return min(times)
+
+def _bench_clips(performer) -> list[tuple]:
+    "Seconds a guided step and a clip, and training tokens a second, for clips of several lengths: (name, values by length, unit)."
+    import torch
+    from cop_repro.core import RATES, torch_rng
+    from cop_repro.model.flow import Conditions, SampleConfig, draw_noise_and_time, fm_loss, sample
+    steps, model, rows = performer.sample.num_steps, performer.piano, {"guided step": {}, "clip": {}, "training": {}}
+    for length_s in BENCH_LENGTHS_S:
+        n = RATES.latents(length_s)
+        x = torch.randn(1, n, model.dit.config.latent_channels, generator=torch_rng(0, "bench"))
+        cond = Conditions(text=torch.zeros(1, 8, model.dit.config.text_width), video=torch.zeros(1, n, model.dit.config.video_features), roll=torch.zeros(1, n, 88))
+        with torch.inference_mode(): rows["guided step"][length_s] = _seconds(lambda: sample(model, x, cond, SampleConfig(num_steps=2)), 2) / 2
+        rows["clip"][length_s] = steps * rows["guided step"][length_s]
+        def learn():
+            noise, t = draw_noise_and_time(x, torch_rng(0, "bench", "t"))
+            fm_loss(model, x, cond, noise, t).backward()
+            model.zero_grad(set_to_none=True)
+        rows["training"][length_s] = n / _seconds(learn, 2)
+    return [("guided step (both branches in one batch)", rows["guided step"], "s"), (f"clip, {steps} guided steps", rows["clip"], "s"), ("training, forward and backward", rows["training"], "tokens/s")]
+
+def _bench_paper_layer() -> tuple:
+    "One layer of the published three-stream network, full width: seconds for both branches of a guided step, by clip length."
+    import torch
+    from dataclasses import replace
+    from cop_repro.core import RATES, torch_rng
+    from cop_repro.model.dit import MultiStreamDiT, paper_config
+    from cop_repro.model.flow import Conditions
+    found = {}
+    for clamp in (None, 50.0):
+        model = MultiStreamDiT(replace(paper_config(roll=True, roll_keys=88), depth=1, soft_clamp=clamp)).eval()
+        for length_s in BENCH_LENGTHS_S:
+            n = RATES.latents(length_s)
+            cond = Conditions(torch.zeros(2, 16, 1024), video=torch.zeros(2, n, 1280), roll=torch.zeros(2, n, 88))
+            x = torch.randn(2, n, 128, generator=torch_rng(0, "bench"))
+            with torch.inference_mode(): found.setdefault(clamp, {})[length_s] = _seconds(lambda: model(x, torch.zeros(2), cond), 1)
+    return found[None], found[50.0], sum(p.numel() for p in model.layers.parameters())
+
 def bench(args) -> int:
-    "Speed as ratios against an alternative measured in the same run."
+    "Speed as ratios against an alternative measured in the same run, and how it grows with the clip."
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder: loaded = bench_loader(Path(folder))
+    if args.loader:
+        print(json.dumps(loaded, indent=1)) if args.json else _print_loader(loaded)
+        return 0
     import numpy as np, torch
     from cop_repro.core import torch_rng
     from cop_repro.model.flow import Conditions, SampleConfig, sample
     from cop_repro.systems.cop import load_performer
     performer = load_performer(project_root() / "data" / "assets")
-    def seconds(call, repeats: int = 3) -> float:
-        call()
-        times = []
-        for _ in range(repeats): began = time.perf_counter(); call(); times.append(time.perf_counter() - began)
-        return min(times)
     noise = torch.randn(1, 750, 128, generator=torch_rng(0, "bench"))
     frames = torch.zeros(1, 250, 48, 520, 3, dtype=torch.uint8)
     encode = lambda: (performer.encoders.text.encode(["the sound of playing piano"]), performer.encoders.image.encode(frames))
@@ -347,14 +592,20 @@ def bench(args) -> int:
     cond = Conditions(text=tokens, text_mask=mask, video=torch.zeros(1, 750, 128), roll=torch.zeros(1, 750, 88))
     strips = np.zeros((250, 48, 520), np.uint8)
     with torch.inference_mode():
-        guided = seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4)))
-        single = seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4, cfg_strength=0.0)))
-        once, roll, decode = seconds(encode), seconds(lambda: performer.rolls(strips)), seconds(lambda: performer.codec.decode(noise))
+        guided = _seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4)))
+        single = _seconds(lambda: sample(performer.piano, noise, cond, SampleConfig(num_steps=4, cfg_strength=0.0)))
+        once, roll, decode = _seconds(encode), _seconds(lambda: performer.rolls(strips)), _seconds(lambda: performer.codec.decode(noise))
     rows = (("guided step, both branches in one batch / two single passes", guided / 4, 2 * single / 4, "s a step"),
             ("conditions encoded once a clip / once a pass (16 steps)", once, 32 * once, "s a clip"),
             ("reading the roll / real time", roll, 10.0, "s a clip"), ("decoding sound / real time", decode, 10.0, "s a clip"))
     print(f"{'what / alternative':62s} {'ours':>8s} {'other':>8s}  ratio")
     for name, ours, other, unit in rows: print(f"{name:62s} {ours:8.3f} {other:8.3f}  {ours / other:5.2f}  {unit}")
+    plain, clamped, weights = _bench_paper_layer()
+    grown = [*_bench_clips(performer), (f"one published layer ({weights / 1e6:.0f}M), guided step", plain, "s"), ("the same with soft clamp (compat, no fused kernel)", clamped, "s")]
+    print(f"\n{'by length of the clip':62s} " + " ".join(f"{f'{s:g} s':>8s}" for s in grown[0][1]))
+    for name, values, unit in grown: print(f"{name:62s} " + " ".join(f"{v:8.3f}" if v < 1000 else f"{v:8.0f}" for v in values.values()) + f"  {unit}")
+    _print_loader(loaded)
+    if args.output: write_json(args.output, {"ratios": {n: {"ours": a, "other": b, "unit": u} for n, a, b, u in rows}, "by_clip_seconds": {n: {"values": {f"{k:g}": v for k, v in values.items()}, "unit": u} for n, values, u in grown}, "threads": torch.get_num_threads()})
     return 0
 
 def build_parser() -> argparse.ArgumentParser:
@@ -384,13 +635,25 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=PATH, ast=FOLDER, clap=FOLDER; default: the shipped ones")
     p.add_argument("--works", help="JSON, id -> work: intervals are drawn over works"); p.add_argument("--texts", help="JSON, id -> caption, for clap_score")
     p.add_argument("--cut", action="store_true", help="score the common beginning of sounds of different lengths"); p.add_argument("--seed", type=int, default=0)
+    p = command("plan", plan, "parameters, memory, operations, disk and hours of a profile's training runs, before anything starts")
+    p.add_argument("--profile", default="default"); p.add_argument("--gpus", type=int, default=8); p.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
+    p.add_argument("--gpu", default="a100", help="a100, a800 or h100: whose peak speed is meant"); p.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak, 0 to 1")
+    p.add_argument("--sharded", action="store_true", help="divide weights, gradients and moments among the GPUs"); p.add_argument("--json", action="store_true")
+    p = command("weights", weights, "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them")
+    p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all")
+    p.add_argument("--folder", help="where they lie, default weights/ of the checkout"); p.add_argument("--json", action="store_true", help="for list")
+    p.add_argument("--clips", default="features/clips/piano", help="for use: store whose training sound EnCodec's statistics are fitted on"); p.add_argument("-o", "--output", default="weights/assets", help="for use: folder of the assets")
+    p = command("shards", shards, "check every byte of a sharded store, and list its refused clips")
+    p.add_argument("folder"); p.add_argument("--show", type=int, default=20, help="refused clips to print")
     command("doctor", doctor, "say what this machine has and lacks")
     p = command("fingerprints", fingerprints, "write (or check) the code fingerprints of the stages")
     p.add_argument("--check", action="store_true")
     p = command("readme", readme, "write (or check) the README's results table")
     p.add_argument("--check", action="store_true")
     command("docs", docs, "write the notebooks as HTML pages to _docs/")
-    command("bench", bench, "measure speed as ratios")
+    p = command("bench", bench, "measure speed as ratios, by length of the clip, and how many clips a second are loaded")
+    p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader")
+    p.add_argument("-o", "--output", help="also write the numbers as JSON")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")

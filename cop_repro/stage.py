@@ -63,6 +63,11 @@ class Stage:
         key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed], sort_keys=True).encode()).hexdigest()[:12]
         return self.path("work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key)
 
+    def place(self, made: str, **stores: str) -> dict:
+        "Where this run reads (name -> store below features/), computes and writes, for `training.stages.Place`."
+        return {"stores": {name: self.path("features", folder) for name, folder in stores.items()}, "scratch": self.scratch(), "device": str(self.device), "seed": self.seed,
+                "made": self.path("models", self.name, *([self.item] if self.item else []), made), "progress": progress}
+
     def metrics(self, **values) -> dict:
         "Write models/<stage>/metrics.json: what was measured and what it cost."
         made = {**_finite(values), "seconds": round(time.monotonic() - self.began, 1)}

@@ -64,6 +64,25 @@ def test_branches_share_one_batch_and_are_counted():
     result = sample(model, randn(2, 6, 4), cond, SampleConfig(5, 2., 1., method="midpoint"))
     assert calls == [(6, 6)] * 10 and result.passes == 30
 
+def test_conditions_are_encoded_once_a_clip(monkeypatch):
+    "From a film to latents, whatever the number of passes: one call of the text encoder, one of the image encoder, one of the roll predictor."
+    import numpy as np
+    from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
+    from cop_repro.model.encoders import Encoders, EncodersConfig, EmbeddedSizes, build_encoders, learn_words
+    from cop_repro.model.roll import RollConfig, build_roll
+    from cop_repro.systems.cop import Performer
+    from cop_repro.training.guidance import grow_piano
+    encoders = build_encoders(EncodersConfig(embedded=EmbeddedSizes(text_dim=32, image_dim=32, image_width=4, max_tokens=16, image_size=32)), learn_words(["the sound of playing piano"])).eval()
+    base = MultiStreamDiT(DiTConfig(1, StreamConfig(16, 1, 16), StreamConfig(32, 1, 32), latent_channels=4, text_width=32, video_features=32, num_registers=2, max_positions=40, time_frequencies=4))
+    piano = grow_piano(base, build_roll(RollConfig(width=2, height=16, strip_width=104)), StreamConfig(16, 1, 16)).eval()
+    calls = dict.fromkeys(("text", "image", "reader", "dit"), 0)
+    for name, module in (("text", encoders.text.t5), ("image", encoders.image.visual), ("reader", piano.reader), ("dit", piano.dit)):
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    performer = Performer(None, encoders, piano, SampleConfig(num_steps=16, cfg_strength=2.0, roll_strength=1.0, method="midpoint"), {})
+    strips = np.zeros((8, 16, 104), np.uint8)
+    performer.latents(strips, performer.rolls(strips), "the sound of playing piano", randn(1, 24, 4))
+    assert calls == {"text": 1, "image": 1, "reader": 1, "dit": 32}
+
 def test_half_precision_answers_do_not_degrade_the_state():
     out = sample(lambda xt, t, c: torch.ones_like(xt, dtype=torch.bfloat16), randn(1, 2, 2), Conditions(), SampleConfig(7, 0.))
     assert out.latents.dtype == torch.float32 and torch.allclose(out.latents, randn(1, 2, 2) + 1, atol=1e-5)

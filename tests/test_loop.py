@@ -1,10 +1,7 @@
-"The training loop: exact resume, atomic checkpoints, equal processes, guard, order, lock."
+"The training loop: exact resume, atomic checkpoints, guard, order. What needs several processes is in test_launch.py."
 import json
-import os
+import resource
 import shutil
-import signal
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +10,7 @@ from torch import nn
 
 from cop_repro.core import AssetMismatch, BadInput, CopError, ParamsError, from_dict, load_weights, save_weights, torch_rng
 from cop_repro.training import loop
-from cop_repro.training.loop import (TrainConfig, launch, learning_rate_at, list_checkpoints, load_checkpoint, rows_for_step, run_lock,
-                                     save_checkpoint, train)
+from cop_repro.training.loop import TrainConfig, learning_rate_at, list_checkpoints, load_checkpoint, rows_for_step, save_checkpoint, train
 
 CFG = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, save_every=4, ema=0.9)
 
@@ -231,60 +227,53 @@ def test_stop_rule_survives_a_resume(tmp_path):
     assert again.step == 6 and again.stopped_early and again.resumed_from == 6
 
 
-def train_somewhere(folder):
-    "A whole run, then one in which only the last process sees a NaN; importable by name, for `launch`."
-    torch.set_num_threads(1)
-    cfg = TrainConfig(steps=6, batch_size=8, learning_rate=1e-2, save_every=3)
-    net, fn = make(cfg, dropout=0.0)
-    net.norm = nn.Identity()
-    result = train({"net": net}, fn, cfg, folder)
-    if loop.ranks()[0] == 0: save_weights(folder / "result.safetensors", net.state_dict(), {"losses": result.losses.tolist(), "world": loop.ranks()[1]})
-    train({"net": net}, lambda s, p, n: (fn(s, p, n)[0] * (float("nan") if s == 4 and p == n - 1 else 1), {}), cfg, folder / "nan")
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    "The kernel refuses to write beyond a limit in the middle of the second save: one clear error, nothing half-written, and the run goes on from the first."
+    net, fn = make(CFG)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def step_fn(step, part, parts):
+        if step == 7: resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+        return fn(step, part, parts)
+    try:
+        with pytest.raises(CopError, match="step-00000008 could not be written.*1 complete checkpoints before it are untouched"): train({"net": net}, step_fn, CFG, tmp_path)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+    again, fn = make(CFG)
+    resumed = train({"net": again}, fn, CFG, tmp_path)
+    unbroken, fn = make(CFG)
+    assert resumed.resumed_from == 4 and np.array_equal(resumed.losses, train({"net": unbroken}, fn, CFG, tmp_path / "unbroken").losses)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), unbroken.state_dict().values()))
 
 
-def test_two_processes_equal_one(tmp_path):
-    "Two gloo processes with half the batch each; both stop at a NaN that one of them sees, and the error keeps its type and words."
-    found = {}
-    for world in (1, 2):
-        with pytest.raises(CopError, match="step 4: the loss is nan"): launch(train_somewhere, world, tmp_path / str(world), tmp_path / str(world))
-        found[world] = load_weights(tmp_path / str(world) / "result.safetensors")
-        assert found[world][1]["world"] == world
-        assert [p.name for p in list_checkpoints(tmp_path / str(world))] == ["step-00000003", "step-00000006"]
-    assert np.allclose(found[1][1]["losses"], found[2][1]["losses"], atol=1e-6)
-    for name, value in found[1][0].items(): assert torch.allclose(value, found[2][0][name], atol=1e-5), name
+def test_a_changed_byte_is_refused_by_name(tmp_path):
+    net, fn = make(CFG)
+    train({"net": net}, fn, CFG, tmp_path)
+    file = list_checkpoints(tmp_path)[-1] / "optimizer.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(AssetMismatch, match="step-00000012/optimizer.safetensors is not what was written"): train({"net": net}, fn, CFG, tmp_path)
+    assert file.read_bytes() == raw
+    shutil.rmtree(file.parent)
+    assert train({"net": make(CFG)[0]}, fn, CFG, tmp_path).resumed_from == 8
 
 
-def test_lock(tmp_path):
-    with run_lock(tmp_path):
-        with pytest.raises(CopError, match=f"process {os.getpid()}"): launch(print, 1, tmp_path)
-    assert launch(lambda: 7, 1, tmp_path) == 7
-    with pytest.raises(ParamsError): launch(print, 0, tmp_path)
+def test_a_pickle_in_place_of_weights_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {})
+    torch.save({"w": torch.ones(2)}, path / "model.safetensors")
+    marker = json.loads((path / loop.MARKER).read_text())
+    (path / loop.MARKER).write_text(json.dumps(marker | {"model.safetensors": [(path / "model.safetensors").stat().st_size, loop.file_hash(path / "model.safetensors")]}))
+    with pytest.raises(BadInput, match="not a readable safetensors file.*pickled"): load_checkpoint(tmp_path, {})
 
 
-@pytest.mark.skipif(not os.path.exists("/proc"), reason="the death signal is Linux's")
-def test_trainer_dies_with_its_parent(tmp_path):
-    note = tmp_path / "pid"
-    parent = os.fork()
-    if parent == 0:
-        child = os.fork()
-        if child == 0:
-            with loop.dying_with_parent():
-                note.write_text(str(os.getpid()))
-                time.sleep(60)
-            os._exit(0)
-        time.sleep(60)
-        os._exit(0)
-    while not (note.exists() and note.read_text()): time.sleep(0.02)
-    pid = int(note.read_text())
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-
-    def gone():
-        try: return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
-        except FileNotFoundError: return True
-    deadline = time.monotonic() + 15
-    while not gone() and time.monotonic() < deadline: time.sleep(0.1)
-    assert gone()
+def test_an_uneven_batch_is_refused_before_anything_is_touched(tmp_path):
+    net, fn = make(CFG)
+    train({"net": net}, fn, CFG, tmp_path)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    with pytest.raises(ParamsError, match="batch of 8 cannot be cut into 3 equal parts .1 processes x 3 micro-batches"):
+        train({"net": net}, fn, TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, accumulate=3), tmp_path, resume=False)
+    assert len(list_checkpoints(tmp_path)) == 2 and all(torch.equal(before[n], p) for n, p in net.named_parameters())
 
 
 def test_marker_names_every_file(tmp_path):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import scipy  # its submodules load on first use
 from jaxtyping import Float, UInt8
-from scipy.signal import butter, lfilter, sosfilt
 
 from ..core import RATES, BadInput, numpy_rng
 
@@ -68,7 +68,7 @@ def modal(
 def _noise(rng: np.random.Generator, duration_s: float, low_hz: float, high_hz: float, decay_s: float | None = None) -> np.ndarray:
     "Band-passed noise of unit power, with an exponential decay if one is given."
     size = round(duration_s * RATES.sample_rate)
-    sound = sosfilt(butter(2, (low_hz, min(high_hz, .45 * RATES.sample_rate)), "band", fs=RATES.sample_rate, output="sos"), rng.standard_normal(size))
+    sound = scipy.signal.sosfilt(scipy.signal.butter(2, (low_hz, min(high_hz, .45 * RATES.sample_rate)), "band", fs=RATES.sample_rate, output="sos"), rng.standard_normal(size))
     sound = sound / max(sound.std(), 1e-9)
     return sound if decay_s is None else sound * np.exp(-np.arange(size) / RATES.sample_rate / decay_s)
 
@@ -93,8 +93,8 @@ def _drop(rng, t: Traits):
 def _pluck(rng, t: Traits):
     delay = round(RATES.sample_rate / t.octaves(100, 330))
     burst = np.zeros(round(1.6 * RATES.sample_rate))
-    burst[:delay] = lfilter([1], [1, -.9 + .7 * t.loud], rng.uniform(-1, 1, delay))
-    sound = lfilter([1], np.concatenate([[1], np.zeros(delay - 1), [-.498, -.498]]), burst)
+    burst[:delay] = scipy.signal.lfilter([1], [1, -.9 + .7 * t.loud], rng.uniform(-1, 1, delay))
+    sound = scipy.signal.lfilter([1], np.concatenate([[1], np.zeros(delay - 1), [-.498, -.498]]), burst)
     return .8 * sound / np.abs(sound).max()
 
 def _bell(rng, t: Traits):

@@ -112,6 +112,7 @@ class CodecConfig:
     log_weight: float = .1  # weight of the log-magnitude error
     num_rounds: int = 4  # of Griffin-Lim when decoding
     encodec_source: str = "facebook/encodec_24khz"  # local folder, .safetensors file or hub name
+    encodec_revision: str = "c1dbe2ae3f1de713481a3b3e7c47f357092ee040"  # commit of the hub
 
     def __post_init__(self):
         if min(self.width, self.num_blocks) < 1 or self.max_noise < 0 or self.num_rounds < 0:
@@ -335,7 +336,7 @@ def _library_name(name: str, transposed: Iterable[str]) -> str:
     inner = "convtr.convtr" if f"{part}.model.{layer}" in transposed else "conv.conv"
     return f"{part}.model.{layer}.{inner}.{leaf}"
 
-def _find_weights(source: str) -> Path:
+def _find_weights(source: str, revision: str) -> Path:
     "The safetensors file of a local path or of the model hub."
     path = Path(source)
     if path.suffix == ".safetensors" and path.is_file(): return path
@@ -344,7 +345,7 @@ def _find_weights(source: str) -> Path:
         raise BadInput(f"the folder {path.name} holds no model.safetensors (a pickled .th or .bin file is not read: save it as safetensors first)")
     if source.count("/") != 1 or path.is_absolute(): raise BadInput(f"no EnCodec weights at {path.name}: a folder with model.safetensors, such a file, or a hub name like facebook/encodec_24khz is needed")
     from huggingface_hub import hf_hub_download
-    try: return Path(hf_hub_download(source, "model.safetensors"))
+    try: return Path(hf_hub_download(source, "model.safetensors", revision=revision))
     except Exception as error:
         raise BadInput(f"EnCodec weights {source} could not be had ({type(error).__name__}): with no network give a local folder as encodec_source, or use kind: embedded") from error
 
@@ -379,7 +380,7 @@ class EnCodec24(Codec):
         config: CodecConfig,  # `encodec_source`: local folder, file or hub name
     ) -> "EnCodec24":  # without statistics
         "The pretrained encoder and decoder; quantiser weights in the file are ignored."
-        tensors = fold_weight_norm(load_weights(_find_weights(config.encodec_source))[0])
+        tensors = fold_weight_norm(load_weights(_find_weights(config.encodec_source, config.encodec_revision))[0])
         halves = {k: v for k, v in tensors.items() if k.startswith(("encoder.", "decoder."))}
         first = next((v for k, v in halves.items() if k in ("encoder.layers.0.conv.weight", "encoder.model.0.conv.conv.weight")), None)
         codec = cls.from_shapes(config, {} if first is None else {**halves, "encoder.model.0.conv.conv.weight": first})

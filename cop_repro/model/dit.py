@@ -349,6 +349,7 @@ class MultiStreamDiT(nn.Module):
         t: Float[Tensor, " b"],  # time in [0, 1]; 0 is noise
         cond: Conditions,  # text, video and roll, each optional
         features: bool = False,  # True: also the first layers' outputs
+        depth: int | None = None,  # layers to run, for those who want features only; None: all
     ) -> Float[Tensor, "b n c"] | tuple[Float[Tensor, "b n c"], Features]:  # velocity
         "Velocity of noisy latents under conditions."
         check_inputs(self.config, xt, t, cond)
@@ -357,7 +358,7 @@ class MultiStreamDiT(nn.Module):
         tables = {name: rotary_table(length, getattr(self.config, name).head_width, self.config.rotary_base, xt.device) for name in streams}
         code, text = self.audio_time(t), _text(cond, xt.dtype)
         recompute, half, skips, first = self.config.checkpointing and torch.is_grad_enabled(), self.config.depth // 2, [], None
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(list(self.layers)[:depth]):
             skip = skips.pop() if layer.skip is not None else None
             inputs = streams, skip, code, tables, text
             streams, video = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)

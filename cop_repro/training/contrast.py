@@ -7,7 +7,7 @@ __all__ = ['Objective', 'OBJECTIVES', 'eq5_terms', 'supcon_out_terms', 'Contrast
            'build_heads', 'stretch', 'filmed', 'contrast_loss', 'contrast_step', 'nce_bound', 'club_bound']
 
 # %% ../../nbs/training/43_contrast.ipynb #37f2ef4a
-import copy, math
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -75,15 +75,8 @@ def first_layers(
 ) -> Features:  # first audio and first video layer
     "Features for Eq. 5; by default the audio side knows the noisy sound alone."
     if model.config.video is None: raise BadInput("a contrast of sound and picture needs a model with a video stream")
-    short = _one_layer(model)
-    full = short(xt, t, cond, features=True)[1]
-    return full if see_all else Features(short(xt, t, Conditions(), features=True)[1].audio, full.video)
-
-def _one_layer(model: MultiStreamDiT) -> MultiStreamDiT:
-    "The same model (shared weights) that ends after its first layer."
-    short = copy.copy(model)
-    short._modules = model._modules | {"layers": model.layers[:1]}
-    return short
+    full = model(xt, t, cond, features=True, depth=1)[1]
+    return full if see_all else Features(model(xt, t, Conditions(), features=True, depth=1)[1].audio, full.video)
 
 # %% ../../nbs/training/43_contrast.ipynb #05bf1505
 @dataclass(frozen=True)

@@ -45,10 +45,13 @@ class GuidanceConfig:
 # %% ../../nbs/training/42_guidance.ipynb #c502a82e
 class CoPPiano(nn.Module):
     "Roll predictor and three-stream DiT (arXiv 2503.22200, stage 2)."
+    called_parts = ("reader", "dit")  # each is called on its own, so each is cut on its own (`38_parallel`)
+
     def __init__(self, dit: MultiStreamDiT, reader: nn.Module, velocity: bool = True):
         super().__init__()
         if dit.config.roll is None: raise BadInput("the DiT has no roll stream: grow_piano adds one to a stage-1 model")
         if velocity and not reader.cfg.velocity: raise ParamsError("the roll is to carry velocity, but the reader was built with velocity=False")
+        if dit.config.roll_keys != reader.cfg.num_keys: raise ParamsError(f"the DiT is told {dit.config.roll_keys} keys, the reader reads {reader.cfg.num_keys}")
         self.dit, self.reader, self.velocity = dit, reader, velocity
 
     def forward(
@@ -73,8 +76,9 @@ class CoPPiano(nn.Module):
         roll: Float[Tensor, "b f 88"],  # soft roll at the frame rate
         num_latents: int,  # latents that span the same time
     ) -> Conditions:  # with the roll at the latent rate
-        "Add a roll to the conditions."
-        return replace(cond, roll=to_latent_rate(roll, num_latents))
+        "Add a roll to the conditions: the keys that the reader reads."
+        first, count = self.reader.cfg.first_key, self.reader.cfg.num_keys
+        return replace(cond, roll=to_latent_rate(roll[..., first:first + count], num_latents))
 
 def grow_piano(
     base: MultiStreamDiT,  # stage-1 model
@@ -84,7 +88,7 @@ def grow_piano(
     seed: int = 0,  # of the new stream's weights
 ) -> CoPPiano:  # answers like the base model at first
     "Stage-1 model plus roll stream plus reader."
-    config = replace(base.config, roll=stream, roll_keys=88)
+    config = replace(base.config, roll=stream, roll_keys=reader.cfg.num_keys)
     return CoPPiano(carry_over(base, MultiStreamDiT(config, seed=seed)), reader, velocity).to(next(base.parameters()).device)
 
 @contextmanager

@@ -401,6 +401,39 @@ def real(args) -> int:
     print(json.dumps(made, indent=1))
     return 0
 
+def _mapping(name: str | None) -> dict | None:
+    "A JSON file that maps ids to something."
+    if name is None: return None
+    try: made = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error: raise CopError(f"{Path(name).name} is not a readable JSON file: {error}") from None
+    if not isinstance(made, dict): raise CopError(f"{Path(name).name} must hold one JSON object, id -> value")
+    return made
+
+def _judge(args):
+    "The extractor that was asked for; the shipped judges where none was and a checkout is at hand."
+    from cop_repro.judges.extractors import load_extractor
+    if args.judges:
+        kind, _, path = args.judges.rpartition("=")
+        return load_extractor(kind or "embedded", path)
+    try: shipped = project_root(Path(__file__).parent) / "data" / "assets" / "judges.safetensors"
+    except CopError: return None
+    return load_extractor("embedded", shipped) if shipped.is_file() else None
+
+def score(args) -> int:
+    "Score a folder of sounds, MIDI files or films against the true ones."
+    from cop_repro.benchmark.score import score_folders
+    works, texts = _mapping(args.works), _mapping(args.texts)
+    made = score_folders(args.ref, args.est, args.metrics.split(",") if args.metrics else None, _judge(args), works, texts, args.cut, args.seed)
+    if args.output: write_json(args.output, made)
+    if args.json: print(json.dumps(made, indent=1, allow_nan=False))
+    elif not args.output:
+        print(f"{made['clips']} clips of {made['works']} works (ids {made['ids']}), {made['sample_rate']} Hz")
+        for name, line in made["metrics"].items():
+            value = line.get("note", "") if line["value"] is None else f"{line['value']:.4f}" + (f" [{line['interval'][0]:.4f}, {line['interval'][1]:.4f}]" if line["interval"] else "")
+            better = {True: "higher is better", False: "lower is better", None: f"closer to {line['reference']:.4f}" if "reference" in line else "neither"}[line["higher_is_better"]]
+            print(f"{name:28s} {value} {line['unit']} n={line['n']} ({better}){' ' + line['extractor'] if line['extractor'] else ''}" + (f" undefined: {line['undefined']}" if line["undefined"] else ""))
+    return 0
+
 def manifest(args) -> int:
     "Make data/manifest.json anew: works, split, clips, seeds."
     from cop_repro.data.clips import SetSizes, rendered_items, write_manifest
@@ -596,6 +629,12 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("a"); p.add_argument("b")
     p = command("real", real, "score the shipped models on real piano videos that have sound")
     p.add_argument("videos", nargs="+"); p.add_argument("-o", "--output", default="reports/real.json"); p.add_argument("--picture")
+    p = command("score", score, "score a folder of sounds, MIDI files or films against the true ones, matched by file name")
+    p.add_argument("ref"); p.add_argument("est"); p.add_argument("--metrics", help="comma-separated names; default: all that the files allow")
+    p.add_argument("--json", action="store_true", help="print JSON"); p.add_argument("-o", "--output", help="write JSON to this file")
+    p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=PATH, ast=FOLDER, clap=FOLDER; default: the shipped ones")
+    p.add_argument("--works", help="JSON, id -> work: intervals are drawn over works"); p.add_argument("--texts", help="JSON, id -> caption, for clap_score")
+    p.add_argument("--cut", action="store_true", help="score the common beginning of sounds of different lengths"); p.add_argument("--seed", type=int, default=0)
     p = command("plan", plan, "parameters, memory, operations, disk and hours of a profile's training runs, before anything starts")
     p.add_argument("--profile", default="default"); p.add_argument("--gpus", type=int, default=8); p.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
     p.add_argument("--gpu", default="a100", help="a100, a800 or h100: whose peak speed is meant"); p.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak, 0 to 1")

@@ -193,3 +193,83 @@ def test_bad_bootstrap(values, groups, level, said):
 def test_registry():
     assert m.METRICS["mel_distance"].arrow == "↓" and all(k == v.name for k, v in m.METRICS.items())
     with pytest.raises(BadInput): m.registry(("a", "", True), ("a", "", True))
+
+
+# ---------------------------------------------------------------- parity with other people's code, ordinary and adversarial inputs
+
+ADVERSARIAL = {"tiny": lambda x: 1e-5 * x, "offset": lambda x: x + 3, "huge": lambda x: 1e4 * x, "sparse": lambda x: x * (rng(5).random(x.shape) < .01), "constant": lambda x: np.full_like(x, .3) + 1e-3 * x}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_si_sdr_agrees_with_auraloss_and_torchmetrics(kind):
+    import auraloss
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+    ref, est = (ADVERSARIAL[kind](x) for x in rng(8).normal(size=(2, 4, 4000)))
+    ours = m.si_sdr(ref, est)
+    theirs = -auraloss.time.SISDRLoss(zero_mean=False, eps=0, reduction="none")(torch.tensor(est)[:, None], torch.tensor(ref)[:, None]).numpy().ravel()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    if kind != "tiny":  # torchmetrics adds a constant to the energies, which makes it depend on the scale
+        np.testing.assert_allclose(ours, scale_invariant_signal_distortion_ratio(torch.tensor(est), torch.tensor(ref)).numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_stft_agrees_with_auraloss():
+    import auraloss
+    loss = auraloss.freq.STFTLoss(fft_size=1024, hop_size=240, win_length=1024, w_sc=0, w_log_mag=0, w_lin_mag=1, mag_distance="L1")
+    ref, est = (torch.tensor(x, dtype=torch.float32)[None, None] for x in (REF, EST))
+    theirs = [loss.stft(x.reshape(1, -1))[0][0].numpy() for x in (ref, est)]
+    for x, other in zip((REF, EST), theirs):  # theirs reflects at the ends, ours pads zeros: compare the frames that see neither; their floor is 1e-4
+        np.testing.assert_allclose(np.maximum(m.stft_magnitude(x, 1024, 240)[:, 3:-3], 1e-4), other[:, 3:-3], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("case", ["ordinary", "few rows", "degenerate", "huge offset", "tiny"])
+def test_frechet_and_kid_agree_on_adversarial_features(case):
+    from sklearn.metrics.pairwise import polynomial_kernel
+    a, b = rng(1).normal(size=(40, 6)), rng(2).normal(size=(40, 6)) @ rng(3).normal(size=(6, 6))
+    if case == "few rows": a, b = a[:4], b[:4]
+    if case == "degenerate": a, b = a * [1, 1, 0, 0, 0, 0], b * [1, 0, 0, 0, 0, 1]
+    if case == "huge offset": a = a + 1e3
+    if case == "tiny": a, b = 1e-4 * a, 1e-4 * b
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    roots = np.linalg.eigvals(covariances[0] @ covariances[1])
+    other = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * np.sqrt(np.maximum(roots.real, 0)).sum()
+    scale = max(abs(other), sum(np.trace(c) for c in covariances))
+    for route in ("covariance", "features"): assert abs(m.frechet_distance(a, b, route) - other) <= 1e-6 * scale
+    k = lambda x, y: polynomial_kernel(x, y, degree=3, gamma=1 / 6, coef0=1)
+    off = lambda x: (x.sum() - np.trace(x)) / (len(x) * (len(x) - 1))
+    theirs = off(k(a, a)) + off(k(b, b)) - 2 * k(a, b).mean()
+    assert abs(m.kid(a, b) - theirs) <= 1e-6 * max(abs(theirs), k(a, a).mean())
+
+
+def test_frechet_bias_of_many():
+    values = [m.frechet_distance(rng(i).normal(size=(5000, 128)), rng(i + 50).normal(size=(5000, 128))) for i in range(2)]
+    assert abs(np.mean(values) / 1.7 - 1) < .05
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1, 300])
+def test_kl_agrees_with_scipy(scale):
+    ref, est = scale * rng().normal(size=(2, 12, 9))
+    p, q = (torch.tensor(x).log_softmax(1) for x in (ref, est))
+    np.testing.assert_allclose(m.kl_per_clip(ref, est), (p.exp() * (p - q)).sum(1).numpy(), rtol=1e-6, atol=1e-15)
+    if scale == 1: np.testing.assert_allclose(m.kl_per_clip(ref, est), [scipy.stats.entropy(*x) for x in zip(p.exp().numpy(), q.exp().numpy())], rtol=1e-9)
+
+
+def test_inception_score_agrees_with_torchmetrics_definition():
+    logits = torch.tensor(rng().normal(size=(40, 7)))
+    p = logits.softmax(1)
+    theirs = [((q * (q.log() - q.mean(0, keepdim=True).log())).sum(1).mean().exp()).item() for q in p.chunk(4)]
+    assert m.inception_score(logits, 4) == pytest.approx(np.mean(theirs), rel=1e-6) and m.inception_score(logits) != pytest.approx(np.mean(theirs), rel=1e-2)
+
+
+def test_si_sdr_spec_anchors():
+    "Rendered piano: most notes right, an unrelated piece, noise; the order and the size of the anchors."
+    from cop_repro.data.notes import make_notes, synthesise
+    r = rng(4)
+    t = np.sort(r.uniform(0, 4.5, 40))
+    pitches = r.integers(48, 84, 40)
+    play = lambda p, t: synthesise(make_notes(p, t, t + .4, np.full(len(p), 70)), 5.0)
+    truth, keep = play(pitches, t), r.random(40) < .6
+    some = play(np.concatenate([pitches[keep], r.integers(48, 84, 20)]), np.concatenate([t[keep], r.uniform(0, 4.5, 20)]))
+    other = play(r.integers(48, 84, 40), np.sort(r.uniform(0, 4.5, 40)))
+    mostly, unrelated, noise = (m.si_sdr_spec(truth, x) for x in (some, other, r.normal(size=len(truth))))
+    assert mostly > unrelated + 3 and unrelated > noise + 1 and -3 < mostly < 6 and -12 < unrelated < -1 and noise < -8

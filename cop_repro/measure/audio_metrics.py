@@ -507,12 +507,15 @@ def bootstrap_statistic(
     num_samples: int = 200,  # draws
     seed: int,  # of the draws
     level: float = .95,  # coverage of the interval
+    centre: bool = False,  # move the draws so that their median is the value on all clips: repeats bias Frechet distances upwards
 ) -> tuple[float, float, float]:  # value on all clips, low, high
     "The same interval for a score that is not a mean over clips."
     index, draws = bootstrap_groups(groups, num_samples, seed)
     members = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
     drawn = [statistic(np.concatenate([members[g] for g in draw])) for draw in draws] if len(members) > 1 else []
-    return (float(statistic(np.arange(len(index)))), *_bounds(np.array(drawn), len(members), level))
+    value = float(statistic(np.arange(len(index))))
+    shift = value - np.median(drawn) if centre and drawn else 0.0
+    return (value, *_bounds(np.array(drawn) + shift, len(members), level))
 
 # %% ../../nbs/measure/20_audio_metrics.ipynb #e522d915
 def plot_intervals(

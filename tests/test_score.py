@@ -1,0 +1,139 @@
+"`cop score`: two folders in, honest numbers or one clear line out."
+import json, shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from cop_repro.cli import main
+from cop_repro.data.notes import make_notes, write_midi
+from cop_repro.data.rendering import write_video
+from cop_repro.judges.networks import JudgeSizes, make_judges, save_judges
+from cop_repro.measure import audio_metrics as m
+from cop_repro.measure.music_metrics import note_scores
+from cop_repro.model.encoders import learn_words
+
+RATE = 24_000
+
+def notes(seed):
+    r = np.random.default_rng(seed)
+    t = np.sort(r.uniform(0, 2.5, 10))
+    return make_notes(r.integers(50, 80, 10), t, t + .3, r.integers(40, 100, 10))
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "Three clips with sound and MIDI on both sides; the estimate is noisy and plays other velocities."
+    folder = tmp_path_factory.mktemp("score")
+    for side in ("ref", "est"): (folder / side).mkdir()
+    for i in range(3):
+        r = np.random.default_rng(i)
+        wav = np.sin(2 * np.pi * (300 + 100 * i) * np.arange(3 * RATE) / RATE) * np.exp(-np.arange(3 * RATE) / RATE)
+        soundfile.write(folder / "ref" / f"clip{i}.wav", .5 * wav, RATE, subtype="FLOAT")
+        soundfile.write(folder / "est" / f"clip{i}.flac", .4 * wav + .01 * r.normal(size=len(wav)), RATE)
+        write_midi(notes(i), folder / "ref" / f"clip{i}.mid")
+        write_midi(notes(i).replace(velocities=np.full(10, 64)), folder / "est" / f"clip{i}.mid")
+    judges = make_judges(JudgeSizes(width=4, embedding=8, joint=16, image_size=32, vision_width=32, text_width=32), learn_words(["a tone"]), ["low", "high"])
+    save_judges(folder / "judges.safetensors", judges, "split")
+    return folder
+
+SOUND = "si_sdr_spec,si_sdr,mel_distance,chroma_similarity"
+
+def scored(capsys, *arguments) -> dict:
+    assert main(["score", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+def refused(capsys, *arguments) -> str:
+    assert main(["score", *map(str, arguments)]) == 2
+    text = capsys.readouterr().err.strip()
+    assert len(text.splitlines()) == 1
+    return text
+
+def test_values_are_the_functions(made, capsys):
+    names = f"{SOUND},onset_f1,note_velocity_f1,pitch_entropy"
+    result = scored(capsys, made / "ref", made / "est", "--metrics", names)
+    lines = result["metrics"]
+    assert list(lines) == names.split(",") and result["clips"] == 3
+    pairs = [[soundfile.read(made / side / f"clip{i}{end}")[0].astype(np.float32) for side, end in (("ref", ".wav"), ("est", ".flac"))] for i in range(3)]
+    assert lines["si_sdr_spec"]["value"] == pytest.approx(np.mean([m.si_sdr_spec(*p) for p in pairs]), rel=1e-6)
+    assert lines["mel_distance"]["value"] == pytest.approx(np.mean([m.mel_distance(*p) for p in pairs]), rel=1e-6)
+    low, high = lines["mel_distance"]["interval"]
+    assert low <= lines["mel_distance"]["value"] <= high and lines["mel_distance"]["n"] == 3 and lines["mel_distance"]["higher_is_better"] is False
+    assert lines["onset_f1"]["value"] == 1 and lines["note_velocity_f1"]["value"] == pytest.approx(np.mean([note_scores(notes(i), notes(i).replace(velocities=np.full(10, 64)))["note_velocity_f1"] for i in range(3)]))
+    assert lines["pitch_entropy"]["value"] == lines["pitch_entropy"]["reference"]
+
+def test_set_scores(made, capsys):
+    arguments = (made / "ref", made / "est", "--judges", made / "judges.safetensors", "--metrics", "fad,fd,kid,kl,inception_score,fad_infinity,clap_score")
+    (made / "texts.json").write_text(json.dumps({f"clip{i}": "a tone" for i in range(3)}))
+    lines = scored(capsys, *arguments, "--texts", made / "texts.json")["metrics"]
+    assert lines["fad"]["value"] > 0 and lines["fad"]["interval"][0] <= lines["fad"]["value"] <= lines["fad"]["interval"][1] and lines["fad"]["n"] == 3
+    assert all(line["extractor"].startswith("embedded judges ") and line["judge_rate"] == 16_000 for line in lines.values()) and len({line["ids"] for line in lines.values()}) == 1
+    assert lines["fad_infinity"]["value"] is None and "needs at least" in lines["fad_infinity"]["note"]
+    same = scored(capsys, made / "ref", made / "ref", *arguments[2:-1], "fad,fd,kl")["metrics"]
+    assert same["kl"]["value"] == 0 and same["fad"]["value"] < 1e-6 > same["fd"]["value"]
+    (made / "works.json").write_text(json.dumps({f"clip{i}": "one work" for i in range(3)}))
+    assert scored(capsys, *arguments[:-1], "fd,kl", "--works", made / "works.json")["metrics"]["kl"]["interval"] is None
+    assert "clap_score" in refused(capsys, *arguments)
+
+def test_one_clip(made, tmp_path, capsys):
+    for side in ("ref", "est"):
+        (tmp_path / side).mkdir()
+        shutil.copy(next((made / side).glob("clip0.[wf]*")), tmp_path / side)
+    lines = scored(capsys, tmp_path / "ref", tmp_path / "est", "--judges", made / "judges.safetensors", "--metrics", "si_sdr,fd,kl")["metrics"]
+    assert lines["si_sdr"]["value"] > 0 and lines["si_sdr"]["interval"] is None and lines["fd"]["value"] is None and "single clip" in lines["fd"]["note"] and lines["kl"]["n"] == 1
+
+def test_bad_folders(made, tmp_path, capsys):
+    ref, est = tmp_path / "ref", tmp_path / "est"
+    for side in (ref, est): side.mkdir()
+    assert "not a folder" in refused(capsys, ref / "none", est) and "no file" in refused(capsys, ref, est)
+    tone = np.sin(np.arange(RATE) / 9)
+    for name in ("a", "b"): soundfile.write(ref / f"{name}.wav", tone, RATE)
+    soundfile.write(est / "a.wav", tone, RATE)
+    assert "'b'" in refused(capsys, ref, est) and "partner" in refused(capsys, ref, est)
+    soundfile.write(est / "b.wav", tone[:9_000], RATE)
+    assert "b:" in refused(capsys, ref, est, "--metrics", "si_sdr") and "--cut" in refused(capsys, ref, est, "--metrics", "si_sdr")
+    assert scored(capsys, ref, est, "--metrics", "si_sdr", "--cut")["metrics"]["si_sdr"]["value"] == 100
+    soundfile.write(est / "b.wav", np.where(np.arange(RATE) > 9, np.nan, tone), RATE, subtype="FLOAT")
+    assert "b.wav" in refused(capsys, ref, est, "--metrics", "si_sdr") and "NaN" in refused(capsys, ref, est, "--metrics", "si_sdr")
+    (est / "b.wav").write_bytes(b"RIFF, but no sound")
+    assert "b.wav" in refused(capsys, ref, est, "--metrics", "si_sdr")
+    soundfile.write(est / "b.wav", tone, RATE); soundfile.write(est / "b.flac", tone, RATE)
+    assert "keep one" in refused(capsys, ref, est)
+    (est / "b.flac").unlink()
+    assert "no metric 'beauty'" in refused(capsys, ref, est, "--metrics", "beauty") and "onset_f1 cannot be scored" in refused(capsys, ref, est, "--metrics", "onset_f1")
+    assert "works lack" in refused(capsys, ref, est, "--metrics", "si_sdr", "--works", _json(tmp_path, {"a": 1})) and "JSON" in refused(capsys, ref, est, "--works", est / "a.wav")
+
+def _json(folder, value):
+    (folder / "map.json").write_text(json.dumps(value))
+    return folder / "map.json"
+
+def test_rates_silence_and_empty_lists(tmp_path, capsys):
+    ref, est = tmp_path / "ref", tmp_path / "est"
+    for side in (ref, est): side.mkdir()
+    tone = lambda rate: np.sin(2 * np.pi * 440 * np.arange(rate) / rate) * .5
+    for name in ("loud", "silent"):
+        soundfile.write(ref / f"{name}.wav", tone(RATE) * (name == "loud"), RATE, subtype="FLOAT"); soundfile.write(est / f"{name}.wav", tone(44_100), 44_100, subtype="FLOAT")
+        write_midi(notes(1) if name == "loud" else make_notes([], [], [], []), ref / f"{name}.mid"); write_midi(make_notes([], [], [], []), est / f"{name}.mid")
+    lines = scored(capsys, ref, est, "--metrics", "si_sdr,mel_distance,onset_f1,velocity_mae,pitch_entropy")["metrics"]
+    assert lines["si_sdr"]["value"] > 20 and (lines["si_sdr"]["n"], lines["si_sdr"]["undefined"]) == (1, 1) and lines["mel_distance"]["n"] == 2
+    assert lines["onset_f1"]["value"] == .5 and lines["velocity_mae"]["value"] is None and lines["velocity_mae"]["undefined"] == 2 and "undefined" in lines["velocity_mae"]["note"]
+    assert lines["pitch_entropy"]["value"] is None and lines["pitch_entropy"]["reference"] > 0
+
+def test_films(tmp_path, capsys):
+    "A square that jumps once a second, with a click at each jump, and with clicks elsewhere."
+    for side, late in (("ref", 0), ("est", 0), ("off", 12)):
+        (tmp_path / side).mkdir()
+        film, wav = np.zeros((100, 48, 64, 3), np.uint8), np.zeros(4 * RATE, np.float32)
+        for f in range(100): film[f, 16:32, 10 + 8 * (f // 25):26 + 8 * (f // 25)] = 220
+        for jump in (25, 50, 75):
+            start = (jump + late) * RATE // 25
+            wav[start:start + 600] = np.random.default_rng(jump).normal(size=600) * .3
+        write_video(tmp_path / side / "clip.mp4", film, 25.0, wav=wav, sample_rate=RATE)
+    together, apart = (scored(capsys, tmp_path / "ref", tmp_path / side, "--metrics", "av_align")["metrics"]["av_align"]["value"] for side in ("est", "off"))
+    assert together > .7 and apart == 0
+
+def test_output_file_and_table(made, tmp_path, capsys):
+    assert main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr,mel_distance"]) == 0
+    text = capsys.readouterr().out
+    assert "mel_distance" in text and "lower is better" in text
+    assert main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr", "-o", str(tmp_path / "out.json")]) == 0
+    assert set(json.loads((tmp_path / "out.json").read_text())["metrics"]["si_sdr"]) >= {"value", "interval", "n", "extractor"}

@@ -283,11 +283,12 @@ def set_scores(
     est_wavs: Sequence,  # generated sounds
     groups: Mapping[str, Hashable] | None = None,  # work of each clip
     seed: int = 0,  # of the bootstrap
+    num_samples: int = 200,  # draws
     **conditions,  # texts, films, sample_rate: see `set_features`
 ) -> list[SetScore]:  # in the order of `metrics`
     "Several scores of one set of generated sounds."
     ref, est = set_features(extractor, metrics, ids, ref_wavs, est_wavs, **conditions)
-    return [set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed) for m in metrics]
+    return [set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed, num_samples) for m in metrics]
 
 # %% ../../nbs/judges/53_extractors.ipynb #3427f21e
 def joint_offset(

@@ -665,6 +665,9 @@ def main(argv: list[str] | None = None) -> int:
     except CopError as error:
         print(f"cop {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `cop ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"cop {args.command}: interrupted", file=sys.stderr)
         return 130

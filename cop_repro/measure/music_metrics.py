@@ -17,7 +17,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from mir_eval import transcription, transcription_velocity
 from numpy import ndarray as Array
 
 from ..core import BadInput
@@ -101,6 +100,7 @@ def onset_scores(
     tolerance_s: float = .05,  # either side
 ) -> dict[str, float]:  # onset_precision, onset_recall, onset_f1
     "Note scores by pitch and onset (mir_eval.transcription without offsets)."
+    from mir_eval import transcription  # loads scipy.stats: seconds
     ref, est = _times_and_pitches("ref", ref_onsets_s, ref_pitches), _times_and_pitches("est", est_onsets_s, est_pitches)
     if not (ref[0].size and est[0].size): return _named("onset", *[float(ref[0].size == est[0].size)] * 3)
     intervals = [np.stack([t, t + 1], 1) for t, _ in (ref, est)]
@@ -127,6 +127,7 @@ def note_scores(
     velocity_tolerance: float = .1,  # of the range, after rescaling
 ) -> dict[str, float]:  # {onset,note,onset_velocity,note_velocity}_{precision,recall,f1}
     "Note scores: onset; + offset (`note`); each with velocity (mir_eval.transcription, _velocity)."
+    from mir_eval import transcription, transcription_velocity  # loads scipy.stats: seconds
     (ref_i, ref_p, ref_v), (est_i, est_p, est_v) = _notes("ref", ref), _notes("est", est)
     names = ("onset", "note", "onset_velocity", "note_velocity")
     if not (len(ref_i) and len(est_i)):
@@ -145,6 +146,7 @@ def velocity_scores(
     tolerance_s: float = .05,  # onset tolerance of the match
 ) -> dict[str, float]:  # velocity_mae, velocity_r, velocity_matched; NaN where undefined
     "Velocity error (MIDI units) and correlation on notes matched by pitch and onset."
+    from mir_eval import transcription  # loads scipy.stats: seconds
     (ref_i, ref_p, ref_v), (est_i, est_p, est_v) = _notes("ref", ref), _notes("est", est)
     pairs = transcription.match_notes(ref_i, ref_p, est_i, est_p, onset_tolerance=tolerance_s, offset_ratio=None) if len(ref_i) and len(est_i) else []
     a, b = (v[[p[i] for p in pairs]] for i, v in enumerate((ref_v, est_v)))

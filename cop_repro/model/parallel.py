@@ -12,18 +12,19 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import _composable_state
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..core import BadInput
 
 # %% ../../nbs/model/38_parallel.ipynb #e00385d5
+def _in_pieces(tensor: Tensor) -> bool:
+    "Whether this is a `DTensor`; asked without loading torch's sharding, which takes seconds and which one process never needs."
+    return hasattr(tensor, "full_tensor")
+
 def whole(
     tensor: Tensor,  # ordinary, or this process's piece
 ) -> Tensor:  # ordinary, the same on every process
     "All of a tensor that may lie in pieces; every process must call it (FSDP, arXiv 2304.11277)."
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _in_pieces(tensor) else tensor
 
 def cut_like(
     value: Tensor,  # whole, the same on every process
@@ -31,7 +32,9 @@ def cut_like(
 ) -> Tensor:  # on the device of `like`, cut as `like` is
     "This process's part of a whole tensor; nothing is sent (FSDP, arXiv 2304.11277)."
     value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None) if isinstance(like, DTensor) else value
+    if not _in_pieces(like): return value
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 # %% ../../nbs/model/38_parallel.ipynb #921639e6
 def units(
@@ -55,6 +58,7 @@ class Shards:
         modules: Iterable[nn.Module],  # whole and equal on every process; changed in place
         device: torch.device,  # where they are
     ):
+        from torch.distributed.fsdp import fully_shard
         self.modules = list(modules)
         everything = [m for module in self.modules for m in module.modules()]
         self.picture = [(m, type(m), {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(m).items()}) for m in everything]
@@ -67,6 +71,7 @@ class Shards:
 
     def join(self) -> None:
         "Give the modules back whole, as they were given; every process must call it."
+        from torch.distributed import _composable_state
         full = [{n: whole(p.detach()) for n, p in module.named_parameters()} for module in self.modules]
         for m, kind, state in self.picture:
             m.__class__, buffers = kind, m._buffers

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..benchmark.bench import control_predictions, score_prediction
-from ..core import AssetMismatch, BadInput, Progress, RATES, atomic_folder, die_with_parent, numpy_rng, silent, torch_rng, write_json
+from ..core import AssetMismatch, BadInput, Progress, RATES, atomic_folder, die_with_parent, load_weights, numpy_rng, silent, torch_rng, write_json
 from ..data.clips import Clip, Prediction, Store, prepare_level, store_clip, store_wav
 from ..data.notes import Notes, make_notes, roll_to_notes
 from ..judges.extractors import Extractor, set_features, set_score, NEEDS
@@ -126,9 +126,10 @@ def _generate(model: MultiStreamDiT, codec: Codec, encoders: Encoders, row: Row,
 @functools.lru_cache(maxsize=2)
 def _general_parts(row: Row) -> tuple[MultiStreamDiT, Codec, Encoders]:
     "Model, codec and encoders of a general row, loaded once a process."
-    model, meta = load_dit(row.model)
+    stage2 = load_weights(row.model)[1].get("asset") == "piano"
+    model, meta = load_piano(row.model) if stage2 else load_dit(row.model)
     _checked(row.model, meta, row.split)
-    return model, _codec_of(row), load_encoders(row.encoders, split_hash=row.split)
+    return model.dit if stage2 else model, _codec_of(row), load_encoders(row.encoders, split_hash=row.split)
 
 def _score_general(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> list[dict]:
     "Mel distance of generated sound, and of the film its AV-Align beside that of the true and of another clip's sound."

@@ -527,6 +527,56 @@ def _print_loader(made: list[dict]) -> None:
     first, last = made[0], made[-1]
     print(f"a window {last['window_s'] / first['window_s']:g} times as long takes {first['one folder'] / last['one folder']:.1f} times as long to load ({first['shards'] / last['shards']:.1f} from shards)")
 
+def bench_scoring(clips: int = 100) -> list[dict]:
+    "Seconds to score clips of 10 s with our arithmetic and with the libraries that define the same quantities: {what, ours, other, library}."
+    import librosa, numpy as np, torch
+    from sklearn.metrics.pairwise import polynomial_kernel
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as their_si_sdr
+    from torchmetrics.image.fid import _compute_fid
+    from cop_repro.measure import audio_metrics as m
+    rng, n_fft = np.random.default_rng(0), int(2048 * 24_000 / 44_100)
+    base = .1 * rng.standard_normal((2, 240_000)).astype(np.float32)
+    pair = lambda i: (np.roll(base[0], 7 * i), np.roll(base[1], 11 * i))
+    spectrum = lambda x: np.abs(librosa.stft(x, n_fft=n_fft, hop_length=240, pad_mode="constant"))
+    mel = lambda x: librosa.amplitude_to_db(librosa.feature.melspectrogram(S=np.abs(librosa.stft(x, n_fft=1024, hop_length=240)), sr=24_000, n_mels=80), amin=1e-4, top_db=None)
+    chroma = lambda x: librosa.feature.chroma_stft(y=x, sr=24_000, n_fft=4096, hop_length=960, tuning=0.0)
+    stacks = [np.stack([pair(i)[side] for i in range(10)]) for side in (0, 1)]
+    each = {"si_sdr_spec": (m.si_sdr_spec, lambda a, b: float(their_si_sdr(torch.from_numpy(spectrum(b).ravel()), torch.from_numpy(spectrum(a).ravel()))), "librosa, torchmetrics"),
+            "mel_distance": (m.mel_distance, lambda a, b: float(np.abs(mel(a) - mel(b)).mean()), "librosa"),
+            "chroma_similarity": (m.chroma_similarity, lambda a, b: float((chroma(a) * chroma(b)).sum(0).mean()), "librosa")}
+    timed = lambda call: _seconds(call, 1)
+    made = [{"what": f"{name}, {clips} clips", "ours": timed(lambda: [ours(*pair(i)) for i in range(clips)]), "other": timed(lambda: [other(*pair(i)) for i in range(clips)]), "library": library}
+            for name, (ours, other, library) in each.items()]
+    made.insert(0, {"what": f"si_sdr, {clips} clips in stacks of 10", "ours": timed(lambda: [m.si_sdr(*stacks) for _ in range(clips // 10)]),
+                    "other": timed(lambda: [their_si_sdr(*map(torch.from_numpy, stacks[::-1])) for _ in range(clips // 10)]), "library": "torchmetrics"})
+    a, b = rng.standard_normal((2, 10 * clips, 128))
+    statistics = lambda x: (torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)))
+    kernel = lambda x, y: polynomial_kernel(x, y, degree=3, gamma=1 / 128, coef0=1)
+    within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    made.append({"what": f"frechet_distance, {10 * clips} windows of 128", "ours": timed(lambda: m.frechet_distance(a, b)), "other": timed(lambda: float(_compute_fid(*statistics(a), *statistics(b)))), "library": "torchmetrics"})
+    made.append({"what": f"kid, {10 * clips} windows of 128", "ours": timed(lambda: m.kid(a, b)), "other": timed(lambda: within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean()), "library": "scikit-learn"})
+    return made
+
+def bench_scoring_memory(folder: Path, counts: tuple[int, int] = (20, 80)) -> list[dict]:
+    "Largest memory of this process, MB, after scoring folders of some and of four times as many clips."
+    import numpy as np, soundfile
+    from cop_repro.benchmark.score import score_folders
+    made, rng = [], np.random.default_rng(0)
+    for count in (counts[0], *counts):  # the first run loads libraries and does not count
+        for side in ("ref", "est"):
+            (folder / str(count) / side).mkdir(parents=True, exist_ok=True)
+            for i in range(count): soundfile.write(folder / str(count) / side / f"{i:04d}.wav", .1 * rng.standard_normal(240_000), 24_000)
+        began = time.perf_counter()
+        score_folders(folder / str(count) / "ref", folder / str(count) / "est", ["si_sdr_spec", "si_sdr", "mel_distance", "chroma_similarity"])
+        made.append({"clips": count, "seconds": time.perf_counter() - began, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    return made[1:]
+
+def _print_scoring(rows: list[dict], memory: list[dict]) -> None:
+    "Ratios, and memory by number of clips."
+    print(f"{'scoring':45s} {'ours':>8s} {'other':>8s}  ratio")
+    for r in rows: print(f"{r['what']:45s} {r['ours']:8.3f} {r['other']:8.3f}  {r['ours'] / r['other']:5.2f}  s, {r['library']}")
+    for r in memory: print(f"`cop score`, {r['clips']} pairs of WAV files: {r['seconds']:.1f} s, peak memory {r['peak_mb']:.0f} MB")
+
 BENCH_LENGTHS_S = (2.5, 5.0, 10.0)
 
 def _seconds(call, repeats: int = 3) -> float:
@@ -575,6 +625,11 @@ def _bench_paper_layer() -> tuple:
 def bench(args) -> int:
     "Speed as ratios against an alternative measured in the same run, and how it grows with the clip."
     import tempfile
+    if args.scoring:
+        rows = bench_scoring(args.clips)
+        with tempfile.TemporaryDirectory() as folder: memory = bench_scoring_memory(Path(folder))
+        print(json.dumps({"scoring": rows, "memory": memory}, indent=1)) if args.json else _print_scoring(rows, memory)
+        return 0
     with tempfile.TemporaryDirectory() as folder: loaded = bench_loader(Path(folder))
     if args.loader:
         print(json.dumps(loaded, indent=1)) if args.json else _print_loader(loaded)
@@ -651,7 +706,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--check", action="store_true")
     command("docs", docs, "write the notebooks as HTML pages to _docs/")
     p = command("bench", bench, "measure speed as ratios, by length of the clip, and how many clips a second are loaded")
-    p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader")
+    p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader or --scoring")
+    p.add_argument("--scoring", action="store_true", help="only the metrics, against reference libraries, and the memory of `cop score`"); p.add_argument("--clips", type=int, default=100, help="with --scoring: clips of 10 s")
     p.add_argument("-o", "--output", help="also write the numbers as JSON")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")

@@ -69,7 +69,7 @@ def plot_severity(
     rows, columns = list(table), list(next(iter(table.values())))
     values = np.array([[table[r][c] for c in columns] for r in rows])
     ax.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    for (i, j), v in np.ndenumerate(values): ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="white" if v < .6 else "black")
+    for (i, j), v in np.ndenumerate(values): ax.text(j, i, f"{v + 0.0:.2f}".replace("-0.00", "0.00"), ha="center", va="center", fontsize=7, color="white" if v < .6 else "black")
     ax.set(xticks=range(len(columns)), yticks=range(len(rows)), yticklabels=rows)
     ax.set_xticklabels(columns, rotation=30, ha="right")
     return ax

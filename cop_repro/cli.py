@@ -422,7 +422,7 @@ def score(args) -> int:
     "Score a folder of sounds, MIDI files or films against the true ones."
     from cop_repro.benchmark.score import score_folders
     works, texts = _mapping(args.works), _mapping(args.texts)
-    made = score_folders(args.ref, args.est, args.metrics.split(",") if args.metrics else None, _judge(args), works, texts, args.cut, args.seed)
+    made = score_folders(args.ref, args.est, [n for part in args.metrics for n in part.split(",") if n] if args.metrics else None, _judge(args), works, texts, args.cut, args.seed)
     if args.output: write_json(args.output, made)
     if args.json: print(json.dumps(made, indent=1, allow_nan=False))
     elif not args.output:
@@ -684,7 +684,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("real", real, "score the shipped models on real piano videos that have sound")
     p.add_argument("videos", nargs="+"); p.add_argument("-o", "--output", default="reports/real.json"); p.add_argument("--picture")
     p = command("score", score, "score a folder of sounds, MIDI files or films against the true ones, matched by file name")
-    p.add_argument("ref"); p.add_argument("est"); p.add_argument("--metrics", help="comma-separated names; default: all that the files allow")
+    p.add_argument("ref"); p.add_argument("est"); p.add_argument("--metrics", nargs="+", help="names, with spaces or commas between them; default: all that the files allow")
     p.add_argument("--json", action="store_true", help="print JSON"); p.add_argument("-o", "--output", help="write JSON to this file")
     p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=PATH, ast=FOLDER, clap=FOLDER; default: the shipped ones")
     p.add_argument("--works", help="JSON, id -> work: intervals are drawn over works"); p.add_argument("--texts", help="JSON, id -> caption, for clap_score")

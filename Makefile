@@ -31,7 +31,7 @@ else
 endif
 
 test: setup
-	OMP_NUM_THREADS=1 pytest
+	OMP_NUM_THREADS=1 pytest -n 2
 
 smoke: setup
 	cop profile smoke

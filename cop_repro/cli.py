@@ -58,12 +58,6 @@ def _check_notebook(path: Path) -> None:
     names = {line.split("=")[0].split(":")[0].strip() for line in "".join(tagged[0]["source"]).splitlines() if "=" in line}
     if names != STAGE_PARAMETERS: raise CopError(f"{path.name} declares the parameters {sorted(names)}; stages declare {sorted(STAGE_PARAMETERS)}")
 
-class _Quiet:
-    "Standard error of a stage without the kernel's remark on its own transport."
-    def write(self, text: str) -> None:
-        if "IPKernelApp" not in text: sys.stderr.write(text)
-    def flush(self) -> None: sys.stderr.flush()
-
 # Large arrays come and go in every training step. glibc maps and unmaps each of them, and touching fresh pages costs up to a third of a step:
 # memory is kept instead. Read at process start, so it acts on the kernel that runs the stage and on its workers.
 MEMORY_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
@@ -78,6 +72,10 @@ def run_stage(args) -> int:
     if args.stage not in params: raise ParamsError(f"{args.params} has no section {args.stage!r}")
     _check_notebook(notebook)
     die_with_parent()
+    settings = root / "work" / "ipython" / "profile_default" / "ipython_kernel_config.py"  # the kernel's own profile: a stage must not depend on a user's start-up files
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("c.Application.log_level = 'ERROR'\n")
+    os.environ["IPYTHONDIR"] = str(settings.parents[1])
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", **MEMORY_KEPT}.items(): os.environ.setdefault(name, value)
     import logging, warnings
     warnings.simplefilter("ignore")
@@ -92,7 +90,7 @@ def run_stage(args) -> int:
     print(f"stage {name} begins", flush=True)
     try:
         papermill.execute_notebook(notebook, out, {"params_file": args.params, "item": args.item or ""}, cwd=str(root), progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=_Quiet(), kernel_name="python3", autosave_cell_every=0)
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0)
     except PapermillExecutionError as error:
         if any(c.__name__ == error.ename for c in _subclasses(CopError)): raise CopError(f"stage {name}: {error.evalue}") from None
         raise CopError(f"stage {name} failed: {error.ename}: {error.evalue}\n  the executed notebook with the traceback is {out.relative_to(root)}") from None
@@ -338,13 +336,14 @@ def compare(args) -> int:
     return 0 if worst == 0 else 1
 
 def release(args) -> int:
-    "Copy trained models into data/assets (bfloat16), track them, push their objects into the store inside the repository."
+    "Copy trained models into data/assets (large ones in bfloat16), track them, push their objects into the store inside the repository."
     root = project_root()
     for target, source in load_params(root / "params.yaml")["release"]["assets"].items():
         path = root / source
         if not path.exists(): raise CopError(f"no trained model at {source}: run `make repro` first")
         tensors, meta = load_weights(path)
-        save_weights(root / "data" / "assets" / target, {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}, {**meta, "released_from": source})
+        half = sum(v.numel() for v in tensors.values()) > 1_000_000  # a small model gains nothing
+        save_weights(root / "data" / "assets" / target, {k: v.bfloat16() if half and v.is_floating_point() else v for k, v in tensors.items()}, {**meta, "released_from": source})
         print(f"{source} -> data/assets/{target}")
     for command in (["dvc", "add", "data"], ["dvc", "push", "data.dvc"]): subprocess.run(command, cwd=root, check=True)
     return 0
@@ -448,9 +447,9 @@ def manifest(args) -> int:
     print(f"{len(items)} clips of {len(works)} works")
     return 0
 
-HEADLINES = (("table4", "no_guidance", "si_sdr_spec"), ("table4", "cop_piano", "si_sdr_spec"), ("table5", "cop_velocity", "si_sdr_spec"), ("table5", "cop_velocity_dpo", "si_sdr_spec"),
+HEADLINES = (("table4", "no_guidance", "si_sdr_spec"), ("table4", "cop_piano", "si_sdr_spec"), ("table5", "cop_velocity", "si_sdr_spec"), ("table5", "cop_velocity_dpo", "si_sdr_spec"), ("table5", "cop_shipped", "si_sdr_spec"),
              ("table4", "audeo_style", "si_sdr_spec"), ("table4", "audeo_style_same_soundfont", "si_sdr_spec"), ("controls", "codec", "si_sdr_spec"), ("controls", "shuffled", "si_sdr_spec"),
-             ("table4", "no_guidance", "transcription_f1"), ("table4", "cop_piano", "transcription_f1"), ("controls", "truth", "transcription_f1"),
+             ("table4", "no_guidance", "transcription_f1"), ("table4", "cop_piano", "transcription_f1"), ("table5", "cop_shipped", "transcription_f1"), ("table4", "audeo_style", "transcription_f1"), ("controls", "truth", "transcription_f1"),
              ("roll", "video2roll_clean", "onset_f1"), ("roll", "video2roll", "onset_f1"), ("real", "cop_perform", "onset_f1"), ("real", "random_notes", "onset_f1"),
              ("real", "cop_perform", "lag_onset_f1"), ("real", "random_notes", "lag_onset_f1"))
 
@@ -722,6 +721,9 @@ def main(argv: list[str] | None = None) -> int:
     except CopError as error:
         print(f"cop {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `cop ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"cop {args.command}: interrupted", file=sys.stderr)
         return 130

@@ -31,7 +31,7 @@ else
 endif
 
 test: setup
-	OMP_NUM_THREADS=1 pytest -n 2
+	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
 smoke: setup
 	cop profile smoke

@@ -76,7 +76,8 @@ def run_stage(args) -> int:
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text("c.Application.log_level = 'ERROR'\n")
     os.environ["IPYTHONDIR"] = str(settings.parents[1])
-    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", **MEMORY_KEPT}.items(): os.environ.setdefault(name, value)
+    os.environ["PYTHONWARNINGS"] = "ignore"  # a stage prints its progress, not the remarks of libraries
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY_KEPT}.items(): os.environ.setdefault(name, value)
     import logging, warnings
     warnings.simplefilter("ignore")
     logging.getLogger("papermill").setLevel(logging.ERROR)

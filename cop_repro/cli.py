@@ -340,12 +340,18 @@ def release(args) -> int:
     "Copy trained models into data/assets (large ones in bfloat16), track them, push their objects into the store inside the repository."
     root = project_root()
     for target, source in load_params(root / "params.yaml")["release"]["assets"].items():
-        path = root / source
-        if not path.exists(): raise CopError(f"no trained model at {source}: run `make repro` first")
-        tensors, meta = load_weights(path)
-        half = sum(v.numel() for v in tensors.values()) > 1_000_000  # a small model gains nothing
-        save_weights(root / "data" / "assets" / target, {k: v.bfloat16() if half and v.is_floating_point() else v for k, v in tensors.items()}, {**meta, "released_from": source})
-        print(f"{source} -> data/assets/{target}")
+        source = {"model": source} if isinstance(source, str) else source
+        for path in source.values():
+            if not (root / path).exists(): raise CopError(f"no trained model at {path}: run the pipeline or the profile that makes it first")
+        tensors, meta = load_weights(root / source["model"])
+        if "reader" in source:
+            reader, about = load_weights(root / source["reader"])
+            if about.get("config") != meta.get("reader"): raise CopError(f"{source['reader']} is not of the configuration of the reader in {source['model']}")
+            tensors |= {f"reader.{k}": v for k, v in reader.items()}
+        large = sum(v.numel() for v in tensors.values()) > 1_000_000  # a small model, or a small part of one, gains nothing
+        half = {k: v.bfloat16() if large and v.is_floating_point() and not k.startswith("reader.") else v for k, v in tensors.items()}
+        save_weights(root / "data" / "assets" / target, half, {**meta, "released_from": source})
+        print(f"{' + '.join(source.values())} -> data/assets/{target}")
     for command in (["dvc", "add", "data"], ["dvc", "push", "data.dvc"]): subprocess.run(command, cwd=root, check=True)
     return 0
 

@@ -5,7 +5,7 @@ UV = 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 
-.PHONY: setup repro test smoke lab docs lock export clean bench release-assets
+.PHONY: setup repro test test-cluster smoke lab docs lock export clean bench release-assets
 
 setup: .venv/ready data/manifest.json
 
@@ -32,6 +32,10 @@ endif
 
 test: setup
 	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
+
+# Kills and restarts processes; on a busy machine restarted ones may not find each other in time.
+test-cluster: setup
+	OMP_NUM_THREADS=1 pytest -m cluster tests/test_launch.py
 
 smoke: setup
 	cop profile smoke

@@ -155,6 +155,7 @@ def dying(folder):
     return {"equal": equal(made, calm), "resumed_from": result.resumed_from}
 
 
+@pytest.mark.cluster
 def test_a_killed_process_changes_nothing(tmp_path):
     "SIGKILL of one of two: all are started again, the run goes on from its checkpoint and ends with the undisturbed run's weights, bit for bit."
     assert launch(dying, 2, tmp_path, tmp_path) == {"equal": True, "resumed_from": 3} and (tmp_path / "killed").exists()
@@ -165,6 +166,7 @@ def who(folder):
     return {"ranks": ranks(), "losses": made["losses"].tolist(), "interface": os.environ.get("GLOO_SOCKET_IFNAME")}
 
 
+@pytest.mark.cluster
 def test_two_nodes_one_of_them_under_torchrun(tmp_path):
     "Two agents meet at a port of this machine: ours, and torchrun's, whose script joins the process that is there. They train together."
     with socket.socket() as free:

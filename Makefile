@@ -4,6 +4,8 @@ PROFILE ?= default
 UV = 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
+# Some machines forbid Python to keep compiled modules; dozens of processes would then compile torch anew, seconds each time.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup repro test test-cluster smoke lab docs lock export clean bench release-assets
 

@@ -17,7 +17,7 @@ def progress(done: int, total: int, message: str = "") -> None:
 
 # ---------------------------------------------------------------- parameters
 
-OPEN = {"keep", "sets"}  # mappings with free keys: a profile replaces them whole
+OPEN = {"keep", "sets", "repeats"}  # mappings with free keys: a profile replaces them whole
 
 SECTIONS = {"dit": "model.dit.DiTConfig", "train": "training.loop.TrainConfig", "roll": "model.roll.RollConfig", "codec": "model.codec.CodecConfig", "encoders": "model.encoders.EncodersConfig"}
 

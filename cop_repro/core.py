@@ -87,7 +87,7 @@ def _convert(kind, value, where: str):
             kinds = [item] * len(value) if rest in ([], [Ellipsis]) else [item, *rest]
             if len(kinds) == len(value): return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
         raise ParamsError(f"{where} is {value!r}; a list of {kind} is needed")
-    if origin is dict or kind is dict:
+    if origin in (dict, Mapping) or kind is dict:
         if isinstance(value, Mapping): return dict(value)
         raise ParamsError(f"{where} is {value!r}; a mapping is needed")
     if kind is float and isinstance(value, int) and not isinstance(value, bool): return float(value)

@@ -460,7 +460,7 @@ _PRF = ("precision", "recall", "f1")
 METRICS = AUDIO_METRICS | registry(
     *[(f"frame_{n}_{k}", "", True, 1.0) for k in ("samples", "weighted", "micro") for n in ("precision", "recall", "accuracy", "f1")],
     *[(f"{kind}_{n}", "", True, 1.0) for kind in ("onset", "note", "onset_velocity", "note_velocity", "pedal_frame", "pedal_event") for n in _PRF],
-    ("transcription_f1", "", True, 1.0), ("lag_onset_f1", "", True, 1.0), ("lag_s", "s", None, 0.0),
+    ("transcription_f1", "", True, 1.0), ("style_preference", "", True, 1.0), ("lag_onset_f1", "", True, 1.0), ("lag_s", "s", None, 0.0),
     ("velocity_mae", "", False, 0.0), ("velocity_r", "", True, 1.0), ("velocity_matched", "notes", None),
     ("scale_consistency", "", None), ("pitch_entropy", "bit", None), ("pitch_class_entropy", "bit", None), ("empty_beat_rate", "", None),
     ("average_inter_onset_interval", "s", None), ("grooving_similarity", "", None), ("structure_indicator", "", None),

@@ -462,7 +462,7 @@ def load_dit(
     tensors, meta = load_weights(path)
     if "config" not in meta: raise BadInput(f"{Path(path).name} carries no sizes of a DiT: weights of another network?")
     with torch.device("meta"): model = MultiStreamDiT(from_dict(DiTConfig, meta["config"], "config"))
-    try: model.load_state_dict(tensors, assign=True)
+    try: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, assign=True)
     except RuntimeError as error: raise BadInput(f"{Path(path).name} does not hold the weights of its own description: {str(error)[:300]}") from None
     return model.requires_grad_(True).eval(), meta
 

@@ -25,6 +25,7 @@ from ..data.clips import Clip, Prediction, Store, prepare_level, store_clip, sto
 from ..data.notes import Notes, make_notes, roll_to_notes
 from ..judges.extractors import Extractor, set_features, set_score, NEEDS
 from ..judges.judges import transcribe
+from ..judges.style import StyleJudge, fit_style
 from ..measure.audio_metrics import audio_onsets, av_align, flow_magnitude, mel_distance, video_peaks
 from ..model.codec import Codec, load_codec, prepare_wav
 from ..model.dit import MultiStreamDiT, load_dit
@@ -48,6 +49,7 @@ class Row:
     text: bool = True  # general rows: with caption
     sample: SampleConfig = SampleConfig()
     seed: int = 0
+    touches: tuple[str, str] | None = None  # piano rows: the preferred pianist and the other, for `style_preference`
 
 def _checked(path: Path, meta: Mapping, split: str) -> None:
     if meta.get("split_hash") != split: raise AssetMismatch(f"{path.name} was trained under split {meta.get('split_hash')}, this run uses {split}")
@@ -167,10 +169,20 @@ def partners(
     n = len(works)
     return [next(j % n for j in range(i + n // 2, i + n // 2 + n) if works[j % n] != works[i]) for i in range(n)]
 
+@functools.lru_cache(maxsize=1)
+def _style_judge(folder: str, preferred: str, other: str) -> StyleJudge:
+    "The judge that a store's validation works teach, fitted once a process."
+    store = Store(folder)
+    rows = store.select(split="val")
+    return fit_style([store_wav(store, int(r)) for r in rows], store.values("pianist", rows), preferred, other)
+
 def _part(row: Row, folder: str, rows: list[int], others: list[int], threads: int) -> list[dict]:
     torch.set_num_threads(threads)
     store = Store(folder)
-    return KINDS[row.kind][0](row, [store_clip(store, r) for r in rows], [store_clip(store, r) for r in others])
+    made = KINDS[row.kind][0](row, [store_clip(store, r) for r in rows], [store_clip(store, r) for r in others])
+    for s in made if row.touches and KINDS[row.kind][1] == "piano" else ():
+        if s["wav"] is not None: s["metrics"]["style_preference"] = _style_judge(folder, *row.touches)(s["wav"])
+    return made
 
 CHUNK = 4  # clips that one call of a worker scores
 

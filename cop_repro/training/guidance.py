@@ -36,10 +36,12 @@ class GuidanceConfig:
     joint_items: int | None = None  # piano clips with gradient in such a step, per part; None = all
     lambda_roll: float = 10.0  # weight of the roll loss (released code)
     heads_weight: float = 1.0  # weight of the reader's own loss, which keeps onset and pedal alive
+    reader_share: float = 1.0  # the reader's learning rate, as a share of the DiT's
 
     def __post_init__(self):
         if self.joint_every < 1 or (self.joint_items is not None and self.joint_items < 1): raise ParamsError(f"joint_every {self.joint_every} and joint_items {self.joint_items} must be at least 1")
         if self.guidance == "none" and self.roll_source == "cached": raise ParamsError("guidance 'none' trains its reader from scratch: stored rolls of a trained one would be guidance")
+        if not 0 <= self.reader_share <= 1: raise ParamsError(f"reader_share is {self.reader_share}; a number in [0, 1] is needed, 0 = the reader stays as it came")
         if min(self.lambda_roll, self.heads_weight) < 0: raise ParamsError(f"lambda_roll {self.lambda_roll} and heads_weight {self.heads_weight} must not be negative")
 
 # %% ../../nbs/training/42_guidance.ipynb #c502a82e

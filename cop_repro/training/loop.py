@@ -37,6 +37,7 @@ class TrainConfig:
     clip_norm: float | None = 0.2  # largest gradient norm, None = off
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's
     ema: float = 0.0  # decay of the averaged weights, 0 = none
+    shares: Mapping[str, float] = field(default_factory=dict)  # start of a weight's name -> its learning rate, as a share of the others'; 0 = frozen
     accumulate: int = 1  # micro-batches per step and process
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast, weights stay fp32
     sharding: Literal["none", "full"] = "none"  # what each of several processes holds: all weights, or pieces of them (FSDP)
@@ -50,6 +51,7 @@ class TrainConfig:
             if getattr(self, name) < 1: raise ParamsError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if not self.learning_rate > 0: raise ParamsError(f"learning_rate is {self.learning_rate}; a positive number is needed")
         if not 0 <= self.warmup_steps <= self.steps: raise ParamsError(f"warmup_steps is {self.warmup_steps} but the run has {self.steps} steps")
+        if any(not 0 <= share <= 1 for share in self.shares.values()): raise ParamsError(f"shares are {dict(self.shares)}; numbers in [0, 1] are needed")
         if not 0 <= self.ema < 1: raise ParamsError(f"ema is {self.ema}; a decay in [0, 1) is needed, 0 = no averaging")
         if self.clip_norm is not None and not self.clip_norm > 0: raise ParamsError(f"clip_norm is {self.clip_norm}; use null for no clipping")
 
@@ -249,7 +251,7 @@ class _Run:
         if self.cfg.sharding == "full" and ranks()[1] > 1: self.shards = Shards(self.modules.values(), self.device)
         self.named = self._trained()
         self.parameters = list(self.named.values())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.cfg.learning_rate, betas=self.cfg.betas, fused=True)
+        self.optimizer = torch.optim.Adam(self.rate_groups(), lr=self.cfg.learning_rate, betas=self.cfg.betas, fused=True)
         self.ema = {n: p.detach().clone() for n, p in self.named.items()} if self.cfg.ema else {}
         if not found: return
         for n, p in self.named.items():
@@ -257,6 +259,13 @@ class _Run:
             self.optimizer.state[p] = {"step": taken.to(p.device)} | {k: cut_like(groups["optimizer"][f"{n}/{k}"], p) for k in ("exp_avg", "exp_avg_sq")}
         self.ema = {n: cut_like(v, self.named[n]) for n, v in groups.get("ema", {}).items()}
         self.history = {n: v.tolist() for n, v in groups["history"].items()}
+
+    def rate_groups(self) -> list[dict]:
+        "Weights by their share of the learning rate; every name in `shares` must be the start of one."
+        shares = {n: next((s for start, s in self.cfg.shares.items() if n.startswith(start)), 1.0) for n in self.named}
+        unknown = [start for start in self.cfg.shares if not any(n.startswith(start) for n in self.named)]
+        if unknown: raise ParamsError(f"shares: no trained weight has a name that starts with {', '.join(map(repr, unknown))}")
+        return [{"params": [p for n, p in self.named.items() if shares[n] == share], "share": share} for share in dict.fromkeys(shares.values())]
 
     def buffers(self) -> list[Tensor]: return [b for module in self.modules.values() for b in module.buffers()]
 
@@ -317,7 +326,7 @@ def _guard(run: _Run, loss: float) -> float:
 
 def _update(run: _Run) -> None:
     "One Adam step at this step's learning rate, then the averaged weights (with the usual short warm-up)."
-    for group in run.optimizer.param_groups: group["lr"] = learning_rate_at(run.step, run.cfg)
+    for group in run.optimizer.param_groups: group["lr"] = group["share"] * learning_rate_at(run.step, run.cfg)
     run.optimizer.step()
     keep = min(run.cfg.ema, (1 + run.step) / (10 + run.step))
     for name, average in run.ema.items(): average.lerp_(run.named[name].detach(), 1 - keep)

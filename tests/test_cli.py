@@ -10,7 +10,8 @@ from cop_repro.cli import main
 from cop_repro.core import load_weights, save_weights
 from cop_repro.data.notes import read_midi
 from cop_repro.data.performance import PIANISTS, assign_fingers, etudes, perform
-from cop_repro.data.rendering import Nuisance, probe_video, render, write_video
+from cop_repro.data.rendering import Nuisance, iter_video, probe_video, render, write_video
+from cop_repro.measure.music_metrics import onset_scores
 
 @pytest.fixture(scope="module")
 def film(root, tmp_path_factory):
@@ -45,6 +46,19 @@ def refused(arguments: list[str], capsys, *words: str, folder: Path | None = Non
     assert len(text.splitlines()) == 1 and all(w in text for w in words), text
     if folder is not None: assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}*")), "something half-written is left"
     return text
+
+def test_camera_on_its_side(film, tmp_path):
+    "A telephone held upright: the same keys are read."
+    frames = list(iter_video(film[0], 30.0))
+    write_video(tmp_path / "side.mp4", [np.ascontiguousarray(np.rot90(f)) for f in frames], 30.0)
+    for name, path in (("up", film[0]), ("side", tmp_path / "side.mp4")): assert main(["perform", str(path), "-o", str(tmp_path / name)]) == 0
+    up, side = (read_midi(tmp_path / name / "notes.mid") for name in ("up", "side"))
+    assert onset_scores(up.onsets_s, up.pitches, side.onsets_s, side.pitches)["onset_f1"] > .8
+
+def test_camera_that_moves(film, tmp_path, capsys):
+    frames = list(iter_video(film[0], 30.0))
+    write_video(tmp_path / "pushed.mp4", [np.roll(f, 9 * (i > 75), axis=1) for i, f in enumerate(frames)], 30.0)  # by most of a key after 2.5 s
+    refused(["perform", str(tmp_path / "pushed.mp4"), "-o", str(tmp_path / "out")], capsys, "camera moves", "2 s", folder=tmp_path / "out")
 
 def test_damaged_films(film, tmp_path, capsys):
     whole = film[0].read_bytes()

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'MODES', 'SEARCH_WIDTH', 'FIT_WIDTH', 'MIN_COARSE', 'MIN_CONFIDENCE',
-           'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'to_grey', 'background', 'black_pattern',
-           'Keyboard', 'find_keyboard', 'parse_corners', 'check_corners', 'rectify', 'plot_keyboard']
+           'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'MAX_SHIFT', 'MIN_LIKENESS', 'to_grey',
+           'background', 'black_pattern', 'Keyboard', 'find_keyboard', 'parse_corners', 'check_corners', 'rectify',
+           'plot_keyboard', 'key_profile', 'key_shift', 'check_still']
 
 # %% ../../nbs/model/34_keyboard.ipynb #1d1d4b25
 from collections.abc import Iterator
@@ -224,19 +225,26 @@ def _comb(picture: np.ndarray, corners: np.ndarray, reach: float = 0.9) -> np.nd
 # %% ../../nbs/model/34_keyboard.ipynb #8fd75578
 ADVICE = "give the four corners of the 88 keys with --corners 'x,y x,y x,y x,y' (top left, top right, bottom right, bottom left as the player sees them)"
 
+def _find_turned(picture: np.ndarray, quarters: int) -> Keyboard | None:
+    "Best quadrilateral in the picture turned by quarter turns, in pixels of the picture as it is."
+    turned = np.ascontiguousarray(np.rot90(picture, quarters))
+    found, (height, width) = None if turned.shape[1] < 200 else _find_upright(turned), turned.shape
+    if found is None: return None
+    corners = found.corners
+    for _ in range(quarters): corners, height, width = np.stack([height - corners[:, 1], corners[:, 0]], 1), width, height
+    return replace(found, corners=corners)
+
 def find_keyboard(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames, seen from above
 ) -> Keyboard:
     "The 88 keys in a clip, or `BadInput`. Corners replace the crop boxes that arXiv 2503.22200 takes from its data set."
-    picture = background(frames)
-    if min(picture.shape) < 24 or picture.shape[1] < 200:
+    picture, best = background(frames), None
+    if min(picture.shape) < 24 or max(picture.shape) < 200:
         raise BadInput(f"pictures of {picture.shape[1]}x{picture.shape[0]} pixels are too small to tell 88 keys apart; at least 200x24 is needed")
-    best = _find_upright(picture)
-    if not _sure(best):
-        turned = _find_upright(np.ascontiguousarray(picture[::-1, ::-1]))
-        if turned is not None and (best is None or turned.confidence > best.confidence):
-            size = np.array([picture.shape[1], picture.shape[0]], float)
-            best = Keyboard(size - turned.corners, turned.confidence, turned.octaves)
+    for quarters in (0, 2, 1, 3):  # as filmed, from the other side, then a camera on its side
+        if _sure(best): break
+        found = _find_turned(picture, quarters)
+        if found is not None and (best is None or found.confidence > best.confidence): best = found
     if best is None or best.confidence < MIN_CONFIDENCE:
         raise BadInput(f"no keyboard found: nothing in the picture matches the pattern of 88 keys ({f'best {best.confidence:.2f}' if best else 'no candidate'}, "
                        f"confidence {MIN_CONFIDENCE} is needed). The camera must be fixed and show all keys from above; otherwise {ADVICE}")
@@ -299,3 +307,37 @@ def plot_keyboard(
         ax.text(x, y, f"C{octave}", color="#D55E00", ha="center", va="top", fontsize=7)
     ax.set(xticks=[], yticks=[], title=f"Keyboard found (confidence {keyboard.confidence:.2f})")
     return ax
+
+# %% ../../nbs/model/34_keyboard.ipynb #86d7ee32
+MAX_SHIFT = 0.2  # of a white key's width; beyond it the camera has moved
+MIN_LIKENESS = 0.6  # correlation of profiles below which it is another picture
+
+def key_profile(
+    strips: UInt8[np.ndarray, "f h w"],  # straightened keys, a few seconds
+) -> Float[np.ndarray, " w"]:  # brightness across the keys, without what changes slowly
+    "What stays the same in strips while hands and keys move."
+    profile, width = np.median(strips, 0).mean(0), strips.shape[2] // 13 | 1
+    return profile - np.convolve(np.pad(profile, width // 2, mode="edge"), np.full(width, 1 / width), "valid")
+
+def key_shift(
+    reference: Float[np.ndarray, " w"],  # profile at the beginning
+    profile: Float[np.ndarray, " w"],  # profile later
+) -> tuple[float, float]:  # shift in white keys, to the right; likeness, at most 1
+    "How far the keys have moved, by correlation at all lags up to two and a half keys."
+    n, reach = len(reference), round(2.5 * len(reference) / NUM_WHITE)
+    pairs = [(reference[max(0, -d):n - max(0, d)], profile[max(0, d):n + min(0, d)]) for d in range(-reach, reach + 1)]
+    likeness = np.array([(a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-9) for a, b in pairs])
+    best = int(likeness.argmax())
+    bend = likeness[best - 1] - 2 * likeness[best] + likeness[best + 1] if 0 < best < 2 * reach else 0.0
+    part = 0.5 * (likeness[best - 1] - likeness[best + 1]) / bend if bend else 0.0
+    return float((best - reach + part) * NUM_WHITE / n), float(likeness[best])
+
+def check_still(
+    reference: Float[np.ndarray, " w"],  # profile at the beginning
+    strips: UInt8[np.ndarray, "f h w"],  # later strips, a few seconds
+    at_s: float,  # when they were filmed, s
+) -> None:
+    "Refuse strips in which the keys have moved or another picture is seen."
+    shift, likeness = key_shift(reference, key_profile(strips))
+    if likeness < MIN_LIKENESS: raise BadInput(f"about {at_s:.0f} s into the film the keyboard no longer looks as at its beginning (likeness {likeness:.2f}, {MIN_LIKENESS} is needed): a cut, or a camera that moves? Play each part with a fixed camera by itself")
+    if abs(shift) > MAX_SHIFT: raise BadInput(f"about {at_s:.0f} s into the film the keys lie {abs(shift):.1f} white keys further to the {'right' if shift > 0 else 'left'}: the camera moves, and notes would be misnamed. Steady the film first, or play each part with a fixed camera by itself")

@@ -29,7 +29,7 @@ from ..measure.music_metrics import best_lag_onset_f1, note_scores, random_notes
 from ..model.codec import Codec, load_codec
 from ..model.encoders import Encoders, load_encoders
 from ..model.flow import Conditions, SampleConfig, sample, to_latent_rate
-from ..model.keyboard import Keyboard, find_keyboard, parse_corners, plot_keyboard, rectify
+from ..model.keyboard import Keyboard, check_still, find_keyboard, key_profile, parse_corners, plot_keyboard, rectify
 from ..model.roll import CONTEXT, RollLogits, logits_to_roll, predict_logits, soft_roll
 from ..training.guidance import CoPPiano, load_piano
 
@@ -136,7 +136,7 @@ def strip_windows(
     "Straightened keyboard, window by window, in one pass over the film."
     window, overlap = RATES.frames(windows.window_s), RATES.frames(windows.overlap_s)
     starts, held, first, batch = window_starts(total, window, overlap), np.zeros((0, *size), np.uint8), 0, []
-    source = iter_video(video, frame_rate=RATES.frame_rate)
+    source, seen = iter_video(video, frame_rate=RATES.frame_rate), None
     for start in starts:
         need = min(start + window, total)
         held, first = held[start - first:], start
@@ -144,7 +144,10 @@ def strip_windows(
             batch = [f for _, f in zip(range(min(50, need - first - len(held))), source)]
             if not batch: batch = [last] * (need - first - len(held))  # the stream ends a frame early: hold the last picture
             else: last = batch[-1]
-            held = np.concatenate([held, rectify(np.stack(batch), corners, *size)])
+            fresh = rectify(np.stack(batch), corners, *size)
+            if seen is None: seen = key_profile(fresh)
+            elif len(batch) >= RATES.frame_rate: check_still(seen, fresh, (first + len(held)) / RATES.frame_rate)
+            held = np.concatenate([held, fresh])
         yield start, held
 
 # %% ../../nbs/systems/70_cop.ipynb #35c63dd7

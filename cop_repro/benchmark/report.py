@@ -23,7 +23,7 @@ from ..measure.music_metrics import METRICS
 # %% ../../nbs/benchmark/61_report.ipynb #6c59e90f
 Label = Literal["paper", "reproduced", "embedded", "smoke", "not run"]
 LABELS = ("paper", "reproduced", "embedded", "smoke", "not run")
-TABLES = ("table1", "table2", "table3", "table4", "table5", "roll", "real", "controls")
+TABLES = ("table1", "table2", "table3", "table4", "table5", "roll", "real", "controls", "nuisance")
 
 @dataclass(frozen=True)
 class Result:

@@ -243,7 +243,7 @@ def piano_clip(
     notes = whole.crop(recipe["start_s"], end_s)
     shown = notes if "film" not in recipe else perform(score, timing, PIANISTS[recipe["film"]], recipe["seed"]).crop(recipe["start_s"], end_s)
     rng = numpy_rng(recipe["seed"], "film", item.work_id, str(recipe["start_s"]))
-    nuisance = sample_nuisance(rng, recipe["nuisance"]) if recipe["nuisance"] else Nuisance.none()
+    nuisance = sample_nuisance(rng, recipe["nuisance"], recipe.get("without", ())) if recipe["nuisance"] else Nuisance.none()
     strips = render_strip(shown, assign_fingers(shown), item.duration_s, nuisance, size.height, size.width, seed=recipe["seed"])
     return Clip(item.clip_id, item.work_id, item.split, "piano", item.duration_s, item.text, item.label, recipe["touch"],
                 prepare_level(synthesise(notes, item.duration_s)), notes, None, strips)

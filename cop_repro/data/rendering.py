@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'KEY_MM', 'LENGTH_MM', 'BLACK_HEIGHT_MM', 'BLACK_TRAVEL_MM', 'NUM_WHITE', 'KEYBOARD_MM', 'IS_BLACK',
-           'WHITE_KEYS', 'BLACK_KEYS', 'WHITES_BELOW', 'RELEASE_S', 'key_centres', 'Nuisance', 'sample_nuisance',
-           'descent_time', 'key_depth', 'hand_joints', 'VideoInfo', 'probe_video', 'iter_video', 'read_video',
-           'read_audio', 'write_video', 'Film', 'render_strip', 'pedal_depth', 'render']
+           'WHITE_KEYS', 'BLACK_KEYS', 'WHITES_BELOW', 'KNOBS', 'RELEASE_S', 'key_centres', 'Nuisance',
+           'sample_nuisance', 'descent_time', 'key_depth', 'hand_joints', 'VideoInfo', 'probe_video', 'iter_video',
+           'read_video', 'read_audio', 'write_video', 'Film', 'render_strip', 'pedal_depth', 'render']
 
 # %% ../../nbs/data/12_rendering.ipynb #bb6332d5
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -116,11 +116,19 @@ def _colours(rng: np.random.Generator) -> dict:
     named = dict(skin=tone + rng.uniform(-8, 8, 3), white=white, black=rng.uniform(12, 48) + rng.uniform(-3, 3, 3), fallboard=back, **room)
     return {k: tuple(float(c) for c in np.clip(v, 4, 252)) for k, v in named.items()}
 
+KNOBS = {"hands": ("hands", "skin", "sleeve", "sleeve_mm", "hand_scale", "hand_reach_mm"),
+         "light": ("light", "light_slope", "light_color", "drift", "shadow", "shadow_dir", "shadow_soft_mm", "rear_shade", "gloss"),
+         "instrument": ("travel_mm", "pivot_mm", "wall", "crease", "gap_mm", "gap", "gap_spread", "white", "black", "black_ratio", "black_mm", "fallboard", "desk"),
+         "camera": ("camera_mm", "tilt", "roll_deg", "zoom", "pan", "letterbox", "corner_jitter_mm", "lens"),
+         "picture": ("blur_px", "motion_blur", "gamma", "contrast", "noise", "jpeg", "crf")}  # what each knob belongs to
+
 def sample_nuisance(
     rng: np.random.Generator,  # source of randomness
     strength: float = 1.0,  # 0 = clean, 1 = what cameras do
+    without: Sequence[str] = (),  # groups of KNOBS left at their clean setting; without hands, none are seen
 ) -> Nuisance:  # one recording's conditions
     "Draw every knob from its physical range, `strength` of the way from the clean setting (domain randomisation, arXiv 1703.06907)."
+    if unknown := sorted(set(without) - set(KNOBS)): raise BadInput(f"no group of knobs {', '.join(map(repr, unknown))}; groups are {', '.join(KNOBS)}")
     clean = Nuisance()
     drawn = {k: rng.uniform(*r) for k, r in _RANGES.items()}
     drawn |= dict(light_slope=tuple(rng.uniform(-.28, .28, 2)), light_color=tuple(rng.uniform(.88, 1.12, 3)), pan=tuple(rng.uniform(-.06, .06, 2)),
@@ -130,8 +138,10 @@ def sample_nuisance(
     if rng.random() < .6: mixed |= dict(letterbox=0.0)
     kind = rng.random(2)
     jpeg, crf = int(rng.integers(35, 95)), int(rng.integers(20, 31))
-    return Nuisance(hands=bool(kind[0] > .08 * strength), jpeg=jpeg if kind[1] < .35 * strength else 0,
+    made = Nuisance(hands=bool(kind[0] > .08 * strength), jpeg=jpeg if kind[1] < .35 * strength else 0,
                     crf=crf if kind[1] > 1 - .2 * strength else 0, **mixed)
+    calm = {k: getattr(clean, k) for group in without for k in KNOBS[group]}
+    return replace(made, **calm | ({"hands": False} if "hands" in without else {}))
 
 # %% ../../nbs/data/12_rendering.ipynb #da848f00
 RELEASE_S = 0.07

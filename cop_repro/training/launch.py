@@ -61,7 +61,7 @@ class Machines:
     endpoint: str | None = None  # "host:port" of the first node, the same on all; None: MASTER_ADDR and MASTER_PORT
     address: str | None = None  # how other nodes reach this one; None: its host name
     interface: str | None = None  # network interface; None: loopback on one node, the libraries' choice on several
-    restarts: int = 3  # fresh starts after a process died (the first may fail to connect)
+    restarts: int = 3  # fresh starts after a process died
 
     def __post_init__(self):
         for name in ("processes", "nodes"):

@@ -35,7 +35,7 @@ endif
 test: setup
 	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
-# Kills and restarts processes; on a busy machine restarted ones may not find each other in time.
+# Kills a process in the middle of a run; takes a minute on a busy machine.
 test-cluster: setup
 	OMP_NUM_THREADS=1 pytest -m cluster tests/test_launch.py
 

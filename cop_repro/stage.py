@@ -63,10 +63,21 @@ class Stage:
         key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed], sort_keys=True).encode()).hexdigest()[:12]
         return self.path("work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key)
 
+    def recorded(self) -> dict[str, dict[str, Path]]:
+        "Stores of recorded sets that `prepare` listed: name -> folders by kind. Without a list there are none."
+        listed = self.path("features", "clips", "real.json")
+        return {name: {"clips": self.path("features", "real", name), "encoded": self.path("features", "real_encoded", name), "rolls": self.path("features", "rolls", "real", name)}
+                for name in (json.loads(listed.read_text()) if listed.is_file() else ())}
+
+    def list_recorded(self, folder: str, known: dict) -> None:
+        "Hashes of recorded stores in an output that DVC watches, so that later stages run again when a set has changed."
+        listed = self.path("features", folder, "real.json")
+        write_json(listed, known) if known else listed.unlink(missing_ok=True)
+
     def place(self, made: str, **stores: str) -> dict:
         "Where this run reads (name -> store below features/), computes and writes, for `training.stages.Place`."
         return {"stores": {name: self.path("features", folder) for name, folder in stores.items()}, "scratch": self.scratch(), "device": str(self.device), "seed": self.seed,
-                "made": self.path("models", self.name, *([self.item] if self.item else []), made), "progress": progress}
+                "made": self.path("models", self.name, *([self.item] if self.item else []), made), "progress": progress, "recorded": self.recorded()}
 
     def metrics(self, **values) -> dict:
         "Write models/<stage>/metrics.json: what was measured and what it cost."

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from cop_repro.core import BadInput, CopError, ParamsError, load_weights, numpy_rng, save_weights, torch_rng
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
@@ -155,6 +156,36 @@ def dying(folder):
     return {"equal": equal(made, calm), "resumed_from": result.resumed_from}
 
 
+def once(folder):
+    "The second process is killed as soon as all have met, once; which start this is."
+    dist.barrier()
+    if ranks()[0] == 1 and not (folder / "killed").exists():
+        (folder / "killed").write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+
+def test_one_start_is_enough(tmp_path):
+    "After a SIGKILL the new processes find each other at the first attempt, whoever comes first."
+    assert launch(once, 2, tmp_path, tmp_path) == 1
+
+
+def test_a_new_start_sees_no_old_address(monkeypatch):
+    "The agent's store outlives a start; what an earlier start wrote is not seen. Several agents count their starts apart: no prefix."
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "GROUP_WORLD_SIZE": "1"}
+    for name, value in given.items(): monkeypatch.setenv(name, value)
+    store, rank, world = launching._meet()
+    store.set("rank-1", "127.0.0.1:8628")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = launching._meet()[0]
+    assert (rank, world) == (0, 2) and store.check(["rank-1"]) and not again.check(["rank-1"])
+    server.set("plain", "x")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert launching._meet()[0].check(["plain"])
+
+
 @pytest.mark.cluster
 def test_a_killed_process_changes_nothing(tmp_path):
     "SIGKILL of one of two: all are started again, the run goes on from its checkpoint and ends with the undisturbed run's weights, bit for bit."
@@ -166,7 +197,6 @@ def who(folder):
     return {"ranks": ranks(), "losses": made["losses"].tolist(), "interface": os.environ.get("GLOO_SOCKET_IFNAME")}
 
 
-@pytest.mark.cluster
 def test_two_nodes_one_of_them_under_torchrun(tmp_path):
     "Two agents meet at a port of this machine: ours, and torchrun's, whose script joins the process that is there. They train together."
     with socket.socket() as free:

@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cop_repro.cli import main, plan_text
+from cop_repro.cli import main
 from cop_repro.core import BadInput
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions
+from cop_repro.plans import Costs, plan_text
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig
+from cop_repro.training import plan as counting
 from cop_repro.training.plan import (Cost, Machine, checkpoint_bytes, contrast_job, count_cost, dit_cost, encoder_flops, fit_job, hours, job_memory, preference_job,
                                      stage1_job, stage2_job, transformer_flops)
 
@@ -82,3 +84,27 @@ def test_counted_is_real():
     assert sum(kept.values()) == cost.fixed_bytes + 2 * cost.kept_bytes and cost.parameters == sum(p.numel() for p in model.parameters())
     linear = count_cost(lambda: torch.nn.Linear(30, 7), lambda m, b: m(torch.zeros(b, 11, 30)))
     assert (linear.parameters, linear.flops, linear.kept_bytes) == (217, 2 * 11 * 30 * 7, 4 * 11 * 30)
+
+def test_counted_once(tmp_path, monkeypatch):
+    "Costs are kept between calls, counted anew for other code, and a damaged file is no file."
+    path, config = tmp_path / "work" / "costs.json", DiTConfig(depth=2, audio=StreamConfig(64, 1), text_width=16, num_registers=2, max_positions=64, time_frequencies=8)
+    first = Costs(path)
+    made = first("dit", config, 30, 4, "bf16"), first("flops", config, 30, 4)
+    first.save()
+    assert made == (dit_cost(config, 30, 4, "bf16"), made[0].flops) and first.counted == 2
+    again = Costs(path)
+    monkeypatch.setattr(counting, "dit_cost", None); monkeypatch.setattr(counting, "dit_flops", None)
+    assert (again("dit", config, 30, 4, "bf16"), again("flops", config, 30, 4)) == made and again.counted == 0
+    path.write_text(path.read_text().replace(first.code, "other"))
+    assert Costs(path).known == {}
+    path.write_text("{")
+    assert Costs(path).known == {} and Costs(None).known == {}
+
+def test_one_pass_over_many_equals_two():
+    "What grows with the batch, told apart by a prime number of clips, is what two batch sizes give; also where weights are copied to 16 bits."
+    config = DiTConfig(depth=2, audio=StreamConfig(64, 1), video=StreamConfig(32, 1, 32), text_width=16, video_features=24, num_registers=2, max_positions=64, time_frequencies=8)
+    for precision in ("fp32", "bf16"):
+        cost, kept = dit_cost(config, 30, 4, precision), []
+        for batch in (1, 2):
+            with counting.FakeTensorMode(): kept.append(sum(counting._trace(MultiStreamDiT(config).train(), lambda m, b: counting._clips(m, b, 30, 4), batch, precision)[1]))
+        assert (cost.kept_bytes, cost.fixed_bytes) == (kept[1] - kept[0], 2 * kept[0] - kept[1])

@@ -13,7 +13,7 @@ from cop_repro.model.flow import Conditions, draw_noise_and_time, fm_loss
 from cop_repro.model.roll import RollConfig, build_roll
 from cop_repro.training.guidance import grow_piano
 from cop_repro.training.loop import TrainConfig, train
-from cop_repro.training.preference import (PreferenceConfig, dpo_margin, frozen_copy, pair_batch, preference_loss, preference_step, winner_drifts)
+from cop_repro.training.preference import (PreferenceConfig, dpo_margin, frozen_copy, pair_batch, preference_loss, preference_step, reference_of, winner_drifts)
 
 
 class Affine(nn.Module):
@@ -123,3 +123,19 @@ def test_first_step_of_the_stage_is_log_2_although_the_model_has_dropout(joint, 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"anchor": -1.0}, {"window": -1}, {"joint_items": -1}, {"gamma": 1.0}])
 def test_bad_configurations(wrong):
     with pytest.raises(ParamsError): from_dict(PreferenceConfig, wrong)
+
+
+def test_the_released_reference_noise_and_both_losses():
+    "Live reference: the margin is zero, the gradient is not; with beta 2 and both losses it is that of the winner's flow loss. Unshared noise: a start that is no start."
+    model, (w, l) = Affine().eval(), members()
+    live = PreferenceConfig(beta=2.0, reference="live", both=1.0)
+    assert reference_of(model, live) is model and reference_of(model, PreferenceConfig()) is not model
+    loss, logs = loss_of(model, reference_of(model, live), w, l, live)
+    loss.backward()
+    x0, t = draw_noise_and_time(w, torch_rng(0, "dpo"))
+    assert torch.allclose(model.theta.grad, torch.autograd.grad(fm_loss(model, w, Conditions(), x0, t), model.theta)[0], atol=1e-5)
+    assert logs["winner_gap"] == logs["loser_gap"] == 0
+    apart = loss_of(model, frozen_copy(model), w, l, PreferenceConfig(shared=False))[1]
+    assert apart["winner_gap"] != 0 and apart["loser_gap"] != 0
+    for wrong in ({"reference": "other"}, {"both": -1.0}):
+        with pytest.raises(ParamsError): PreferenceConfig(**wrong)

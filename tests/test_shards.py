@@ -80,7 +80,8 @@ def test_what_is_refused(tmp_path, stores):
     with pytest.raises(AssetMismatch, match="shard-00002 is missing"): ShardedStore(tmp_path / "s")
 
 def test_bench_of_the_loader(capsys):
-    from cop_repro.cli import LOADER_SECONDS, main
+    from cop_repro.benches import LOADER_SECONDS
+    from cop_repro.cli import main
     assert main(["bench", "--loader", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [r["window_s"] for r in made] == list(LOADER_SECONDS) and all(r["one folder"] > 0 and r["shards"] > 0 for r in made)

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from ..core import NUM_KEYS, RATES, BadInput, DatasetMissing, Progress, numpy_rng, silent
-from .clips import FRAME_SIZE, Item, StripSize, prepare_level
+from .clips import FRAME_SIZE, Item, StripSize, prepare_level, works_of
 from .notes import Notes, notes_to_roll, read_midi, write_midi
-from .performance import assign_fingers
+from .performance import assign_fingers, split_hash
 from .real_sets import FILMS, REAL_SETS, SCORES, coverage, folder_items, require
 from .rendering import probe_video, read_audio, read_video, render_strip, sample_nuisance
 from .shards import ShardedStore, fill_shards
@@ -355,7 +355,7 @@ def _without(listing: Listing, refused: Mapping[str, str]) -> Listing:
 
 def real_stores(
     folder: Path | str,  # below it one store for each set and domain: NAME_DOMAIN
-    sets: Mapping[str, Path | str],  # name of the registry (or "folder") -> where it lies
+    sets: Mapping[str, Path | str | Mapping],  # name of the registry (or "folder") -> where it lies, or {path, and options of `read_set`: limit, split, corners}
     duration_s: float = 10.0,  # length of a clip
     strip: StripSize = StripSize(),  # rectified keyboards
     shard_size: int = 256,  # clips in a shard
@@ -363,14 +363,16 @@ def real_stores(
     progress: Progress = silent,  # done, total, message
     **about,  # what made them
 ) -> tuple[dict[str, ShardedStore], dict[str, dict]]:  # stores by name, and the coverage of each set
-    "Sharded stores of recorded sets, resumable, and what of each set they hold; refused clips count as not used."
+    "Sharded stores of recorded sets, resumable, each with the hash of its own split, and what of each set they hold; refused clips count as not used."
     stores, covered = {}, {}
     for name, where in sets.items():
-        listing, made, kept, refused = read_set(name, where, duration_s), RealClips(Path(where), strip), 0, {}
+        options = dict(where) if isinstance(where, Mapping) else {"path": where}
+        where = Path(options.pop("path"))
+        listing, made, kept, refused = read_set(name, where, duration_s, **options), RealClips(where, strip), 0, {}
         for domain in sorted({i.domain for i in listing.items}):
             jobs = {i.clip_id: i for i in listing.items if i.domain == domain}
             key = f"{name.lower().replace('-', '_')}_{domain}"
-            stores[key] = fill_shards(Path(folder) / key, jobs, made.columns(domain, duration_s), made, shard_size, workers, progress, set=name, **about)
+            stores[key] = fill_shards(Path(folder) / key, jobs, made.columns(domain, duration_s), made, shard_size, workers, progress, set=name, split_hash=split_hash(works_of(jobs.values())), **about)
             refused, kept = refused | stores[key].rejects, kept + len(stores[key])
         covered[name] = {**_without(listing, refused).coverage, "clips": kept, "refused": len(refused)}
     return stores, covered

@@ -430,8 +430,9 @@ def count_parameters(
 def carry_over(
     base_model: MultiStreamDiT,  # trained, with fewer streams
     piano_model: MultiStreamDiT,  # with more streams; changed in place
+    restart_fusion: bool = False,  # compat: a fusion that gains columns starts at zero as a whole
 ) -> MultiStreamDiT:  # `piano_model`
-    "Copy every weight of a smaller network; fusion columns of the new streams start at zero."
+    "Copy every weight of a smaller network; fusion columns of the new streams start at zero (the released code restarts the learnt ones too, D-carry-over)."
     source, target = base_model.state_dict(), piano_model.state_dict()
     if stray := [name for name in source if name not in target]:
         raise BadInput(f"{len(stray)} weights have no place in the larger model, first {stray[0]}: were the two models swapped, or of different depth?")
@@ -442,7 +443,8 @@ def carry_over(
             elif old is None: continue  # a new stream keeps its own start
             elif old.shape == weight.shape: weight.copy_(old)
             elif ".fusion." in name and old.shape[0] == weight.shape[0] and old.shape[1] < weight.shape[1]:
-                weight.zero_()[:, :old.shape[1]] = old  # columns are ordered audio, video, roll
+                weight.zero_()
+                if not restart_fusion: weight[:, :old.shape[1]] = old  # columns are ordered audio, video, roll
             else: raise BadInput(f"{name} is {tuple(old.shape)} in the smaller and {tuple(weight.shape)} in the larger model: the shared sizes must agree")
     return piano_model
 

@@ -37,6 +37,7 @@ class GuidanceConfig:
     lambda_roll: float = 10.0  # weight of the roll loss (released code)
     heads_weight: float = 1.0  # weight of the reader's own loss, which keeps onset and pedal alive
     reader_share: float = 1.0  # the reader's learning rate, as a share of the DiT's
+    restart_fusion: bool = False  # compat: the fusion that the roll joins forgets what stage 1 taught it
 
     def __post_init__(self):
         if self.joint_every < 1 or (self.joint_items is not None and self.joint_items < 1): raise ParamsError(f"joint_every {self.joint_every} and joint_items {self.joint_items} must be at least 1")
@@ -88,10 +89,11 @@ def grow_piano(
     stream: StreamConfig,  # size of the roll stream
     velocity: bool = True,  # whether the roll carries velocity
     seed: int = 0,  # of the new stream's weights
-) -> CoPPiano:  # answers like the base model at first
+    restart_fusion: bool = False,  # compat: learnt fusion columns start again (D-carry-over)
+) -> CoPPiano:  # answers like the base model at first, unless the fusion was restarted
     "Stage-1 model plus roll stream plus reader."
     config = replace(base.config, roll=stream, roll_keys=reader.cfg.num_keys)
-    return CoPPiano(carry_over(base, MultiStreamDiT(config, seed=seed)), reader, velocity).to(next(base.parameters()).device)
+    return CoPPiano(carry_over(base, MultiStreamDiT(config, seed=seed), restart_fusion), reader, velocity).to(next(base.parameters()).device)
 
 @contextmanager
 def reading(

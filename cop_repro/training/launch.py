@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.rendezvous import rendezvous
 
 from ..core import CopError, ParamsError
 from .loop import LoneError, ranks, together
@@ -60,7 +61,7 @@ class Machines:
     endpoint: str | None = None  # "host:port" of the first node, the same on all; None: MASTER_ADDR and MASTER_PORT
     address: str | None = None  # how other nodes reach this one; None: its host name
     interface: str | None = None  # network interface; None: loopback on one node, the libraries' choice on several
-    restarts: int = 3  # fresh starts after a process died (the first may fail to connect)
+    restarts: int = 3  # fresh starts after a process died
 
     def __post_init__(self):
         for name in ("processes", "nodes"):
@@ -85,7 +86,13 @@ def _lock_of_all(folder: Path | str) -> Iterator[None]:
         together(lambda: None if ranks()[0] else held.enter_context(run_lock(folder)))
         yield
 
-CONNECT, WORK = timedelta(seconds=45), timedelta(minutes=30)  # patience while processes find each other, and afterwards (a checkpoint takes long)
+CONNECT, WORK = timedelta(minutes=3), timedelta(minutes=30)  # patience while processes find each other, and afterwards (a checkpoint takes long)
+
+def _meet() -> tuple[dist.Store, int, int]:
+    "Where the processes of this start exchange addresses (none of an earlier start's), this one's rank, and their number."
+    store, rank, world = next(rendezvous("env://", timeout=CONNECT))
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"  # agents of several nodes count their starts apart; they get a new store each time
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store) if alone else store, rank, world
 
 def _reason(folder: Path | str) -> Path: return Path(folder) / ".failed"
 
@@ -96,7 +103,8 @@ def _work(fn: Callable, args: tuple, machines: Machines, folder: Path | str, loc
     if interface: os.environ.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=CONNECT)  # after a restart a process may wait for a dead one: fail, and be started again
+    store, rank, world = _meet()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=CONNECT)
     dist.distributed_c10d._set_pg_timeout(WORK)
     try:
         with _lock_of_all(folder) if lock else contextlib.nullcontext(): return fn(*args)
@@ -122,6 +130,7 @@ def _start_elastic(fn: Callable, args: tuple, machines: Machines, folder: Path |
     config = LaunchConfig(min_nodes=machines.nodes, max_nodes=machines.nodes, nproc_per_node=machines.processes, rdzv_backend="c10d", rdzv_endpoint=meeting_point(machines),
                           local_addr=machines.address or ("127.0.0.1" if alone else None), run_id=f"cop-{os.getpid() if alone else Path(folder).name}",
                           start_method="spawn", max_restarts=machines.restarts, monitor_interval=0.2)
+    if not alone: os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a new store for every start
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     threads = max(1, torch.get_num_threads() // machines.processes)
     try: return elastic_launch(config, _worker)(fn, args, machines, folder, os.getpid(), threads)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND_FRAMES', 'POSTTRAINING', 'CodecData', 'codec_sounds', 'codec_step_fn', 'encoders_step_fn', 'caption_words',
-           'roll_target', 'roll_step_fn', 'soft_store', 'encode_stores', 'Posttraining', 'style_pairs', 'contrast_run',
-           'preference_run']
+           'roll_target', 'roll_step_fn', 'soft_store', 'encode_stores', 'encode_shards', 'Posttraining', 'style_pairs',
+           'contrast_run', 'preference_run']
 
 # %% ../../nbs/training/45_sources.ipynb #6cfa3bf8
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import BadInput, Progress, RATES, silent, torch_rng
 from ..data.clips import SetSizes, Store, fill_store, general_clip, general_items, store_wav
+from ..data.shards import ShardedStore, fill_shards
 from ..model.codec import Codec, EmbeddedCodec, codec_step, prepare_wav
 from ..model.encoders import Encoders, EncodersBatch, EncodersTrainer, encoders_step, learn_words, log_mel, prompt
 from ..model.roll import RollTarget, augment_strips, roll_loss
@@ -26,7 +27,7 @@ from ..model.dit import load_dit, save_dit
 from ..model.flow import DropoutConfig
 from .contrast import ContrastConfig, build_heads, contrast_step
 from .guidance import ROLL_COLUMNS, load_piano, save_piano, store_rolls
-from .preference import PreferenceConfig, frozen_copy, preference_step, winner_drifts
+from .preference import PreferenceConfig, preference_step, reference_of, winner_drifts
 from .loop import StepFn, TrainConfig, rows_for_step
 
 # %% ../../nbs/training/45_sources.ipynb #dcaa1406
@@ -127,7 +128,7 @@ BACKGROUND_FRAMES = 16  # frames of the whole clip that make its mean picture in
 
 def roll_step_fn(
     model: nn.Module,  # a roll predictor
-    store: Store,  # with strips and rolls
+    store: Mapping,  # columns strips and rolls
     rows: Sequence[int],  # training clips
     cfg: TrainConfig,  # batch size and seed
     crop_s: float = 2.0,  # window, seconds
@@ -150,7 +151,7 @@ def roll_step_fn(
 def soft_store(
     folder: Path | str,  # store to make
     reader: nn.Module,  # trained roll predictor
-    store: Store,  # with strips
+    store: Store | ShardedStore,  # with strips
     rows: Sequence[int],  # clips whose rolls are wanted; the others are NaN, never zero
     progress: Progress = silent,  # done, total, message
     **about,  # split hash
@@ -195,10 +196,34 @@ def encode_stores(
     frames = RATES.frames(samples / RATES.sample_rate)
     if all("strips" in s for s in stores): frames = len(range(frames)[encoders.strip_rows(frames)])
     text, mask = _text_rows(encoders, [s.index[r]["text"] for s, r in rows], max_tokens)
-    columns = {"latents": ((samples // RATES.hop_length, codec.channels), "float16"), "video": ((frames, encoders.image.dim), "float16"), "has_video": ((), "bool"),
-               "text": (text.shape[1:], "float16"), "text_mask": (mask.shape[1:], "bool")}
+    columns = _feature_columns(codec, encoders, samples, frames, text, mask)
     def make(i: int) -> dict: return _encode_row(*rows[i], codec, encoders) | {"text": text[i], "text_mask": mask[i]}
     return fill_store(folder, [s.index[r] for s, r in rows], columns, make, range(len(rows)), 1, progress, **about)
+
+def _feature_columns(codec: Codec, encoders: Encoders, samples: int, frames: int, text: np.ndarray, mask: np.ndarray) -> dict:
+    "Columns of a store of features."
+    return {"latents": ((samples // RATES.hop_length, codec.channels), "float16"), "video": ((frames, encoders.image.dim), "float16"), "has_video": ((), "bool"),
+            "text": (text.shape[1:], "float16"), "text_mask": (mask.shape[1:], "bool")}
+
+def encode_shards(
+    folder: Path | str,  # sharded store to make, or to go on with
+    store: Store | ShardedStore,  # clips of a recorded set
+    codec: Codec,  # sound -> latents
+    encoders: Encoders,  # captions and films -> features
+    max_tokens: int,  # text tokens kept; a clip with a longer caption is refused and listed
+    shard_size: int = 256,  # clips in a shard
+    progress: Progress = silent,  # done, total, message
+    **about,  # split hash, asset hashes: others than those of finished shards are an error
+) -> ShardedStore:  # columns as of `encode_stores`
+    "The same features for a recorded set of any size, resumable."
+    samples = store["wav"].shape[1]
+    frames = RATES.frames(samples / RATES.sample_rate)
+    if "strips" in store: frames = len(range(frames)[encoders.strip_rows(frames)])
+    columns = _feature_columns(codec, encoders, samples, frames, *_text_rows(encoders, ["a"], max_tokens))
+    def make(row: int) -> dict:
+        text, mask = _text_rows(encoders, [store.index[row]["text"]], max_tokens)
+        return _encode_row(store, row, codec, encoders) | {"text": text[0], "text_mask": mask[0], "index": store.index[row]}
+    return fill_shards(folder, {entry["clip_id"]: row for row, entry in enumerate(store.index)}, columns, make, shard_size, 1, progress, **about)
 
 # %% ../../nbs/training/45_sources.ipynb #887497cf
 @dataclass(frozen=True)
@@ -254,7 +279,7 @@ def preference_run(
 ) -> Posttraining:
     "DPO of the stage-2 model against its frozen copy (arXiv 2503.22200, Eq. 7)."
     model = load_piano(start)[0].to(device)
-    step = preference_step(model, frozen_copy(model), piano, pairs, cfg, objective, crop_latents)
+    step = preference_step(model, reference_of(model, objective), piano, pairs, cfg, objective, crop_latents)
     return Posttraining({"piano": model}, step, winner_drifts(objective.window), lambda path, meta: save_piano(path, model.eval(), meta))
 
 POSTTRAINING = {"cl": (contrast_run, ContrastConfig, "general.safetensors"), "dpo": (preference_run, PreferenceConfig, "piano.safetensors")}

@@ -35,6 +35,23 @@ def test_si_sdr_agrees_with_torchmetrics():
     np.testing.assert_allclose(m.si_sdr(ref, est), other, atol=1e-6)
 
 
+@pytest.mark.parametrize("snr_db", [-50, 0, 25, 29.9, 30.1, 60, 95])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_si_sdr_is_its_definition(snr_db, kind):
+    "Three inner products say what the residual, sample by sample, says; longer than a block, and of any axes."
+    ref = rng(1).normal(size=(2, 3, 2 * m.BLOCK + 5)).astype(kind)
+    est = (.3 * ref + .3 * 10 ** (-snr_db / 20) * rng(2).normal(size=ref.shape)).astype(kind)
+    ref64, est64 = ref.astype(float), est.astype(float)
+    wanted = ((ref64 * est64).sum(-1, keepdims=True) / (ref64 ** 2).sum(-1, keepdims=True)) * ref64
+    by_hand = 10 * np.log10((wanted ** 2).sum(-1) / ((wanted - est64) ** 2).sum(-1))
+    np.testing.assert_allclose(m.si_sdr(ref, est), by_hand, rtol=1e-11, atol=1e-11)
+    assert m.si_sdr(ref[0, 0], est[0, 0]) == m.si_sdr(ref, est)[0, 0]
+
+
+def test_si_sdr_refuses_energies_without_end():
+    with pytest.raises(BadInput, match="level near 1"): m.si_sdr(1e200 * REF, EST)
+
+
 def test_si_sdr_spec_agrees_with_scipy_stft():
     window = scipy.signal.get_window("hann", 1114)
     def magnitude(x):
@@ -93,6 +110,14 @@ def test_kid_agrees_with_torchmetrics():
     assert abs(m.kid(a, b) - float(poly_mmd(torch.tensor(a), torch.tensor(b)))) < 1e-6
     same = [m.kid(rng(i).normal(size=(40, 16)), rng(i + 99).normal(size=(40, 16))) for i in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / math.sqrt(40) and min(same) < 0 < max(same)
+
+
+def test_kid_in_parts():
+    "Blocks of the kernel say what the whole kernel says."
+    a, b = rng(1).normal(size=(2500, 5)), rng(2).normal(size=(1100, 5)) + .2
+    kernel = lambda x, y: (x @ y.T / 5 + 1) ** 3
+    within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    assert m.kid(a, b) == pytest.approx(within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean(), rel=1e-9)
 
 
 def test_fad_infinity():

@@ -137,3 +137,11 @@ def test_output_file_and_table(made, tmp_path, capsys):
     assert "mel_distance" in text and "lower is better" in text
     assert main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr", "-o", str(tmp_path / "out.json")]) == 0
     assert set(json.loads((tmp_path / "out.json").read_text())["metrics"]["si_sdr"]) >= {"value", "interval", "n", "extractor"}
+
+def test_bench_of_the_scoring(capsys):
+    "What is timed against other libraries is the same quantity; memory is told for few and for many clips."
+    assert main(["bench", "--scoring", "--clips", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(row["apart"] < 1e-5 and row["ours"] > 0 < row["other"] for row in found["scoring"]) and {"si_sdr, 10 clips", "note_scores, 10 clips"} <= {row["what"] for row in found["scoring"]}
+    assert [row["clips"] for row in found["memory"]] == [10, 10] and all(row["peak_mb"] > 50 for row in found["memory"])
+    assert main(["bench", "--scoring", "--clips", "3"]) == 2 and "at least 10" in capsys.readouterr().err

@@ -290,6 +290,10 @@ def weights(args) -> int:
         lack = [r for r in rows if not r["state"].startswith("present")]
         print(f"{len(rows) - len(lack)} of {len(rows)} present" + (f"; to fetch: {sum(r['gigabytes'] for r in lack):.1f} GB, e.g. `cop weights fetch {lack[0]['name']}`" if lack else ""))
         return 0
+    if args.action == "convert":
+        from cop_repro.judges.pretrained import convert_checkpoint
+        print(f"wrote {convert_checkpoint(args.name).name}")
+        return 0
     if args.action == "use": return _use_weights(folder, Path(args.clips), Path(args.output))
     for name in [args.name] if args.name else list(W.WEIGHTS):
         if args.action == "fetch": W.fetch_weights(name, folder, progress)
@@ -417,7 +421,7 @@ def _mapping(name: str | None) -> dict | None:
 
 def _judge(args):
     "The extractor that was asked for; the shipped judges where none was and a checkout is at hand."
-    from cop_repro.judges.extractors import load_extractor
+    from cop_repro.judges.pretrained import load_extractor
     if args.judges:
         kind, _, path = args.judges.rpartition("=")
         return load_extractor(kind or "embedded", path)
@@ -596,19 +600,22 @@ def bench_scoring(clips: int = 100) -> list[dict]:
     import numpy as np
     rng = np.random.default_rng(0)
     base = (.1 * rng.standard_normal((2, 240_000)) * np.array([[1.0], [.7]]) + .05 * rng.standard_normal(240_000)).astype(np.float32)
+    apart = lambda values: float((abs(np.asarray(values[0]) - values[1]) / np.maximum(abs(np.asarray(values[1])), 1e-3)).max())
     made: dict[str, dict] = {}
-    def compare(calls: dict, given: dict, counts: bool, note: str) -> None:
-        for name, (kind, ours, theirs, library) in calls.items():
-            row, values = made.setdefault(name, {"what": f"{name.strip()}, {note}", "ours": 0.0, "other": 0.0, "apart": 0.0, "library": library}), []
+    each, sets = _clip_scorings(), _set_scorings()
+    for i in range(-1, clips):
+        given = _clip_inputs(abs(i), base)
+        for name, (kind, ours, theirs, library) in each.items():
+            row, values = made.setdefault(name, {"what": f"{name.strip()}, {clips} clips", "ours": 0.0, "other": 0.0, "apart": 0.0, "library": library}), []
             for side, call in (("ours", ours), ("other", theirs)):
                 began = time.perf_counter()
-                values.append(np.asarray(call(*given[kind])))
-                if counts: row[side] += time.perf_counter() - began
-            row["apart"] = max(row["apart"], float((abs(values[0] - values[1]) / np.maximum(abs(values[1]), 1e-3)).max()))
-    each, sets = _clip_scorings(), _set_scorings()
-    for i in range(-1, clips): compare(each, _clip_inputs(abs(i), base), i >= 0, f"{clips} clips")  # the first run loads libraries and does not count
+                values.append(call(*given[kind]))
+                if i >= 0: row[side] += time.perf_counter() - began  # the first run loads libraries and does not count
+            row["apart"] = max(row["apart"], apart(values))
     features = lambda n: tuple(rng.standard_normal((n, 128)) + .1 * side for side in (0, 1))
-    for n, counts in ((20, False), (clips, True)): compare(sets, {"clips": features(n), "windows": features(10 * max(n, 13))}, counts, f"features of {clips} clips")
+    given = {"clips": features(clips), "windows": features(10 * max(clips, 13))}
+    for name, (kind, ours, theirs, library) in sets.items():
+        made[name] = {"what": f"{name}, features of {clips} clips", "ours": _seconds(lambda: ours(*given[kind])), "other": _seconds(lambda: theirs(*given[kind])), "apart": apart([ours(*given[kind]), theirs(*given[kind])]), "library": library}
     return list(made.values())
 
 def bench_scoring_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
@@ -744,15 +751,15 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("score", score, "score a folder of sounds, MIDI files or films against the true ones, matched by file name")
     p.add_argument("ref"); p.add_argument("est"); p.add_argument("--metrics", nargs="+", help="names, with spaces or commas between them; default: all that the files allow")
     p.add_argument("--json", action="store_true", help="print JSON"); p.add_argument("-o", "--output", help="write JSON to this file")
-    p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=PATH, ast=FOLDER, clap=FOLDER; default: the shipped ones")
+    p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=, panns=, passt=FILE.safetensors, ast=, clap=, openclip=, wav2clip=FOLDER; default: the shipped ones")
     p.add_argument("--works", help="JSON, id -> work: intervals are drawn over works"); p.add_argument("--texts", help="JSON, id -> caption, for clap_score")
     p.add_argument("--cut", action="store_true", help="score the common beginning of sounds of different lengths"); p.add_argument("--seed", type=int, default=0)
     p = command("plan", plan, "parameters, memory, operations, disk and hours of a profile's training runs, before anything starts")
     p.add_argument("--profile", default="default"); p.add_argument("--gpus", type=int, default=8); p.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
     p.add_argument("--gpu", default="a100", help="a100, a800 or h100: whose peak speed is meant"); p.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak, 0 to 1")
     p.add_argument("--sharded", action="store_true", help="divide weights, gradients and moments among the GPUs"); p.add_argument("--json", action="store_true")
-    p = command("weights", weights, "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them")
-    p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all")
+    p = command("weights", weights, "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them; convert a pickled checkpoint")
+    p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use", "convert")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all; for convert: a pickled checkpoint, which is read once, tensors only")
     p.add_argument("--folder", help="where they lie, default weights/ of the checkout"); p.add_argument("--json", action="store_true", help="for list")
     p.add_argument("--clips", default="features/clips/piano", help="for use: store whose training sound EnCodec's statistics are fitted on"); p.add_argument("-o", "--output", default="weights/assets", help="for use: folder of the assets")
     p = command("shards", shards, "check every byte of a sharded store, and list its refused clips")

@@ -154,11 +154,11 @@ def passt_extractor(
     except ImportError as error: raise DatasetMissing(f"PaSST needs the package hear21passt ({error}): `pip install hear21passt`") from None
     def build(tensors: Mapping[str, Tensor]) -> nn.Module:
         width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
-        grid = tensors["freq_new_pos_embed"].shape[2], tensors["time_new_pos_embed"].shape[3]
-        net = passt.PaSST(img_size=tuple(10 * (n - 1) + patch for n in grid), patch_size=patch, stride=(10, 10), num_classes=tensors["head.1.weight"].shape[0], embed_dim=width, depth=len({k.split(".")[1] for k in tensors if k.startswith("blocks.")}),
+        frames = 10 * (tensors["time_new_pos_embed"].shape[3] - 1) + patch
+        net = passt.PaSST(img_size=(128, frames), patch_size=patch, stride=(10, 10), num_classes=tensors["head.1.weight"].shape[0], embed_dim=width, depth=len({k.split(".")[1] for k in tensors if k.startswith("blocks.")}),
                           num_heads=width // 64, distilled=True)
         net.load_state_dict(tensors)
-        return wrapper.PasstBasicWrapper(mel.AugmentMelSTFT(n_mels=10 * (grid[0] - 1) + patch, fmin_aug_range=10, fmax_aug_range=2000), net)
+        return wrapper.PasstBasicWrapper(mel.AugmentMelSTFT(n_mels=128, fmin_aug_range=10, fmax_aug_range=2000), net)
     with _hushed(): net = _built(path, "PaSST", build)
     def both(wav: Tensor) -> tuple[Tensor, Tensor]:
         with _hushed(): out = net.get_scene_embeddings(wav[None])

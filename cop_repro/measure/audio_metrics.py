@@ -289,10 +289,8 @@ def fad_infinity(
 # %% ../../nbs/measure/20_audio_metrics.ipynb #baa0a25a
 def _softmax(logits: Array) -> tuple[Array, Array]:
     "Row-wise probabilities and their logarithms, exact for any finite logits."
-    shifted = logits - logits.max(1, keepdims=True)
-    powers = np.exp(shifted)
-    total = powers.sum(1, keepdims=True)
-    return powers / total, shifted - np.log(total)
+    log_p = torch.from_numpy(np.ascontiguousarray(logits)).log_softmax(1)
+    return log_p.exp().numpy(), log_p.numpy()
 
 def align_by_id(
     ref_ids: Sequence[Hashable],  # ids of the reference rows

@@ -8,8 +8,8 @@ __all__ = ['MAX_DB', 'METRICS', 'BLOCK', 'Metric', 'registry', 'checked', 'check
            'frechet_distance', 'kid', 'FrechetFit', 'fad_infinity', 'align_by_id', 'kl_per_clip', 'kl',
            'inception_score', 'cosine_per_pair', 'clap_score', 'clip_score_per_clip', 'clip_score', 'count_matches',
            'event_times', 'av_align', 'audio_onsets', 'flow_magnitude', 'video_peaks', 'AvOffset', 'av_offset',
-           'drop_undefined', 'bootstrap_groups', 'bootstrap_interval', 'paired_interval', 'bootstrap_draws',
-           'draws_interval', 'bootstrap_statistic', 'plot_intervals']
+           'motion_offset', 'drop_undefined', 'bootstrap_groups', 'bootstrap_interval', 'paired_interval',
+           'bootstrap_draws', 'draws_interval', 'bootstrap_statistic', 'plot_intervals']
 
 # %% ../../nbs/measure/20_audio_metrics.ipynb #e2b99aa2
 import math
@@ -55,7 +55,8 @@ METRICS = registry(
     ("chroma_similarity", "", True, 1.0), ("frechet_distance", "", False, 0.0), ("fad", "", False, 0.0), ("fd", "", False, 0.0),
     ("fad_infinity", "", False, 0.0), ("kid", "", False, 0.0), ("kl", "nat", False, 0.0), ("inception_score", "", True),
     ("clap_score", "", True, 1.0), ("clip_score", "%", True, 100.0), ("av_align", "", True, 1.0),
-    ("av_align_2023", "", True, 1.0), ("av_offset_ms", "ms", None, 0.0), ("av_offset_abs_ms", "ms", False, 0.0))
+    ("av_align_2023", "", True, 1.0), ("av_offset_ms", "ms", None, 0.0), ("av_offset_abs_ms", "ms", False, 0.0), ("motion_offset_ms", "ms", None, 0.0),
+    ("motion_offset_abs_ms", "ms", False, 0.0))
 
 # %% ../../nbs/measure/20_audio_metrics.ipynb #f5ff5d64
 def _reals(
@@ -86,6 +87,14 @@ def checked(
     if not math.isfinite(array.sum()) and not np.isfinite(array).all():  # a finite sum, which is quick, has finite terms
         raise BadInput(f"{name} holds {int((~np.isfinite(array)).sum())} values that are not finite (NaN or infinite); did what made it diverge?")
     return array
+
+def _positive(**values) -> None:
+    "Refuse rates, lengths and counts that are not positive numbers."
+    for name, value in values.items():
+        if not value > 0: raise BadInput(f"{name} is {value}; it must be positive")
+
+def _in_hz(sample_rate: float) -> None:
+    if not sample_rate >= 1000: raise BadInput(f"sample_rate is {sample_rate}; samples per second are needed (kHz given?)")
 
 def checked_pair(
     ref,  # reference numbers
@@ -135,6 +144,7 @@ def stft_magnitude(
     hop_length: int,  # samples between frames
 ) -> Float[Array, "*b f n"]:  # magnitudes, f = n_fft // 2 + 1
     "Linear magnitudes, periodic Hann, centred, zero-padded; single precision for speed."
+    _positive(n_fft=n_fft, hop_length=hop_length)
     wav = torch.from_numpy(checked("wav", wav).astype(np.float32))
     flat = wav.reshape(-1, wav.shape[-1])
     spec = torch.stft(flat, n_fft, hop_length, window=_hann(n_fft), center=True, pad_mode="constant", return_complex=True).abs()
@@ -146,6 +156,7 @@ def si_sdr_spec(
     sample_rate: int = 24_000,  # Hz
 ) -> float | Float[Array, "*b"]:  # dB per clip
     "SI-SDR of flattened STFT magnitudes (our reading of Tables 4 and 5, arXiv 2503.22200)."
+    _in_hz(sample_rate)
     ref_wav, est_wav = checked_pair(ref_wav, est_wav)
     n_fft, hop_length = int(2048 * sample_rate / 44_100), sample_rate // 100
     ref, est = (stft_magnitude(w, n_fft, hop_length).reshape(*w.shape[:-1], -1) for w in (ref_wav, est_wav))
@@ -169,6 +180,7 @@ def mel_spectrum_db(
     n_fft: int = 1024,  # samples
 ) -> Float[Array, "m n"]:  # dB re full scale, at least -80
     "Mel magnitudes in decibels, 100 frames a second."
+    _in_hz(sample_rate)
     spec = stft_magnitude(checked("wav", wav, 1), n_fft, sample_rate // 100) / (n_fft / 4)
     return 20 * np.log10(np.maximum(_mel_bank(sample_rate, n_fft, num_mels) @ spec, 1e-4))
 
@@ -187,6 +199,7 @@ def chroma_similarity(
     sample_rate: int = 24_000,  # Hz
 ) -> float:  # 0 to 1; NaN where the reference is silent
     "Mean cosine of pitch-class vectors over sounding reference frames (4096-sample window, 25 Hz)."
+    _in_hz(sample_rate)
     ref, est = checked_pair(ref_wav, est_wav, 1)
     bank = _chroma_bank(sample_rate, 4096)
     ref, est = (bank @ stft_magnitude(w, 4096, sample_rate // 25) ** 2 for w in (ref, est))
@@ -252,6 +265,7 @@ def kid(
 ) -> float:  # about 0 for one distribution, may be negative
     "Unbiased kernel distance, squared MMD of (x.y/D + 1)^degree (arXiv 1801.01401)."
     ref, est = _feature_pair(ref_features, est_features)
+    _positive(degree=degree)
     parts = lambda a, b: (_power(a[i:i + 1024] @ b.T / ref.shape[1] + 1, degree) for i in range(0, len(a), 1024))  # rows of the kernel, so that memory grows with n, not n^2
     within = lambda x: sum(k.sum() - np.trace(k, 1024 * i) for i, k in enumerate(parts(x, x))) / (len(x) * (len(x) - 1))
     return float(within(ref) + within(est) - 2 * sum(k.sum() for k in parts(ref, est)) / (len(ref) * len(est)))
@@ -368,7 +382,10 @@ def clip_score_per_clip(
 ) -> Float[Array, " n"]:  # percent
     "100 x cosine between the audio and the mean of its frames."
     if len(audio_features) != len(frame_features): raise BadInput(f"{len(audio_features)} audio vectors for {len(frame_features)} films")
-    means = np.stack([checked("frame_features", f, 2)[::every].mean(0) for f in frame_features])
+    _positive(every=every)
+    films = [checked("frame_features", f, 2) for f in frame_features]
+    if len({f.shape[1] for f in films}) > 1: raise BadInput(f"frame_features have {sorted({f.shape[1] for f in films})} dimensions: two extractors?")
+    means = np.stack([f[::every].mean(0) for f in films])
     return 100 * cosine_per_pair(audio_features, means)
 
 def clip_score(
@@ -409,7 +426,7 @@ def av_align(
 ) -> float:  # 0 to 1 (2025), may exceed 1 (2023); NaN when there is no event at all
     "AV-Align intersection over union (arXiv 2309.16429)."
     audio, video = event_times("audio_onsets_s", audio_onsets_s), event_times("video_peaks_s", video_peaks_s)
-    if not frame_rate > 0: raise BadInput(f"frame_rate is {frame_rate}; it must be positive")
+    _positive(frame_rate=frame_rate)
     if revision not in ("2025", "2023"): raise BadInput(f"revision is {revision!r}; '2025' or '2023'")
     if audio.size + video.size == 0: return math.nan
     near = lambda a, v: abs(a - v) < 1 / frame_rate
@@ -422,6 +439,7 @@ def audio_onsets(
     sample_rate: int = 24_000,  # Hz
 ) -> Float[Array, " n"]:  # seconds; empty for silence
     "Onset times by spectral flux at 22.05 kHz (librosa's defaults, as AV-Align uses them)."
+    _in_hz(sample_rate)
     wav = checked("wav", wav, 1).astype(np.float32)
     if not wav.any(): return np.zeros(0)
     wav = librosa.resample(wav, orig_sr=sample_rate, target_sr=22_050)
@@ -447,6 +465,7 @@ def video_peaks(
     threshold: float = .1,  # pixels per frame below which 2025 ignores a maximum
 ) -> Float[Array, " n"]:  # seconds
     "Strict local maxima of the flow magnitude."
+    _positive(frame_rate=frame_rate)
     flow = checked("flow", flow, 1)
     peak = (flow[1:-1] > flow[:-2]) & (flow[1:-1] > flow[2:])
     if revision == "2025": peak &= flow[1:-1] >= threshold
@@ -466,6 +485,7 @@ def av_offset(
     max_offset_s: float = 1.0,  # search range, at most half the clip
 ) -> AvOffset:
     "Best diagonal of a similarity matrix; ties go to the smaller shift."
+    _positive(frame_rate=frame_rate, max_offset_s=max_offset_s)
     similarity = checked("similarity", similarity, 2)
     if similarity.shape[0] != similarity.shape[1]: raise BadInput(f"similarity has shape {similarity.shape}; audio and video must be at one frame rate")
     reach = int(min(round(max_offset_s * frame_rate), similarity.shape[0] // 2))
@@ -473,6 +493,26 @@ def av_offset(
     means = np.array([np.diagonal(similarity, -k).mean() for k in shifts])
     best = int(means.argmax())
     return AvOffset(1000 * shifts[best] / frame_rate, float(means[best]), float(means[best] - np.median(means)))
+
+def motion_offset(
+    wav: Float[Array, " s"],  # waveform
+    flow: Float[Array, " f"],  # of `flow_magnitude`, pixels per frame
+    frame_rate: float = 25.0,  # Hz of the film
+    sample_rate: int = 24_000,  # Hz of the sound
+    max_offset_s: float = 1.0,  # search range, at most half the clip
+) -> AvOffset:  # in standard deviations; the offset is NaN where nothing sounds or nothing moves
+    "By how much the sound is late: onset strength against change of motion, without a network (ours)."
+    _in_hz(sample_rate)
+    _positive(frame_rate=frame_rate)
+    wav, flow = checked("wav", wav, 1), checked("flow", flow, 1)
+    if abs(wav.size / sample_rate - flow.size / frame_rate) > .1: raise BadInput(f"a sound of {wav.size / sample_rate:.2f} s and a film of {flow.size / frame_rate:.2f} s: cut both to one length")
+    change = np.convolve(np.abs(np.diff(flow, prepend=flow[0])), (.25, .5, .25), "same")
+    if not wav.any() or not change.any(): return AvOffset(math.nan, math.nan, 0.0)
+    rise = librosa.onset.onset_strength(y=wav.astype(np.float32), sr=sample_rate, n_fft=1024, hop_length=sample_rate // 100)  # 100 a second
+    rise = np.bincount((np.arange(rise.size) * frame_rate / 100).astype(int), rise, flow.size)[:flow.size]
+    if not rise.any(): return AvOffset(math.nan, math.nan, 0.0)
+    rise, change = ((x - x.mean()) / max(x.std(), 1e-12) for x in (rise, change))
+    return av_offset(np.outer(rise, change), frame_rate, max_offset_s)
 
 # %% ../../nbs/measure/20_audio_metrics.ipynb #1797ca43
 def drop_undefined(
@@ -490,6 +530,7 @@ def bootstrap_groups(
     seed: int,  # of the draws
 ) -> tuple[Array, Array]:  # group index of each clip (n,), drawn group indices (num_samples, g)
     "The draws that every bootstrap here shares: whole groups, with replacement."
+    _positive(num_samples=num_samples)
     names = {g: i for i, g in enumerate(dict.fromkeys(groups))}
     index = np.array([names[g] for g in groups])
     return index, numpy_rng(seed, "bootstrap").integers(len(names), size=(num_samples, len(names)))

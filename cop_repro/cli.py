@@ -423,8 +423,8 @@ def _judge(args):
     "The extractor that was asked for; the shipped judges where none was and a checkout is at hand."
     from cop_repro.judges.pretrained import load_extractor
     if args.judges:
-        kind, _, path = args.judges.rpartition("=")
-        return load_extractor(kind or "embedded", path)
+        kind, _, path = args.judges.partition("=")  # a path may hold the sign too
+        return load_extractor("embedded", args.judges) if not path or Path(args.judges).exists() else load_extractor(kind, path)
     try: shipped = project_root(Path(__file__).parent) / "data" / "assets" / "judges.safetensors"
     except CopError: return None
     return load_extractor("embedded", shipped) if shipped.is_file() else None

@@ -74,6 +74,13 @@ def test_set_scores(made, capsys):
     assert scored(capsys, *arguments[:-1], "fd,kl", "--works", made / "works.json")["metrics"]["kl"]["interval"] is None
     assert "clap_score" in refused(capsys, *arguments)
 
+def test_judges_by_kind_and_path(made, tmp_path, capsys):
+    "KIND=PATH, whose path may hold the sign; a path alone is an embedded judge."
+    shutil.copy(made / "judges.safetensors", tmp_path / "mAP=0.4.safetensors")
+    for said in ("", "embedded="): assert scored(capsys, made / "ref", made / "est", "--judges", f"{said}{tmp_path / 'mAP=0.4.safetensors'}", "--metrics", "kl")["metrics"]["kl"]["n"] == 3
+    assert "no extractor 'ears'" in refused(capsys, made / "ref", made / "est", "--judges", f"ears={tmp_path}", "--metrics", "kl")
+    assert "PANNs" in refused(capsys, made / "ref", made / "est", "--judges", f"panns={tmp_path / 'mAP=0.4.safetensors'}", "--metrics", "kl")
+
 def test_one_clip(made, tmp_path, capsys):
     for side in ("ref", "est"):
         (tmp_path / side).mkdir()

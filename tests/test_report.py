@@ -4,7 +4,7 @@ import pytest
 
 from cop_repro.benchmark.report import CLAIMS, Claim, overall_verdict, verdict, write_report
 from cop_repro.judges.extractors import Features, set_score
-from cop_repro.measure.audio_metrics import frechet_distance, kl_per_clip
+from cop_repro.measure.audio_metrics import bootstrap_draws, draws_interval, frechet_distance, kl_per_clip
 
 IDS = tuple(f"c{i}" for i in range(24))
 WORKS = {c: f"w{i // 3}" for i, c in enumerate(IDS)}
@@ -59,6 +59,18 @@ def test_pairing_is_narrower_than_two_intervals():
     near = rows(.35)[1]
     fad = verdict(CLAIMS[0], {}, {"base": GOOD[1], "base_without_text": near})["metrics"][0]
     assert fad["verdict"] == "reproduced" and fad["ci_high"] - fad["ci_low"] < .5 * (GOOD[1]["fad"]["ci_high"] - GOOD[1]["fad"]["ci_low"])
+
+def test_equal_systems_are_rarely_told_apart():
+    "Two systems of one distribution: the paired interval of their Frechet distances leaves zero out in at most the share that it may."
+    wrong = 0
+    for trial in range(24):
+        r = rng(trial)
+        true = r.normal(size=(16, 4, 16))
+        systems = [true + .8 * r.normal(size=(16, 1, 16)) + .4 * r.normal(size=(16, 4, 16)) for _ in "ab"]
+        (a, drawn_a), (b, drawn_b) = (bootstrap_draws(lambda i, s=s: frechet_distance(true[i].reshape(-1, 16), s[i].reshape(-1, 16)), range(16), seed=trial, num_samples=60) for s in systems)
+        low, high = draws_interval(a - b, drawn_a - drawn_b, centre=True)
+        wrong += not low <= 0 <= high
+    assert wrong <= 4
 
 @pytest.mark.parametrize("metric, change", [("fad", {"ids": "other clips"}), ("fad", {"extractor": "judge 11"}), ("kl", {"extractor": "judge 11"}), ("fad", {"draws": [1.0, 2.0]}), ("kl", {"per_clip": {"c0": 1.0}})])
 def test_what_cannot_be_paired_is_not_run(metric, change):

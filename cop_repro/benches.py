@@ -2,7 +2,7 @@
 import json, resource, time
 from pathlib import Path
 
-from cop_repro.core import project_root, write_json
+from cop_repro.core import CopError, project_root, write_json
 
 LOADER_SECONDS = (1.0, 2.0, 5.0, 10.0)
 
@@ -38,45 +38,98 @@ def _print_loader(made: list[dict]) -> None:
     first, last = made[0], made[-1]
     print(f"a window {last['window_s'] / first['window_s']:g} times as long takes {first['one folder'] / last['one folder']:.1f} times as long to load ({first['shards'] / last['shards']:.1f} from shards)")
 
-def bench_scoring(clips: int = 100) -> list[dict]:
-    "Seconds to score clips of 10 s with our arithmetic and with the libraries that define the same quantities: {what, ours, other, library}."
+def _clip_scorings() -> dict[str, tuple]:
+    "One quantity of a clip twice: name -> (what it is of, ours, theirs, library)."
     import librosa, numpy as np, torch
-    from sklearn.metrics.pairwise import polynomial_kernel
+    from mir_eval import transcription, transcription_velocity
+    from sklearn.metrics import precision_recall_fscore_support
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as their_si_sdr
+    from cop_repro.measure import audio_metrics as m, music_metrics
+    n_fft, both = int(2048 * 24_000 / 44_100), lambda f, a, b: (f(a), f(b))
+    tensors = lambda a, b: (torch.from_numpy(np.ascontiguousarray(b)), torch.from_numpy(np.ascontiguousarray(a)))
+    spectrum = lambda x: np.abs(librosa.stft(x, n_fft=n_fft, hop_length=240, pad_mode="constant")).ravel()
+    mel = lambda x: librosa.amplitude_to_db(librosa.feature.melspectrogram(S=np.abs(librosa.stft(x, n_fft=1024, hop_length=240, pad_mode="constant")) / 256, sr=24_000, n_mels=80, norm=None), amin=1e-4, top_db=None)
+    def chroma(a, b):
+        a, b = both(lambda x: librosa.feature.chroma_stft(y=x, sr=24_000, n_fft=4096, hop_length=960, tuning=0.0, norm=None, pad_mode="constant"), a, b)
+        return float(((a * b).sum(0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))).mean())
+    def notes(ref, est):
+        intervals = lambda n: (np.stack([n.onsets_s, n.offsets_s], 1), librosa.midi_to_hz(n.pitches))
+        return [f(*intervals(ref), *([ref.velocities] if v else []), *intervals(est), *([est.velocities] if v else []), offset_ratio=ratio)[2] for ratio in (None, .2) for v, f in ((0, transcription.precision_recall_f1_overlap), (1, transcription_velocity.precision_recall_f1_overlap))]
+    def our_notes(ref, est):
+        made = music_metrics.note_scores(ref, est)
+        return [made[k] for k in ("onset_f1", "onset_velocity_f1", "note_f1", "note_velocity_f1")]
+    made = {"si_sdr": ("sounds", m.si_sdr, lambda a, b: float(their_si_sdr(*tensors(a, b))), "torchmetrics"),
+            "si_sdr_spec": ("sounds", m.si_sdr_spec, lambda a, b: float(their_si_sdr(*tensors(*both(spectrum, a, b)))), "librosa, torchmetrics"),
+            "mel_distance": ("sounds", m.mel_distance, lambda a, b: float(np.abs(mel(a) - mel(b)).mean()), "librosa"),
+            "chroma_similarity": ("sounds", m.chroma_similarity, chroma, "librosa"),
+            "note_scores": ("notes", our_notes, notes, "mir_eval"),
+            "frame_scores": ("rolls", lambda a, b: [v for k, v in music_metrics.frame_scores(a, b).items() if "accuracy" not in k],
+                             lambda a, b: [v for how in ("samples", "weighted", "micro") for v in precision_recall_fscore_support(a, b, average=how, zero_division=1)[:3]], "scikit-learn")}
+    try: import auraloss
+    except ImportError: return made  # for development only
+    loss = auraloss.time.SISDRLoss(zero_mean=False, eps=0)
+    return {"si_sdr ": ("sounds", m.si_sdr, lambda a, b: -float(loss(*(t[None, None] for t in tensors(a, b)))), "auraloss"), **made}
+
+def _set_scorings() -> dict[str, tuple]:
+    "One quantity of a set twice, from features or class logits."
+    import numpy as np, torch
+    from sklearn.metrics.pairwise import polynomial_kernel
+    from torchmetrics.functional import kl_divergence
     from torchmetrics.image.fid import _compute_fid
     from cop_repro.measure import audio_metrics as m
-    rng, n_fft = np.random.default_rng(0), int(2048 * 24_000 / 44_100)
-    base = .1 * rng.standard_normal((2, 240_000)).astype(np.float32)
-    pair = lambda i: (np.roll(base[0], 7 * i), np.roll(base[1], 11 * i))
-    spectrum = lambda x: np.abs(librosa.stft(x, n_fft=n_fft, hop_length=240, pad_mode="constant"))
-    mel = lambda x: librosa.amplitude_to_db(librosa.feature.melspectrogram(S=np.abs(librosa.stft(x, n_fft=1024, hop_length=240)), sr=24_000, n_mels=80), amin=1e-4, top_db=None)
-    chroma = lambda x: librosa.feature.chroma_stft(y=x, sr=24_000, n_fft=4096, hop_length=960, tuning=0.0)
-    stacks = [np.stack([pair(i)[side] for i in range(10)]) for side in (0, 1)]
-    each = {"si_sdr_spec": (m.si_sdr_spec, lambda a, b: float(their_si_sdr(torch.from_numpy(spectrum(b).ravel()), torch.from_numpy(spectrum(a).ravel()))), "librosa, torchmetrics"),
-            "mel_distance": (m.mel_distance, lambda a, b: float(np.abs(mel(a) - mel(b)).mean()), "librosa"),
-            "chroma_similarity": (m.chroma_similarity, lambda a, b: float((chroma(a) * chroma(b)).sum(0).mean()), "librosa")}
-    timed = lambda call: _seconds(call, 1)
-    made = [{"what": f"{name}, {clips} clips", "ours": timed(lambda: [ours(*pair(i)) for i in range(clips)]), "other": timed(lambda: [other(*pair(i)) for i in range(clips)]), "library": library}
-            for name, (ours, other, library) in each.items()]
-    made.insert(0, {"what": f"si_sdr, {clips} clips in stacks of 10", "ours": timed(lambda: [m.si_sdr(*stacks) for _ in range(clips // 10)]),
-                    "other": timed(lambda: [their_si_sdr(*map(torch.from_numpy, stacks[::-1])) for _ in range(clips // 10)]), "library": "torchmetrics"})
-    a, b = rng.standard_normal((2, 10 * clips, 128))
     statistics = lambda x: (torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)))
-    kernel = lambda x, y: polynomial_kernel(x, y, degree=3, gamma=1 / 128, coef0=1)
+    kernel = lambda x, y: polynomial_kernel(x, y, degree=3, gamma=1 / x.shape[1], coef0=1)
     within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
-    made.append({"what": f"frechet_distance, {10 * clips} windows of 128", "ours": timed(lambda: m.frechet_distance(a, b)), "other": timed(lambda: float(_compute_fid(*statistics(a), *statistics(b)))), "library": "torchmetrics"})
-    made.append({"what": f"kid, {10 * clips} windows of 128", "ours": timed(lambda: m.kid(a, b)), "other": timed(lambda: within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean()), "library": "scikit-learn"})
-    return made
+    cosine = torch.nn.functional.cosine_similarity
+    return {"frechet_distance": ("windows", m.frechet_distance, lambda a, b: float(_compute_fid(*statistics(a), *statistics(b))), "torchmetrics"),
+            "kid": ("clips", m.kid, lambda a, b: within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean(), "scikit-learn"),
+            "kl": ("clips", m.kl, lambda a, b: float(kl_divergence(*(torch.from_numpy(x).softmax(1) for x in (a, b)))), "torchmetrics"),
+            "clap_score": ("clips", m.clap_score, lambda a, b: float(cosine(*map(torch.from_numpy, (a, b))).mean()), "torch")}
 
-def bench_scoring_memory(folder: Path, counts: tuple[int, int] = (20, 80)) -> list[dict]:
-    "Largest memory of this process, MB, after scoring folders of some and of four times as many clips."
+def _clip_inputs(i: int, base) -> dict[str, tuple]:
+    "Two sounds, note lists and rolls of 10 s, different for every clip."
+    import numpy as np
+    from cop_repro.data.notes import make_notes, notes_to_roll
+    rng = np.random.default_rng(i)
+    t, pitches, velocities = np.sort(rng.uniform(0, 9, 80)), rng.integers(40, 90, 80), rng.integers(30, 110, 80)
+    notes = make_notes(pitches, t, t + .4, velocities), make_notes(pitches + rng.integers(0, 2, 80), t + rng.normal(0, .02, 80).clip(-t[0]), t + .4, velocities)
+    return {"sounds": tuple(np.roll(b, 7 * i) for b in base), "notes": notes, "rolls": tuple(notes_to_roll(n, 10.0, 25.0).presence > .5 for n in notes)}
+
+def bench_scoring(clips: int = 100) -> list[dict]:
+    "Seconds to score clips of 10 s one at a time, with our arithmetic and with libraries that define the same quantities, and how far the two values are apart."
+    import numpy as np
+    rng = np.random.default_rng(0)
+    base = (.1 * rng.standard_normal((2, 240_000)) * np.array([[1.0], [.7]]) + .05 * rng.standard_normal(240_000)).astype(np.float32)
+    apart = lambda values: float((abs(np.asarray(values[0]) - values[1]) / np.maximum(abs(np.asarray(values[1])), 1e-3)).max())
+    made: dict[str, dict] = {}
+    each, sets = _clip_scorings(), _set_scorings()
+    for i in range(-1, clips):
+        given = _clip_inputs(abs(i), base)
+        for name, (kind, ours, theirs, library) in each.items():
+            row, values = made.setdefault(name, {"what": f"{name.strip()}, {clips} clips", "ours": 0.0, "other": 0.0, "apart": 0.0, "library": library}), []
+            for side, call in (("ours", ours), ("other", theirs)):
+                began = time.perf_counter()
+                values.append(call(*given[kind]))
+                if i >= 0: row[side] += time.perf_counter() - began  # the first run loads libraries and does not count
+            row["apart"] = max(row["apart"], apart(values))
+    features = lambda n: tuple(rng.standard_normal((n, 128)) + .1 * side for side in (0, 1))
+    given = {"clips": features(clips), "windows": features(10 * max(clips, 13))}
+    for name, (kind, ours, theirs, library) in sets.items():
+        made[name] = {"what": f"{name}, features of {clips} clips", "ours": _seconds(lambda: ours(*given[kind])), "other": _seconds(lambda: theirs(*given[kind])), "apart": apart([ours(*given[kind]), theirs(*given[kind])]), "library": library}
+    return list(made.values())
+
+def bench_scoring_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
+    "Largest memory of this process, MB, after `cop score` of folders with few and with many clips: ten sounds a side under many names."
     import numpy as np, soundfile
     from cop_repro.benchmark.score import score_folders
     made, rng = [], np.random.default_rng(0)
-    for count in (counts[0], *counts):  # the first run loads libraries and does not count
+    for count in (min(10, *counts), *counts):  # the first run loads libraries and does not count
         for side in ("ref", "est"):
             (folder / str(count) / side).mkdir(parents=True, exist_ok=True)
-            for i in range(count): soundfile.write(folder / str(count) / side / f"{i:04d}.wav", .1 * rng.standard_normal(240_000), 24_000)
+            for i in range(count):
+                path, first = (folder / str(count) / side / f"{n:05d}.wav" for n in (i, i % 10))
+                if i < 10: soundfile.write(path, .1 * rng.standard_normal(240_000), 24_000)
+                else: os.link(first, path)
         began = time.perf_counter()
         score_folders(folder / str(count) / "ref", folder / str(count) / "est", ["si_sdr_spec", "si_sdr", "mel_distance", "chroma_similarity"])
         made.append({"clips": count, "seconds": time.perf_counter() - began, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
@@ -84,9 +137,9 @@ def bench_scoring_memory(folder: Path, counts: tuple[int, int] = (20, 80)) -> li
 
 def _print_scoring(rows: list[dict], memory: list[dict]) -> None:
     "Ratios, and memory by number of clips."
-    print(f"{'scoring':45s} {'ours':>8s} {'other':>8s}  ratio")
-    for r in rows: print(f"{r['what']:45s} {r['ours']:8.3f} {r['other']:8.3f}  {r['ours'] / r['other']:5.2f}  s, {r['library']}")
-    for r in memory: print(f"`cop score`, {r['clips']} pairs of WAV files: {r['seconds']:.1f} s, peak memory {r['peak_mb']:.0f} MB")
+    print(f"{'scoring':45s} {'ours':>8s} {'other':>8s}  ratio  apart")
+    for r in rows: print(f"{r['what']:45s} {r['ours']:8.3f} {r['other']:8.3f}  {r['ours'] / r['other']:5.2f}  {r['apart']:.0e}  s, {r['library']}")
+    for r in memory: print(f"`cop score`, {r['clips']} pairs of WAV files of 10 s: {r['seconds']:.1f} s, peak memory {r['peak_mb']:.0f} MB")
 
 BENCH_LENGTHS_S = (2.5, 5.0, 10.0)
 
@@ -137,8 +190,9 @@ def bench(args) -> int:
     "Speed as ratios against an alternative measured in the same run, and how it grows with the clip."
     import tempfile
     if args.scoring:
+        if args.clips < 10: raise CopError(f"--clips {args.clips}: at least 10 are needed")
+        with tempfile.TemporaryDirectory() as folder: memory = bench_scoring_memory(Path(folder), (max(args.clips // 10, 10), args.clips))
         rows = bench_scoring(args.clips)
-        with tempfile.TemporaryDirectory() as folder: memory = bench_scoring_memory(Path(folder))
         print(json.dumps({"scoring": rows, "memory": memory}, indent=1)) if args.json else _print_scoring(rows, memory)
         return 0
     with tempfile.TemporaryDirectory() as folder: loaded = bench_loader(Path(folder))

@@ -207,6 +207,10 @@ def weights(args) -> int:
         lack = [r for r in rows if not r["state"].startswith("present")]
         print(f"{len(rows) - len(lack)} of {len(rows)} present" + (f"; to fetch: {sum(r['gigabytes'] for r in lack):.1f} GB, e.g. `cop weights fetch {lack[0]['name']}`" if lack else ""))
         return 0
+    if args.action == "convert":
+        from cop_repro.judges.pretrained import convert_checkpoint
+        print(f"wrote {convert_checkpoint(args.name).name}")
+        return 0
     if args.action == "use": return _use_weights(folder, Path(args.clips), Path(args.output))
     for name in [args.name] if args.name else list(W.WEIGHTS):
         if args.action == "fetch": W.fetch_weights(name, folder, progress)
@@ -334,10 +338,10 @@ def _mapping(name: str | None) -> dict | None:
 
 def _judge(args):
     "The extractor that was asked for; the shipped judges where none was and a checkout is at hand."
-    from cop_repro.judges.extractors import load_extractor
+    from cop_repro.judges.pretrained import load_extractor
     if args.judges:
-        kind, _, path = args.judges.rpartition("=")
-        return load_extractor(kind or "embedded", path)
+        kind, _, path = args.judges.partition("=")  # a path may hold the sign too
+        return load_extractor("embedded", args.judges) if not path or Path(args.judges).exists() else load_extractor(kind, path)
     try: shipped = project_root(Path(__file__).parent) / "data" / "assets" / "judges.safetensors"
     except CopError: return None
     return load_extractor("embedded", shipped) if shipped.is_file() else None
@@ -441,15 +445,15 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("score", score, "score a folder of sounds, MIDI files or films against the true ones, matched by file name")
     p.add_argument("ref"); p.add_argument("est"); p.add_argument("--metrics", nargs="+", help="names, with spaces or commas between them; default: all that the files allow")
     p.add_argument("--json", action="store_true", help="print JSON"); p.add_argument("-o", "--output", help="write JSON to this file")
-    p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=PATH, ast=FOLDER, clap=FOLDER; default: the shipped ones")
+    p.add_argument("--judges", help="weights behind FAD and the like: PATH of embedded judges, or vggish=, panns=, passt=FILE.safetensors, ast=, clap=, openclip=, wav2clip=FOLDER; default: the shipped ones")
     p.add_argument("--works", help="JSON, id -> work: intervals are drawn over works"); p.add_argument("--texts", help="JSON, id -> caption, for clap_score")
     p.add_argument("--cut", action="store_true", help="score the common beginning of sounds of different lengths"); p.add_argument("--seed", type=int, default=0)
     p = command("plan", plan, "parameters, memory, operations, disk and hours of a profile's training runs, before anything starts")
     p.add_argument("--profile", default="default"); p.add_argument("--gpus", type=int, default=8); p.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
     p.add_argument("--gpu", default="a100", help="a100, a800 or h100: whose peak speed is meant"); p.add_argument("--mfu", type=float, default=0.35, help="assumed share of the peak, 0 to 1")
     p.add_argument("--sharded", action="store_true", help="divide weights, gradients and moments among the GPUs"); p.add_argument("--json", action="store_true")
-    p = command("weights", weights, "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them")
-    p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all")
+    p = command("weights", weights, "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them; convert a pickled checkpoint")
+    p.add_argument("action", choices=("list", "fetch", "lock", "verify", "use", "convert")); p.add_argument("name", nargs="?", default="", help="encodec, flan_t5_large, openclip_bigg; default all; for convert: a pickled checkpoint, which is read once, tensors only")
     p.add_argument("--folder", help="where they lie, default weights/ of the checkout"); p.add_argument("--json", action="store_true", help="for list")
     p.add_argument("--clips", default="features/clips/piano", help="for use: store whose training sound EnCodec's statistics are fitted on"); p.add_argument("-o", "--output", default="weights/assets", help="for use: folder of the assets")
     p = command("shards", shards, "check every byte of a sharded store, and list its refused clips")
@@ -462,7 +466,7 @@ def build_parser() -> argparse.ArgumentParser:
     command("docs", docs, "write the notebooks as HTML pages to _docs/")
     p = command("bench", bench, "measure speed as ratios, by length of the clip, and how many clips a second are loaded")
     p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader or --scoring")
-    p.add_argument("--scoring", action="store_true", help="only the metrics, against reference libraries, and the memory of `cop score`"); p.add_argument("--clips", type=int, default=100, help="with --scoring: clips of 10 s")
+    p.add_argument("--scoring", action="store_true", help="only the metrics, against reference libraries, and the memory of `cop score`"); p.add_argument("--clips", type=int, default=100, help="with --scoring: clips of 10 s, 10 or more; 1000 take minutes")
     p.add_argument("-o", "--output", help="also write the numbers as JSON")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")

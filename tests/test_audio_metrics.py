@@ -35,6 +35,23 @@ def test_si_sdr_agrees_with_torchmetrics():
     np.testing.assert_allclose(m.si_sdr(ref, est), other, atol=1e-6)
 
 
+@pytest.mark.parametrize("snr_db", [-50, 0, 25, 29.9, 30.1, 60, 95])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_si_sdr_is_its_definition(snr_db, kind):
+    "Three inner products say what the residual, sample by sample, says; longer than a block, and of any axes."
+    ref = rng(1).normal(size=(2, 3, 2 * m.BLOCK + 5)).astype(kind)
+    est = (.3 * ref + .3 * 10 ** (-snr_db / 20) * rng(2).normal(size=ref.shape)).astype(kind)
+    ref64, est64 = ref.astype(float), est.astype(float)
+    wanted = ((ref64 * est64).sum(-1, keepdims=True) / (ref64 ** 2).sum(-1, keepdims=True)) * ref64
+    by_hand = 10 * np.log10((wanted ** 2).sum(-1) / ((wanted - est64) ** 2).sum(-1))
+    np.testing.assert_allclose(m.si_sdr(ref, est), by_hand, rtol=1e-11, atol=1e-11)
+    assert m.si_sdr(ref[0, 0], est[0, 0]) == m.si_sdr(ref, est)[0, 0]
+
+
+def test_si_sdr_refuses_energies_without_end():
+    with pytest.raises(BadInput, match="level near 1"): m.si_sdr(1e200 * REF, EST)
+
+
 def test_si_sdr_spec_agrees_with_scipy_stft():
     window = scipy.signal.get_window("hann", 1114)
     def magnitude(x):
@@ -93,6 +110,14 @@ def test_kid_agrees_with_torchmetrics():
     assert abs(m.kid(a, b) - float(poly_mmd(torch.tensor(a), torch.tensor(b)))) < 1e-6
     same = [m.kid(rng(i).normal(size=(40, 16)), rng(i + 99).normal(size=(40, 16))) for i in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / math.sqrt(40) and min(same) < 0 < max(same)
+
+
+def test_kid_in_parts():
+    "Blocks of the kernel say what the whole kernel says."
+    a, b = rng(1).normal(size=(2500, 5)), rng(2).normal(size=(1100, 5)) + .2
+    kernel = lambda x, y: (x @ y.T / 5 + 1) ** 3
+    within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    assert m.kid(a, b) == pytest.approx(within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean(), rel=1e-9)
 
 
 def test_fad_infinity():
@@ -172,6 +197,32 @@ def test_av_offset():
     with pytest.raises(BadInput): m.av_offset(np.ones((3, 4)), 25)
 
 
+def test_motion_offset():
+    "A ball that stops and a thud: delays come back to a frame, at any film rate; nothing heard or seen is undefined."
+    for frame_rate in (25.0, 30.0):
+        frames, hits = round(4 * frame_rate), [.8, 1.6, 2.9]
+        flow = np.zeros(frames)
+        for t in hits: flow[round(t * frame_rate):round(t * frame_rate) + 3] = [2, 1, .4]
+        wav = np.zeros(4 * RATE)
+        for t in hits: wav[round(t * RATE):round(t * RATE) + 2400] = rng(3).normal(size=2400) * np.exp(-np.arange(2400) / 400)
+        for late_s in (-.4, 0, .24):
+            found = m.motion_offset(np.roll(wav, round(late_s * RATE)), flow, frame_rate)
+            assert abs(found.offset_ms - 1000 * late_s) < 1001 / frame_rate and found.margin > .2
+    for sound, film in ((0 * wav, flow), (wav, 0 * flow), (wav + 1, 0 * flow + 2)): assert math.isnan(m.motion_offset(sound, film, 30.0).offset_ms)
+    with pytest.raises(BadInput, match="one length"): m.motion_offset(wav, flow[:-9], 30.0)
+
+
+@pytest.mark.parametrize("call, said", [
+    (lambda: m.si_sdr_spec(REF, EST, 24), "kHz"), (lambda: m.mel_distance(REF, EST, 0), "samples per second"), (lambda: m.chroma_similarity(REF, EST, -1), "samples per second"), (lambda: m.audio_onsets(REF, 24), "kHz"),
+    (lambda: m.stft_magnitude(REF, 64, 0), "hop_length"), (lambda: m.video_peaks(np.ones(9), 0), "frame_rate"), (lambda: m.av_offset(np.ones((9, 9)), 0), "frame_rate"), (lambda: m.av_offset(np.ones((9, 9)), 25, -1), "max_offset_s"),
+    (lambda: m.av_offset(np.full((9, 9), np.nan), 25), "finite"), (lambda: m.motion_offset(REF, np.ones(25), math.nan), "frame_rate"), (lambda: m.av_align([math.nan], [1], 25), "finite"),
+    (lambda: m.bootstrap_interval([1, 2.], "ab", seed=0, num_samples=0), "num_samples"), (lambda: m.bootstrap_draws(len, "ab", seed=0, num_samples=0), "num_samples"), (lambda: m.kid(np.ones((4, 2)), np.ones((4, 2)), 0), "degree"),
+    (lambda: m.clip_score(np.ones((2, 3)), [np.ones((4, 3)), np.ones((4, 2))]), "two extractors"), (lambda: m.clip_score(np.ones((1, 3)), [np.ones((4, 3))], 0), "every"), (lambda: m.clip_score(np.ones((1, 3)), [np.ones((0, 3))]), "empty"),
+    (lambda: m.inception_score(GT, 9), "splits"), (lambda: m.inception_score(np.zeros((0, 4))), "empty"), (lambda: m.clap_score(np.ones((2, 3)), np.ones((3, 3))), "shape"), (lambda: m.kl(GT * np.nan, GEN), "finite")])
+def test_bad_numbers(call, said):
+    with pytest.raises(BadInput, match=said): call()
+
+
 def test_bootstrap():
     values = rng().normal(size=400)
     mean, low, high = m.bootstrap_interval(values, range(400), seed=0, num_samples=4000)
@@ -180,6 +231,10 @@ def test_bootstrap():
     assert m.bootstrap_interval(values, ["w%d" % (i % 7) for i in range(400)], seed=1) == m.bootstrap_interval(values, [i % 7 for i in range(400)], seed=1)
     assert m.paired_interval(values + 1, values, range(400), seed=0)[1] > .999
     assert all(map(math.isnan, m.bootstrap_interval([1, 2.], "aa", seed=0)[1:])) and math.isnan(m.bootstrap_statistic(len, "aaa", seed=0)[1])
+    value, drawn = m.bootstrap_draws(lambda i: values[i].mean(), range(400), seed=3, num_samples=50)
+    other = m.bootstrap_draws(lambda i: values[i].mean() + .2, range(400), seed=3, num_samples=50)
+    np.testing.assert_allclose(other[1] - drawn, .2)  # one seed, the same works for both systems
+    assert m.bootstrap_statistic(lambda i: values[i].mean(), range(400), seed=3, num_samples=50) == (value, *m.draws_interval(value, drawn)) and math.isnan(m.draws_interval(1.0, [])[0])
     kept = m.drop_undefined([1, math.nan], "ab")
     assert kept[0].tolist() == [1] and kept[1:] == (["a"], 1)
 

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from cop_repro.core import AssetMismatch, BadInput, DatasetMissing, load_weights, save_weights
 from cop_repro.data.foley import foley_clip, t2a_clip
-from cop_repro.judges.extractors import Extractor, Features, comparable, embedded_extractor, id_list_hash, load_extractor, set_score, set_scores
+from cop_repro.judges.extractors import Extractor, Features, comparable, embedded_extractor, id_list_hash, set_score, set_scores
+from cop_repro.judges.pretrained import load_extractor
 from cop_repro.judges.networks import JudgeSizes, load_judges, make_judges, save_judges
 from cop_repro.measure import audio_metrics as m
 from cop_repro.model.encoders import learn_words, seeded
@@ -85,7 +86,88 @@ def test_vggish_through_its_package(tmp_path):
     save_weights(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
     with pytest.raises(AssetMismatch): load_extractor("vggish", tmp_path / "other.safetensors")
 
-@pytest.mark.parametrize("kind", ["clap", "ast", "vggish"])
+def _other_package(name: str, module: str):
+    "A module of a package that is not a requirement, without running the package's own start (which may fetch files)."
+    import importlib, importlib.util, sys, types
+    spec = importlib.util.find_spec(name)
+    if spec is None: pytest.skip(f"{name} is not installed (not a requirement)")
+    sys.modules.setdefault(name, types.ModuleType(name)).__path__ = list(spec.submodule_search_locations)
+    return importlib.import_module(f"{name}.{module}")
+
+SOUND = torch.from_numpy(t2a_clip(5, 4.0).wav[:64_000])
+
+@pytest.mark.filterwarnings("ignore")
+def test_panns_hears_what_the_released_code_hears(tmp_path):
+    models = _other_package("panns_inference", "models")
+    with seeded(0, "cnn14"): net = models.Cnn14(32_000, 1024, 320, 64, 50, 14_000, 527).eval()
+    for name, value in net.state_dict().items():
+        if name.endswith("running_var"): value.uniform_(.5, 2)
+    save_weights(tmp_path / "cnn14.safetensors", net.state_dict(), {})
+    extractor = load_extractor("panns", tmp_path / "cnn14.safetensors")
+    with torch.inference_mode(): theirs = net(SOUND[None])
+    np.testing.assert_allclose(extractor.kinds["clip"](SOUND).numpy(), theirs["embedding"].numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(extractor.kinds["logits"](SOUND).sigmoid().numpy(), theirs["clipwise_output"].numpy(), rtol=1e-4, atol=1e-6)
+
+@pytest.mark.filterwarnings("ignore")
+def test_wav2clip_hears_what_the_released_code_hears():
+    encoder = _other_package("wav2clip", "model.encoder")
+    from cop_repro.judges.pretrained import Wav2Clip
+    with seeded(0, "wav2clip"):
+        net = encoder.ResNetExtractor(scenario="supervise")
+        net.transform = encoder.MLPLayers()
+    tensors = {f"audio_encoder.{k}": v for k, v in net.encoder.state_dict().items()} | {f"audio_transform.{k}": v for k, v in net.transform.state_dict().items()}
+    with torch.inference_mode(): np.testing.assert_allclose(Wav2Clip(tensors).eval()(SOUND).numpy(), net.eval()(SOUND[None]).numpy(), rtol=1e-4, atol=1e-5)
+
+@pytest.mark.filterwarnings("ignore")
+def test_passt_through_its_package(tmp_path):
+    pytest.importorskip("hear21passt", reason="not a requirement")
+    from hear21passt.models import passt, preprocess
+    with seeded(0, "passt"): net = passt.PaSST(img_size=(128, 998), patch_size=16, stride=(10, 10), num_classes=7, embed_dim=64, depth=1, num_heads=1, distilled=True)
+    save_weights(tmp_path / "passt.safetensors", net.state_dict(), {})
+    extractor = load_extractor("passt", tmp_path / "passt.safetensors")
+    logits, clip = (extractor.kinds[k](SOUND) for k in ("logits", "clip"))
+    mel = preprocess.AugmentMelSTFT(fmin_aug_range=10, fmax_aug_range=2000).eval()
+    with torch.inference_mode(): theirs = net.eval()(mel(SOUND[None])[:, None])
+    assert logits.shape == (1, 7) and clip.shape == (1, 64)
+    for ours, other in zip((logits, clip), theirs): np.testing.assert_allclose(ours.numpy(), other.numpy(), rtol=1e-4, atol=1e-6)
+    save_weights(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(AssetMismatch): load_extractor("passt", tmp_path / "other.safetensors")
+
+def test_clip_of_open_clip(tmp_path):
+    "Captions and pictures are open_clip's own; another space than Wav2CLIP's is refused."
+    import open_clip
+    small = {"embed_dim": 16, "vision_cfg": {"image_size": 28, "layers": 1, "width": 64, "head_width": 32, "patch_size": 14}, "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}}
+    with seeded(0, "openclip"): clip = open_clip.CLIP(**small).eval()
+    save_weights(tmp_path / "open_clip_model.safetensors", clip.state_dict(), {})
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": small, "preprocess_cfg": {}}))
+    extractor = load_extractor("openclip", tmp_path)
+    frames = np.random.default_rng(0).integers(0, 255, (2, 28, 28, 3)).astype(np.uint8)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    with torch.inference_mode():
+        seen = clip.encode_image((torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - mean) / std, normalize=True).numpy()
+        read = clip.encode_text(open_clip.SimpleTokenizer(context_length=16)(["a bell rings"]), normalize=True).numpy()
+    np.testing.assert_allclose(extractor("image", ["a"], [frames]).values, seen, atol=1e-5)
+    np.testing.assert_allclose(extractor("text", ["a"], ["a bell rings"]).values, read, atol=1e-5)
+    with pytest.raises(BadInput, match="needs another extractor"): extractor("audio", ["a"], WAVS[:1])
+    save_weights(tmp_path / "open_clip_model.safetensors", {k: v for k, v in clip.state_dict().items() if k.startswith("visual.")}, {})
+    assert set(load_extractor("openclip", tmp_path).kinds) == {"image"}
+
+def test_a_pickle_is_read_once_and_never_by_an_extractor(tmp_path):
+    "Tensors only, from the usual wrappings; one that would run code is refused; the extractors refuse any."
+    from cop_repro.cli import main
+    torch.save({"iteration": 3, "model": {"fc1.weight": torch.ones(2, 2)}}, tmp_path / "net.pth")
+    with pytest.raises((BadInput, AssetMismatch)): load_extractor("panns", tmp_path / "net.pth")
+    assert main(["weights", "convert", str(tmp_path / "net.pth")]) == 0
+    assert load_weights(tmp_path / "net.safetensors")[0]["fc1.weight"].sum() == 4
+    with pytest.raises(AssetMismatch, match="PANNs"): load_extractor("panns", tmp_path / "net.safetensors")
+    class Evil:
+        def __reduce__(self): return (print, ("run",))
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    assert main(["weights", "convert", str(tmp_path / "evil.pth")]) == 2 and not (tmp_path / "evil.safetensors").exists()
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    assert main(["weights", "convert", str(tmp_path / "none.pth")]) == 2 and main(["weights", "convert", str(tmp_path / "nowhere.pth")]) == 2
+
+@pytest.mark.parametrize("kind", ["clap", "ast", "vggish", "panns", "passt", "openclip", "wav2clip"])
 def test_missing_networks(kind, tmp_path):
     with pytest.raises(DatasetMissing): load_extractor(kind, tmp_path / "none")
     with pytest.raises(BadInput, match="no extractor"): load_extractor("ears", tmp_path)

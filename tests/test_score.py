@@ -74,6 +74,13 @@ def test_set_scores(made, capsys):
     assert scored(capsys, *arguments[:-1], "fd,kl", "--works", made / "works.json")["metrics"]["kl"]["interval"] is None
     assert "clap_score" in refused(capsys, *arguments)
 
+def test_judges_by_kind_and_path(made, tmp_path, capsys):
+    "KIND=PATH, whose path may hold the sign; a path alone is an embedded judge."
+    shutil.copy(made / "judges.safetensors", tmp_path / "mAP=0.4.safetensors")
+    for said in ("", "embedded="): assert scored(capsys, made / "ref", made / "est", "--judges", f"{said}{tmp_path / 'mAP=0.4.safetensors'}", "--metrics", "kl")["metrics"]["kl"]["n"] == 3
+    assert "no extractor 'ears'" in refused(capsys, made / "ref", made / "est", "--judges", f"ears={tmp_path}", "--metrics", "kl")
+    assert "PANNs" in refused(capsys, made / "ref", made / "est", "--judges", f"panns={tmp_path / 'mAP=0.4.safetensors'}", "--metrics", "kl")
+
 def test_one_clip(made, tmp_path, capsys):
     for side in ("ref", "est"):
         (tmp_path / side).mkdir()
@@ -130,6 +137,66 @@ def test_films(tmp_path, capsys):
         write_video(tmp_path / side / "clip.mp4", film, 25.0, wav=wav, sample_rate=RATE)
     together, apart = (scored(capsys, tmp_path / "ref", tmp_path / side, "--metrics", "av_align")["metrics"]["av_align"]["value"] for side in ("est", "off"))
     assert together > .7 and apart == 0
+    offsets = [scored(capsys, tmp_path / "ref", tmp_path / side, "--metrics", "motion_offset_ms")["metrics"]["motion_offset_ms"]["value"] for side in ("est", "off")]
+    assert abs(offsets[0]) <= 40 and abs(offsets[1] - 480) <= 40
+    (tmp_path / "mute").mkdir()
+    write_video(tmp_path / "mute" / "clip.mp4", film, 25.0)
+    assert "no sound" in refused(capsys, tmp_path / "ref", tmp_path / "mute", "--metrics", "av_align")
+    (tmp_path / "still").mkdir()
+    write_video(tmp_path / "still" / "clip.mp4", 0 * film, 25.0, wav=0 * wav, sample_rate=RATE)
+    line = scored(capsys, tmp_path / "ref", tmp_path / "still", "--metrics", "av_align,motion_offset_abs_ms")["metrics"]
+    assert all(line[k]["value"] is None and line[k]["undefined"] == 1 for k in line)  # nothing sounds, nothing moves
+
+def test_silence_of_either_side(tmp_path, made, capsys):
+    "A silent estimate is the worst, a silent reference undefined, silence on both sides equal; set scores hear silence as a sound."
+    tone, quiet = np.sin(np.arange(2 * RATE) / 9) * .5, np.zeros(2 * RATE)
+    for name, ref, est in (("mute", tone, quiet), ("lost", quiet, tone), ("both", quiet, quiet), ("none", tone, tone)):
+        for side, wav in (("ref", ref), ("est", est)):
+            (tmp_path / name / side).mkdir(parents=True)
+            soundfile.write(tmp_path / name / side / "a.wav", wav, RATE, subtype="FLOAT")
+    values = {name: {k: line["value"] for k, line in scored(capsys, tmp_path / name / "ref", tmp_path / name / "est", "--metrics", SOUND)["metrics"].items()} for name in ("mute", "lost", "both", "none")}
+    assert (values["mute"]["si_sdr"], values["mute"]["si_sdr_spec"], values["mute"]["chroma_similarity"]) == (-100, -100, 0) and values["mute"]["mel_distance"] > 0
+    for name in ("lost", "both"): assert values[name]["si_sdr"] is values[name]["si_sdr_spec"] is values[name]["chroma_similarity"] is None
+    assert values["both"]["mel_distance"] == values["none"]["mel_distance"] == 0 and values["none"]["si_sdr"] == 100
+    for side in ("ref", "est"):
+        for name in ("lost", "both"): shutil.copy(tmp_path / name / side / "a.wav", tmp_path / "mute" / side / f"{name}.wav")
+    sets = scored(capsys, tmp_path / "mute" / "ref", tmp_path / "mute" / "est", "--judges", made / "judges.safetensors", "--metrics", "fad,fd,kl,kid")["metrics"]
+    assert all(line["value"] is not None and np.isfinite(line["value"]) for line in sets.values()) and sets["kl"]["value"] > 0
+
+def test_more_bad_input(tmp_path, made, capsys):
+    ref, est = tmp_path / "ref", tmp_path / "est"
+    for side in (ref, est):
+        side.mkdir()
+        for name in "ab": soundfile.write(side / f"{name}.wav", np.sin(np.arange(RATE) / 9), RATE)
+    assert "no metric is named" in refused(capsys, ref, est, "--metrics", ",")
+    assert list(scored(capsys, ref, est, "--metrics", "si_sdr,si_sdr")["metrics"]) == ["si_sdr"]
+    assert "one name" in refused(capsys, ref, est, "--metrics", "si_sdr", "--works", _json(tmp_path, {"a": ["w"], "b": "w"}))
+    assert "one caption" in refused(capsys, ref, est, "--metrics", "si_sdr", "--texts", _json(tmp_path, {"a": "a tone", "b": 5}))
+    soundfile.write(est / "c.wav", np.sin(np.arange(RATE) / 9), RATE)
+    assert "'c' is only in the estimate" in refused(capsys, ref, est)
+    (est / "c.wav").unlink()
+    for side in (ref, est): soundfile.write(side / "b.wav", np.sin(np.arange(RATE // 2) / 9), RATE)
+    said = refused(capsys, ref, est, "--judges", made / "judges.safetensors", "--metrics", "fad")
+    assert said.count("b:") == 1 and "0.50 s" in said and "needs" in said
+    soundfile.write(est / "b.wav", np.stack([np.sin(np.arange(22_050) / 9)] * 2, 1), 44_100)
+    stereo = scored(capsys, ref, est, "--metrics", "mel_distance")
+    assert stereo["sample_rate"] == RATE and stereo["metrics"]["mel_distance"]["n"] == 2
+    soundfile.write(est / "b.wav", np.where(np.arange(RATE // 2) == 5, np.inf, 0), RATE, subtype="FLOAT")
+    for metrics in ("si_sdr", "fad"): assert "infinite" in refused(capsys, ref, est, "--judges", made / "judges.safetensors", "--metrics", metrics)
+    (ref / "a.mid").write_bytes(b"MThd, but no notes"); write_midi(notes(0), est / "a.mid")
+    (ref / "b.mid").write_bytes(b""); write_midi(notes(0), est / "b.mid")
+    assert "a:" in refused(capsys, ref, est, "--metrics", "onset_f1") and "a.mid" in refused(capsys, ref, est, "--metrics", "onset_f1")
+
+def test_empty_lists_and_one_clip(tmp_path, capsys):
+    for side, first in (("ref", notes(0)), ("est", make_notes([], [], [], []))):
+        (tmp_path / side).mkdir()
+        write_midi(first, tmp_path / side / "a.mid")
+    lines = scored(capsys, tmp_path / "ref", tmp_path / "est")["metrics"]
+    assert lines["onset_f1"]["value"] == 0 == lines["note_velocity_f1"]["value"] == lines["frame_f1_micro"]["value"] and lines["onset_f1"]["interval"] is None and lines["onset_f1"]["n"] == 1
+    assert lines["velocity_mae"]["value"] is lines["scale_consistency"]["value"] is lines["average_inter_onset_interval"]["value"] is None and lines["scale_consistency"]["reference"] > .5
+    shutil.copy(tmp_path / "est" / "a.mid", tmp_path / "ref" / "a.mid")
+    lines = scored(capsys, tmp_path / "ref", tmp_path / "est")["metrics"]
+    assert lines["onset_f1"]["value"] == 1 == lines["frame_f1_micro"]["value"] and lines["velocity_mae"]["undefined"] == 1
 
 def test_output_file_and_table(made, tmp_path, capsys):
     assert main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr,mel_distance"]) == 0
@@ -137,3 +204,11 @@ def test_output_file_and_table(made, tmp_path, capsys):
     assert "mel_distance" in text and "lower is better" in text
     assert main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr", "-o", str(tmp_path / "out.json")]) == 0
     assert set(json.loads((tmp_path / "out.json").read_text())["metrics"]["si_sdr"]) >= {"value", "interval", "n", "extractor"}
+
+def test_bench_of_the_scoring(capsys):
+    "What is timed against other libraries is the same quantity; memory is told for few and for many clips."
+    assert main(["bench", "--scoring", "--clips", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(row["apart"] < 1e-5 and row["ours"] > 0 < row["other"] for row in found["scoring"]) and {"si_sdr, 10 clips", "note_scores, 10 clips"} <= {row["what"] for row in found["scoring"]}
+    assert [row["clips"] for row in found["memory"]] == [10, 10] and all(row["peak_mb"] > 50 for row in found["memory"])
+    assert main(["bench", "--scoring", "--clips", "3"]) == 2 and "at least 10" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from ..data.notes import Notes, notes_to_roll, read_midi
 from ..data.rendering import read_audio, read_video
 from ..judges.extractors import NEEDS, Extractor, id_list_hash, set_scores
 from ..judges.judges import transcribe, transcriber_name
-from ..measure.audio_metrics import audio_onsets, av_align, bootstrap_interval, chroma_similarity, drop_undefined, flow_magnitude, mel_distance, si_sdr, si_sdr_spec, video_peaks
+from ..measure.audio_metrics import audio_onsets, av_align, bootstrap_interval, chroma_similarity, drop_undefined, flow_magnitude, mel_distance, motion_offset, si_sdr, si_sdr_spec, video_peaks
 from ..measure.music_metrics import (METRICS, average_inter_onset_interval, empty_beat_rate, frame_scores, grooving_similarity, note_scores, pedal_event_scores,
                                              pedal_frame_scores, pedal_frames, pitch_entropy, scale_consistency, velocity_scores)
 
@@ -91,7 +91,7 @@ STYLE = ("scale_consistency", "pitch_entropy", "pitch_class_entropy", "empty_bea
 FRAME_NAMES = tuple(f"frame_{n}_{k}" for k in ("samples", "weighted", "micro") for n in ("precision", "recall", "accuracy", "f1"))
 NOTE_NAMES = tuple(f"{k}_{n}" for k in ("onset", "note", "onset_velocity", "note_velocity", "pedal_frame", "pedal_event") for n in ("precision", "recall", "f1"))
 GROUPS = {"sound": ("si_sdr_spec", "si_sdr", "mel_distance", "chroma_similarity"), "notes": (*FRAME_NAMES, *NOTE_NAMES, "velocity_mae", "velocity_r", "velocity_matched"), "style": STYLE,
-          "heard": ("transcription_f1",), "film": ("av_align", "av_align_2023")}
+          "heard": ("transcription_f1",), "film": ("av_align", "av_align_2023", "motion_offset_ms", "motion_offset_abs_ms")}
 FILM_SIDE = 320  # pixels: films are shrunk to this before flow is measured
 
 def note_style(
@@ -122,13 +122,20 @@ def score_sound_pair(
     "Sound against sound."
     return {"si_sdr_spec": si_sdr_spec(ref, est), "si_sdr": si_sdr(ref, est), "mel_distance": mel_distance(ref, est), "chroma_similarity": chroma_similarity(ref, est)}
 
+def _one_duration(wav: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The common beginning of a sound and of the motion of its film."
+    frames = min(len(flow), int(len(wav) * RATES.frame_rate / RATES.sample_rate))
+    return wav[:round(frames * RATES.sample_rate / RATES.frame_rate)], flow[:frames]
+
 def score_film(
     path: Path,  # generated film
     wav: np.ndarray,  # its sound, 24 kHz
-) -> dict[str, float]:  # both revisions of AV-Align
-    "Onsets of the sound against maxima of the motion."
+) -> dict[str, float]:  # both revisions of AV-Align; ms by which the sound is late, NaN where nothing sounds or moves
+    "Sound against motion: onsets against maxima, and the best offset."
     flow, onsets = flow_magnitude(read_video(path, RATES.frame_rate, max_side=FILM_SIDE)), audio_onsets(wav)
-    return {"av_align": av_align(onsets, video_peaks(flow, RATES.frame_rate), RATES.frame_rate),
+    late_ms = motion_offset(*_one_duration(wav, flow)).offset_ms
+    return {"motion_offset_ms": late_ms, "motion_offset_abs_ms": abs(late_ms),
+            "av_align": av_align(onsets, video_peaks(flow, RATES.frame_rate), RATES.frame_rate),
             "av_align_2023": av_align(onsets, video_peaks(flow, RATES.frame_rate, "2023"), RATES.frame_rate, "2023")}
 
 # %% ../../nbs/benchmark/62_score.ipynb #a42ebd46
@@ -144,13 +151,14 @@ def _plan(ref: Mapping[str, Files], est: Mapping[str, Files], ids: Sequence[str]
 
 def _chosen(plan: Mapping[str, bool], metrics: Sequence[str] | None) -> list[str]:
     "The metrics to compute; one asked for that cannot be is an error."
+    if metrics is not None and not metrics: raise BadInput(f"no metric is named; there are {', '.join(plan)}")
     if metrics is None: chosen = [m for m, possible in plan.items() if possible]
     else:
         unknown = [m for m in metrics if m not in plan]
         if unknown: raise BadInput(f"no metric {unknown[0]!r}; there are {', '.join(plan)}")
         lacking = [m for m in metrics if not plan[m]]
         if lacking: raise BadInput(f"{', '.join(lacking)} cannot be scored: the files or judges it needs are not there (both sounds, both MIDI files, films, captions with --texts, weights with --judges)")
-        chosen = list(metrics)
+        chosen = list(dict.fromkeys(metrics))
     if not chosen: raise BadInput("the two folders have no kind of file in common: sounds with sounds, or MIDI with MIDI")
     return chosen
 
@@ -203,8 +211,9 @@ def score_folders(
     "Every metric that two folders allow; memory does not grow with the number of clips."
     ref, est = find_files(ref_folder), find_files(est_folder)
     ids = matched_ids(ref, est)
-    for what, mapping in (("works", works), ("texts", texts)):
+    for what, mapping, kinds in (("works", works, (str, int)), ("texts", texts, (str,))):
         if mapping is not None and (lost := [i for i in ids if i not in mapping]): raise BadInput(f"{what} lack the id {lost[0]!r}")
+        if mapping is not None and (odd := [i for i in ids if not isinstance(mapping[i], kinds)]): raise BadInput(f"{what} hold {mapping[odd[0]]!r} for {odd[0]!r}; one {'name' if what == 'works' else 'caption'} is needed")
     chosen = _chosen(_plan(ref, est, ids, extractor, texts), metrics)
     single, rows = {m for m in chosen if m not in NEEDS}, []
     for done, name in enumerate(ids if single else ()):

@@ -128,6 +128,7 @@ def note_scores(
 ) -> dict[str, float]:  # {onset,note,onset_velocity,note_velocity}_{precision,recall,f1}
     "Note scores: onset; + offset (`note`); each with velocity (mir_eval.transcription, _velocity)."
     from mir_eval import transcription, transcription_velocity  # loads scipy.stats: seconds
+    from mir_eval.util import f_measure
     (ref_i, ref_p, ref_v), (est_i, est_p, est_v) = _notes("ref", ref), _notes("est", est)
     names = ("onset", "note", "onset_velocity", "note_velocity")
     if not (len(ref_i) and len(est_i)):
@@ -135,9 +136,11 @@ def note_scores(
     scores = {}
     for name, ratio in (("onset", None), ("note", offset_ratio)):
         match = dict(onset_tolerance=onset_tolerance_s, offset_ratio=ratio, offset_min_tolerance=offset_min_tolerance_s)
-        scores |= _named(name, *transcription.precision_recall_f1_overlap(ref_i, ref_p, est_i, est_p, **match)[:3])
-        scores |= _named(f"{name}_velocity", *transcription_velocity.precision_recall_f1_overlap(
-            ref_i, ref_p, ref_v, est_i, est_p, est_v, velocity_tolerance=velocity_tolerance, **match)[:3])
+        pairs = transcription.match_notes(ref_i, ref_p, est_i, est_p, **match)
+        loud = transcription_velocity.match_notes(ref_i, ref_p, ref_v, est_i, est_p, est_v, velocity_tolerance=velocity_tolerance, **match)
+        for key, found in ((name, len(pairs)), (f"{name}_velocity", len(loud))):
+            precision, recall = found / len(est_p), found / len(ref_p)
+            scores |= _named(key, precision, recall, f_measure(precision, recall))
     return scores
 
 def velocity_scores(

@@ -1,5 +1,5 @@
 "Speed as ratios against an alternative measured in the same run: `cop bench`. A door: library code never imports it."
-import json, resource, time
+import json, os, resource, time
 from pathlib import Path
 
 from cop_repro.core import CopError, project_root, write_json

@@ -63,6 +63,14 @@ def _check_notebook(path: Path) -> None:
 # memory is kept instead. Read at process start, so it acts on the kernel that runs the stage and on its workers.
 MEMORY_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
 
+def _begin_kernel(root: Path):
+    "A kernel for one stage, started and not waited for."
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import run_sync
+    kernel = AsyncKernelManager(kernel_name="python3")
+    run_sync(kernel.start_kernel)(cwd=str(root), extra_arguments=["--HistoryManager.enabled=False"])
+    return kernel
+
 def run_stage(args) -> int:
     "Execute a stage notebook with papermill; the executed copy goes to runs/."
     root = project_root()
@@ -75,7 +83,7 @@ def run_stage(args) -> int:
     die_with_parent()
     settings = root / "work" / "ipython" / "profile_default" / "ipython_kernel_config.py"  # the kernel's own profile: a stage must not depend on a user's start-up files
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text("c.Application.log_level = 'ERROR'\n")
+    settings.write_text("c.Application.log_level = 'ERROR'\nc.InteractiveShellApp.exec_lines = ['__import__(\"torch\") and None']\n")
     os.environ["IPYTHONDIR"] = str(settings.parents[1])
     os.environ["PYTHONWARNINGS"] = "ignore"  # a stage prints its progress, not the remarks of libraries
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY_KEPT}.items(): os.environ.setdefault(name, value)
@@ -83,7 +91,9 @@ def run_stage(args) -> int:
     warnings.simplefilter("ignore")
     logging.getLogger("papermill").setLevel(logging.ERROR)
     sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of non-ASCII web addresses: two seconds to load, no use here
+    kernel = _begin_kernel(root)  # loads its libraries while we load ours
     import papermill
+    from jupyter_core.utils import run_sync
     from papermill.exceptions import PapermillExecutionError
     name = args.stage + (f"-{args.item}" if args.item else "")
     out = root / "runs" / f"{name}.ipynb"
@@ -92,10 +102,11 @@ def run_stage(args) -> int:
     print(f"stage {name} begins", flush=True)
     try:
         papermill.execute_notebook(notebook, out, {"params_file": args.params, "item": args.item or ""}, cwd=str(root), progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0)
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_name="python3", autosave_cell_every=0, km=kernel)
     except PapermillExecutionError as error:
         if any(c.__name__ == error.ename for c in _subclasses(CopError)): raise CopError(f"stage {name}: {error.evalue}") from None
         raise CopError(f"stage {name} failed: {error.ename}: {error.evalue}\n  the executed notebook with the traceback is {out.relative_to(root)}") from None
+    finally: run_sync(kernel.shutdown_kernel)(now=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"stage {name} took {time.monotonic() - began:.0f} s, {used:.1f} GB of memory at most", flush=True)
     return 0
@@ -269,7 +280,7 @@ def release(args) -> int:
             reader, about = load_weights(root / source["reader"])
             if about.get("config") != meta.get("reader"): raise CopError(f"{source['reader']} is not of the configuration of the reader in {source['model']}")
             tensors |= {f"reader.{k}": v for k, v in reader.items()}
-        large = sum(v.numel() for v in tensors.values()) > 1_000_000  # a small model, or a small part of one, gains nothing
+        large = meta.get("asset") != "codec" and sum(v.numel() for v in tensors.values()) > 1_000_000  # a small model gains nothing, and a codec's latents must not change
         half = {k: v.bfloat16() if large and v.is_floating_point() and not k.startswith("reader.") else v for k, v in tensors.items()}
         save_weights(root / "data" / "assets" / target, half, {**meta, "released_from": source})
         print(f"{' + '.join(source.values())} -> data/assets/{target}")
@@ -327,6 +338,13 @@ def real(args) -> int:
     write_json(args.output, made)
     print(json.dumps(made, indent=1))
     return 0
+
+def experiment(name: str):
+    "A command that lies in `experiments.py`."
+    def run(args) -> int:
+        from cop_repro import experiments
+        return getattr(experiments, name)(args, load_params(project_root() / "params.yaml"), progress)
+    return run
 
 def _mapping(name: str | None) -> dict | None:
     "A JSON file that maps ids to something."
@@ -468,6 +486,12 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--loader", action="store_true", help="only the loading of features"); p.add_argument("--json", action="store_true", help="with --loader or --scoring")
     p.add_argument("--scoring", action="store_true", help="only the metrics, against reference libraries, and the memory of `cop score`"); p.add_argument("--clips", type=int, default=100, help="with --scoring: clips of 10 s, 10 or more; 1000 take minutes")
     p.add_argument("-o", "--output", help="also write the numbers as JSON")
+    p = command("nuisance", experiment("nuisance"), "which nuisance of the rendered films buys what: one predictor for each group left out")
+    p.add_argument("videos", nargs="*", help="real piano videos with sound"); p.add_argument("-o", "--output", default="reports/nuisance.json")
+    p.add_argument("--clips", type=int, default=24, help="training films of each variant"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=200)
+    p = command("codecs", experiment("codecs"), "candidates for the codec, judged by what a fixed small DiT generates through each")
+    p.add_argument("candidates", nargs="*", help="NAME=FILE.safetensors"); p.add_argument("-o", "--output", default="reports/codecs.json")
+    p.add_argument("--clips", type=int, default=60, help="training clips"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=150)
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")

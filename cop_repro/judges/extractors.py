@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Kind', 'NEEDS', 'MEANS', 'id_list_hash', 'Features', 'comparable', 'Extractor', 'embedded_extractor', 'SetScore',
-           'set_score', 'set_features', 'set_scores', 'joint_offset']
+           'set_score', 'label_score', 'set_features', 'set_scores', 'joint_offset']
 
 # %% ../../nbs/judges/53_extractors.ipynb #4a062bc5
 import hashlib, math
@@ -80,6 +80,7 @@ class Extractor:
     sample_rate: int  # Hz
     kinds: Mapping[str, Callable]  # kind -> function: a sound (s,), a caption or frames (f, h, w, 3) -> rows (r, d)
     least_s: float = WINDOW_S  # shortest sound it hears, seconds
+    classes: tuple[str, ...] = ()  # what its logits stand for, if that is known
 
     @property
     def passport(self) -> str:
@@ -134,7 +135,7 @@ def embedded_extractor(
         return judges.hear(_windows(mel_of(wav)[0], columns))[which] if windows else whole(wav)[which]
     kinds = {"window": partial(hear, which=0, windows=True), "clip": partial(hear, which=0), "logits": partial(hear, which=1), "audio": partial(hear, which=2),
              "text": lambda text: judges.read([text]), "image": lambda frames: judges.see(torch.from_numpy(np.array(frames)))}
-    return Extractor("embedded judges", file_hash(path), JUDGE_RATE, kinds)
+    return Extractor("embedded judges", file_hash(path), JUDGE_RATE, kinds, classes=judges.classes)
 
 # %% ../../nbs/judges/53_extractors.ipynb #48d7a70a
 NEEDS = {"fad": ("window", "window"), "fad_infinity": ("window", "window"), "fd": ("clip", "clip"), "kid": ("clip", "clip"), "kl": ("logits", "logits"),
@@ -201,6 +202,20 @@ def set_score(
     if metric in ("fad", "fd") and low is not None: low = max(low, 0.0)  # a distance: the moved draws may fall below what is possible
     rounded = lambda x: float(f"{x:.9g}")  # enough for a difference, short in a file
     return SetScore(metric, value, low, high, *about, "1 split" if metric == "inception_score" else "", {c: rounded(v) for c, v in each.items()}, tuple(map(rounded, drawn)))
+
+def label_score(
+    est: Features,  # logits of generated sounds
+    classes: Sequence[str],  # what the logits stand for
+    labels: Mapping[str, str],  # clip -> its true class
+    groups: Mapping[str, Hashable] | None = None,  # work of each clip; None: every clip its own
+    seed: int = 0,  # of the bootstrap
+) -> SetScore:  # metric label_accuracy; chance is one over the number of classes
+    "Share of sounds that the classifier takes for what they should be."
+    if est.kind != "logits" or est.values.shape[1] != len(classes): raise AssetMismatch(f"label_accuracy needs logits of {len(classes)} classes; these are {est.kind!r} of width {est.values.shape[1]}")
+    if unknown := sorted({labels[c] for c in est.clips} - set(classes)): raise BadInput(f"the classifier knows no {unknown[0]!r}; its classes are {', '.join(classes)}")
+    each = {c: float(classes[int(est.of([c]).mean(0).argmax())] == labels[c]) for c in est.clips}
+    value, low, high = (float(x) if math.isfinite(x) else None for x in bootstrap_interval(list(each.values()), [c if groups is None else groups[c] for c in each], seed=seed))
+    return SetScore("label_accuracy", value, low, high, len(each), est.extractor, est.sample_rate, id_list_hash(est.ids), per_clip=each)
 
 def set_features(
     extractor: Extractor,  # a judge

@@ -53,7 +53,7 @@ MAX_DB = 100.0  # ratios are reported within +-MAX_DB so that means stay finite
 METRICS = registry(
     ("si_sdr", "dB", True, MAX_DB), ("si_sdr_spec", "dB", True, MAX_DB), ("mel_distance", "dB", False, 0.0),
     ("chroma_similarity", "", True, 1.0), ("frechet_distance", "", False, 0.0), ("fad", "", False, 0.0), ("fd", "", False, 0.0),
-    ("fad_infinity", "", False, 0.0), ("kid", "", False, 0.0), ("kl", "nat", False, 0.0), ("inception_score", "", True),
+    ("fad_infinity", "", False, 0.0), ("kid", "", False, 0.0), ("kl", "nat", False, 0.0), ("label_accuracy", "", True, 1.0), ("pitch_direction", "", True, 1.0), ("pace_direction", "", True, 1.0), ("inception_score", "", True),
     ("clap_score", "", True, 1.0), ("clip_score", "%", True, 100.0), ("av_align", "", True, 1.0),
     ("av_align_2023", "", True, 1.0), ("av_offset_ms", "ms", None, 0.0), ("av_offset_abs_ms", "ms", False, 0.0), ("motion_offset_ms", "ms", None, 0.0),
     ("motion_offset_abs_ms", "ms", False, 0.0))

@@ -160,7 +160,7 @@ def profile(args) -> int:
     scratch = root / "work" / "profiles" / args.name
     scratch.mkdir(parents=True, exist_ok=True)
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
-    own = lambda name: name == "dvc.lock" or (name.startswith("reports/") and name != "reports/real.json")  # the scratch copy makes its own
+    own = lambda name: name == "dvc.lock" or name.startswith(("reports/results", "reports/tables", "reports/verdicts", "reports/figures/"))  # the scratch copy makes its own
     kept = {name for name in listed if name and not own(name) and (root / name).is_file()}
     for old in scratch.rglob("*.py"):
         if str(old.relative_to(scratch)) not in kept: old.unlink()

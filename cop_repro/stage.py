@@ -54,7 +54,8 @@ class Stage:
         for key in keys:
             if key not in value: raise ParamsError(f"{where}: missing parameter {key!r}")
             value, where = value[key], f"{where}.{key}"
-        return from_dict(cls, value, where)
+        own = {"seed": self.seed} if "seed" in cls.__dataclass_fields__ and "seed" not in value else {}  # batches and noise follow the run's seed
+        return from_dict(cls, {**value, **own}, where)
 
     def path(self, *parts: str) -> Path: return self.root.joinpath(*parts)
 

@@ -279,3 +279,27 @@ def test_an_uneven_batch_is_refused_before_anything_is_touched(tmp_path):
 def test_marker_names_every_file(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {"a": 1})
     assert set(json.loads((path / loop.MARKER).read_text())) == {"model.safetensors", "configuration.json"}
+
+
+def test_a_share_of_the_learning_rate(tmp_path):
+    "Adam's first step is the learning rate itself, so a share shows exactly; 0 freezes; a resumed run keeps the shares."
+    start = Net().state_dict()
+    def run(shares, steps=1, folder="a"):
+        net, fn = make(TrainConfig(steps, 8, 1e-3, clip_norm=None, shares=shares), 0.0)
+        train({"net": net}, fn, TrainConfig(steps, 8, 1e-3, clip_norm=None, shares=shares, save_every=1), tmp_path / folder)
+        return net.state_dict()
+    plain, slow = run({}), run({"net.one": .25, "net.two": 0.0}, folder="b")
+    for name in start:
+        if name.endswith(("weight", "bias")):
+            factor = .25 if name.startswith("one") else 0.0 if name.startswith("two") else 1.0
+            torch.testing.assert_close(slow[name] - start[name], factor * (plain[name] - start[name]), rtol=1e-3, atol=1e-8)
+    cfg = TrainConfig(3, 8, 1e-3, shares={"net.one": .25}, save_every=1)
+    whole, fn = make(cfg)
+    train({"net": whole}, fn, cfg, tmp_path / "whole")
+    broken, fn = make(cfg)
+    with pytest.raises(RuntimeError): train({"net": broken}, lambda s, p, n: fn(s, p, n) if s < 2 else (_ for _ in ()).throw(RuntimeError("killed")), cfg, tmp_path / "broken")
+    again, fn = make(cfg)
+    assert train({"net": again}, fn, cfg, tmp_path / "broken").resumed_from == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(ParamsError, match="no trained weight"): run({"nett": .5}, folder="f")
+    with pytest.raises(ParamsError, match="in \\[0, 1\\]"): TrainConfig(1, 1, 1e-3, shares={"net": 2.0})

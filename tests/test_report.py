@@ -88,3 +88,10 @@ def test_report_prints_a_line_a_metric(tmp_path):
     text = (tmp_path / "tables.md").read_text()
     assert "| C1 | text helps V2A (base over base_without_text) | | **mixed** |" in text and "| | | fad | reproduced | +" in text and "(mel_distance)" in text and "+0.02" in text
     assert found[0]["verdict"] == "mixed" and found[2]["verdict"] == "not run"
+
+def test_seeds_side_by_side():
+    run = [verdict(CLAIMS[4], {"cop_piano": [{**s, "metrics": {"si_sdr_spec": 1.0 + sign * .1}} for s in GOOD[0]], "no_guidance": [{**s, "metrics": {"si_sdr_spec": 1.0}} for s in GOOD[0]]}) for sign in (1, -1)]
+    from cop_repro.benchmark.report import _seed_table
+    assert _seed_table({"default": run[:1]}) == ""
+    table = _seed_table({"default": run[:1], "seed1": run[1:]}).splitlines()
+    assert table[-1].startswith("| C5") and "+0.10" in table[-1] and "-0.10" in table[-1] and table[-1].endswith("| no |")

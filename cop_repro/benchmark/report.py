@@ -363,6 +363,7 @@ def write_report(
     profile: str,  # which parameters made them
     extractor: str,  # name of the transcriber
     sets: Mapping[str, Sequence[Mapping]] = {},  # evaluation entry -> scores of its set
+    seeds: Mapping[str, Sequence[Mapping]] = {},  # name of a run with another training seed -> its verdicts
 ) -> tuple[list[Result], list[dict]]:  # lines, verdicts
     "Write results.json, tables.md and verdicts.json."
     tables = split_rows(scored)
@@ -375,7 +376,7 @@ def write_report(
     verdicts = [verdict(claim, rows, own, paper) for claim in CLAIMS]
     write_json(folder / "results.json", [asdict(r) for r in lines])
     write_json(folder / "verdicts.json", verdicts)
-    with atomic_file(folder / "tables.md") as path: path.write_text(_tables_text(lines, verdicts, label, profile))
+    with atomic_file(folder / "tables.md") as path: path.write_text(_tables_text(lines, verdicts, label, profile) + _seed_table({profile: verdicts, **seeds}))
     return lines, verdicts
 
 TITLES = {"table2": "Table 2 shape: video to sound (Foley test clips; the paper: VGGSound test)", "table3": "Table 3 shape: text to audio (the paper: AudioCaps test)",
@@ -392,6 +393,19 @@ def _tables_text(lines: Sequence[Result], verdicts: Sequence[Mapping], label: st
         if present: parts.append(f"## {title}\n\n{markdown_table(lines, table, present)}\n")
     return "\n".join([*parts, f"## Claims of the paper, judged on {label} data at the scale of profile `{profile}`\n\nA difference is signed so that positive agrees with the claim. Metrics in brackets stand beside and do not count; *mixed*: metrics contradict each other; "
                       f"a claim takes a side if at least half of its judged metrics do.\n\n{_verdict_table(verdicts)}\n"])
+
+def _seed_table(runs: Mapping[str, Sequence[Mapping]]) -> str:
+    "Differences of the piano claims under several training seeds; nothing where there is one."
+    if len(runs) < 2: return ""
+    found = {run: {(v["claim"], m["metric"]): m for v in verdicts for m in v["metrics"] if "difference" in m} for run, verdicts in runs.items()}
+    keys = [(c.claim_id, m) for c in CLAIMS[4:8] for m in (*c.metrics, *c.beside) if all((c.claim_id, m) in lines for lines in found.values())]
+    text = {c.claim_id: c.text for c in CLAIMS}
+    lines = [f"| claim | metric | {' | '.join(runs)} | same sign |", "|---|---|" + "---|" * (len(runs) + 1)]
+    for claim, metric in keys:
+        values = [found[run][claim, metric] for run in runs]
+        same = len({v["difference"] > 0 for v in values}) == 1
+        lines.append(f"| {claim} {text[claim]} | {metric} | " + " | ".join(f"{v['difference']:+.2f} [{v['ci_low']:+.2f}, {v['ci_high']:+.2f}]" for v in values) + f" | {'yes' if same else 'no'} |")
+    return "\n## The same under another training seed\n\nWhole runs whose weights, batches and noise were drawn anew (`profiles/`); intervals are over works, the columns show what a training seed does.\n\n" + "\n".join(lines) + "\n"
 
 def _verdict_table(verdicts: Sequence[Mapping]) -> str:
     "A row a claim with its overall verdict, then a row a metric."

@@ -9,6 +9,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup repro test test-cluster smoke lab docs lock export clean bench release-assets
 
+# numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
 setup: .venv/ready data/manifest.json
 
 .venv/ready: requirements.lock settings.ini setup.py pyproject.toml
@@ -16,6 +17,7 @@ setup: .venv/ready data/manifest.json
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+	.venv/bin/python -c "import librosa.core.audio, librosa.core.pitch, librosa.util.utils"
 	touch $@
 
 data/manifest.json: data.dvc | .venv/ready

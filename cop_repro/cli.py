@@ -492,6 +492,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("codecs", experiment("codecs"), "candidates for the codec, judged by what a fixed small DiT generates through each")
     p.add_argument("candidates", nargs="*", help="NAME=FILE.safetensors"); p.add_argument("-o", "--output", default="reports/codecs.json")
     p.add_argument("--clips", type=int, default=60, help="training clips"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=150)
+    p = command("verdicts", experiment("verdicts"), "judge the piano claims by a profile's scored rows: what another training seed says")
+    p.add_argument("name", help="a profile, e.g. seed1")
     command("release", release, "copy trained models into data/assets and track them")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")

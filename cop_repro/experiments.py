@@ -1,4 +1,4 @@
-"Experiments beside the pipeline, each a file in reports/ that the report or a notebook shows: `cop nuisance`, `cop codecs`. A door: library code never imports it."
+"Experiments beside the pipeline, each a file in reports/ that the report or a notebook shows: `cop nuisance`, `cop codecs`, `cop verdicts`. A door: library code never imports it."
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -54,4 +54,21 @@ def codecs(args, params: dict, progress) -> int:
         with atomic_folder(root / "work" / "codecs" / name) as folder: made[name] = asdict(codec_trial(codec, piano, rows.tolist(), held.tolist(), foley, cfg, 2.0, folder / "run", progress=progress))
         print(f"{name:16s} " + "  ".join(f"{k} {v:.2f}" for k, v in made[name].items()), flush=True)
     write_json(root / args.output, made)
+    return 0
+
+def verdicts(args, params: dict, progress) -> int:
+    "The claims as a profile's scored rows judge them, published; rows that it has not scored are not run."
+    import yaml
+    from cop_repro.benchmark.report import CLAIMS, row_name, verdict
+    from cop_repro.systems.rows import load_scores, row_folders
+    root = project_root()
+    variants = {group: rows for group, rows in params["evaluate"]["variants"].items() if group in ("read", "piano")}
+    folders = {row: path for row, path in row_folders(root / "work" / "profiles" / args.name / "models" / "evaluate", variants).items() if (path / "scores.json").exists()}
+    if not folders: raise CopError(f"profile {args.name} has scored nothing: run `cop profile {args.name} evaluate@piano` first")
+    scored: dict = {}
+    for entry, clips in load_scores(folders).items():
+        for clip in clips: scored.setdefault(row_name(entry, clip["suffix"]), []).append(clip)
+    made = [verdict(claim, scored, None, yaml.safe_load((root / params["report"]["paper"]).read_text())) for claim in CLAIMS]
+    write_json(root / "reports" / "profiles" / args.name / "verdicts.json", made)
+    for v in made: print(f"{v['claim']} {v['verdict']:15s} " + "  ".join(f"{m['metric']} {m['difference']:+.3f} [{m['ci_low']:+.3f}, {m['ci_high']:+.3f}]" for m in v["metrics"] if "difference" in m))
     return 0

@@ -488,7 +488,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", help="also write the numbers as JSON")
     p = command("nuisance", experiment("nuisance"), "which nuisance of the rendered films buys what: one predictor for each group left out")
     p.add_argument("videos", nargs="*", help="real piano videos with sound"); p.add_argument("-o", "--output", default="reports/nuisance.json")
-    p.add_argument("--clips", type=int, default=24, help="training films of each variant"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=200)
+    p.add_argument("--clips", type=int, default=24, help="training films of each variant"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=200); p.add_argument("--variants", nargs="+", help="e.g. all none without_hands; default: every one")
     p = command("codecs", experiment("codecs"), "candidates for the codec, judged by what a fixed small DiT generates through each")
     p.add_argument("candidates", nargs="*", help="NAME=FILE.safetensors"); p.add_argument("-o", "--output", default="reports/codecs.json")
     p.add_argument("--clips", type=int, default=60, help="training clips"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=150)

@@ -21,9 +21,10 @@ def nuisance(args, params: dict, progress) -> int:
     "Which nuisance of the rendered films buys what: predictors from scratch, one group of knobs left out."
     from cop_repro.data.clips import StripSize, load_works
     from cop_repro.model.roll import RollConfig
-    from cop_repro.systems.ablation import nuisance_ablation, real_film
+    from cop_repro.systems.ablation import VARIANTS, nuisance_ablation, real_film
     from cop_repro.training.loop import TrainConfig
-    root = project_root()
+    root, wanted = project_root(), args.variants or list(VARIANTS)
+    if unknown := sorted(set(wanted) - set(VARIANTS)): raise CopError(f"no variant {unknown[0]!r}; variants are {', '.join(VARIANTS)}")
     items, split, stores = _piano(root, params)
     train = [i for i in items if i.split == "train" and i.recipe["nuisance"] and "film" not in i.recipe]
     train = [train[int(k)] for k in _even(range(len(train)), args.clips)]
@@ -31,7 +32,7 @@ def nuisance(args, params: dict, progress) -> int:
     test = {film: (store, _even(store.select(split="test", film=film), args.test_clips)) for film in ("clean", "nuisance")}
     cfg = TrainConfig(args.steps, 8, 3e-3, warmup_steps=min(20, args.steps), decay="cosine", clip_norm=1.0)
     made = nuisance_ablation(root / "work" / "nuisance", train, load_works(sorted({i.recipe["work"] for i in train}), root / params["prepare"]["etudes"], progress), size,
-                             from_dict(RollConfig, rolls["roll"], "train_roll.roll"), cfg, rolls["crop_s"], split, test, [real_film(Path(v), size) for v in args.videos], progress=progress)
+                             from_dict(RollConfig, rolls["roll"], "train_roll.roll"), cfg, rolls["crop_s"], split, test, [real_film(Path(v), size) for v in args.videos], {n: VARIANTS[n] for n in wanted}, progress=progress)
     write_json(root / args.output, made)
     for name, films in made.items(): print(f"{name:20s} " + "  ".join(f"{kind} {np.mean([c['metrics']['lag_onset_f1' if kind == 'real' else 'onset_f1'] for c in clips]):.2f}" for kind, clips in films.items()))
     return 0

@@ -95,3 +95,10 @@ def test_seeds_side_by_side():
     assert _seed_table({"default": run[:1]}) == ""
     table = _seed_table({"default": run[:1], "seed1": run[1:]}).splitlines()
     assert table[-1].startswith("| C5") and "+0.10" in table[-1] and "-0.10" in table[-1] and table[-1].endswith("| no |")
+
+def test_ablation_has_intervals_over_works():
+    from cop_repro.systems.ablation import ablation_results
+    clips = [{"work_id": f"w{i // 2}", "metrics": {"onset_f1": .1 * i}} for i in range(6)]
+    several, one = ablation_results({"all": {"clean": clips, "real": clips[:1]}}, "default")
+    assert (several.row, several.n, several.value) == ("all_clean", 6, pytest.approx(.25)) and several.ci_low < .25 < several.ci_high
+    assert one.row == "all_real" and one.ci_low is None and one.value == 0

@@ -113,6 +113,7 @@ def nuisance_ablation(
 def ablation_results(
     scored: Mapping[str, Mapping[str, Sequence[Mapping]]],  # of `nuisance_ablation`
     profile: str,  # which run prints them
+    seed: int = 0,  # of the bootstrap
 ) -> list[Result]:  # lines of table `nuisance`, rows VARIANT_FILM
     "Means with intervals over works; one real film has none."
     lines = []
@@ -120,7 +121,7 @@ def ablation_results(
         for kind, clips in films.items():
             for metric in clips[0]["metrics"]:
                 values, works = np.array([c["metrics"][metric] for c in clips]), [c["work_id"] for c in clips]
-                mean, low, high = bootstrap_interval(values, works) if len(set(works)) > 1 else (values.mean(), None, None)
+                mean, low, high = bootstrap_interval(values, works, seed=seed) if len(set(works)) > 1 else (values.mean(), None, None)
                 unit, better = metric_facts(metric)
                 lines.append(Result("nuisance", f"{variant}_{kind}", metric, float(mean), None if low is None else float(low), None if high is None else float(high), len(clips), unit, better, "embedded", profile, ""))
     return lines

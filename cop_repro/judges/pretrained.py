@@ -7,7 +7,7 @@ __all__ = ['EXTRACTORS', 'convert_checkpoint', 'clap_extractor', 'ast_extractor'
            'passt_extractor', 'Wav2Clip', 'openclip_extractor', 'wav2clip_extractor', 'load_extractor']
 
 # %% ../../nbs/judges/54_pretrained.ipynb #9d18c4f8
-import contextlib, importlib, io, pickle, warnings
+import contextlib, importlib, io, warnings
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import AssetMismatch, BadInput, DatasetMissing, file_hash, load_weights, save_weights
 from .extractors import Extractor, embedded_extractor
-from ..model.encoders import OPENCLIP_CONFIG, OPENCLIP_WEIGHTS, PretrainedSources, load_openclip
+from ..model.encoders import OPENCLIP_CONFIG, OPENCLIP_WEIGHTS, PretrainedSources, load_openclip, read_pickle
 
 # %% ../../nbs/judges/54_pretrained.ipynb #136252b0
 def convert_checkpoint(
@@ -30,11 +30,7 @@ def convert_checkpoint(
     "Read somebody's released pickle once, tensors only (alone, or under `model` or `state_dict`), and write it as safetensors, which is all that an extractor loads."
     path = Path(path)
     if not path.is_file(): raise DatasetMissing(f"no file {path.name!r} to convert")
-    try: found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error: raise BadInput(f"{path.name} is no checkpoint of plain tensors ({str(error).splitlines()[0][:120]}); it is not opened otherwise") from None
-    named = found if isinstance(found, Mapping) else {}
-    named = next((named[k] for k in ("state_dict", "model") if isinstance(named.get(k), Mapping)), named)
-    tensors = {k.removeprefix("module."): v for k, v in named.items() if isinstance(v, Tensor)}
+    tensors = read_pickle(path)
     if not tensors: raise AssetMismatch(f"{path.name} holds no tensors by name: another kind of checkpoint?")
     target = Path(target or path.with_suffix(".safetensors"))
     save_weights(target, tensors, {"from": path.name})

@@ -7,13 +7,13 @@ __all__ = ['PAD', 'END', 'FIRST_BYTE', 'FIRST_WORD', 'MAX_CHARACTERS', 'CLIP_MEA
            'OPENCLIP_WEIGHTS', 'OPENCLIP_PICKLE', 'OPENCLIP_CONFIG', 'MEL_HOP', 'MEL_BANDS', 'REDRAW_SIZE',
            'EmbeddedSizes', 'PretrainedSources', 'EncodersConfig', 'prompt', 'checked_texts', 'split_words',
            'WordTokenizer', 'learn_words', 'TextEncoder', 'seeded', 'small_t5', 'checked_frames', 'fit_square',
-           'ImageEncoder', 'small_clip', 'upsample_nearest', 'load_t5', 'load_openclip', 'convert_openclip', 'Encoders',
-           'build_encoders', 'save_encoders', 'load_encoders', 'contrastive_loss', 'same', 'retrieval_accuracy',
-           'log_mel', 'AudioTower', 'EncodersBatch', 'EncodersTraining', 'EncodersTrainer', 'redraw_error',
-           'encoders_step']
+           'ImageEncoder', 'small_clip', 'upsample_nearest', 'load_t5', 'load_openclip', 'read_pickle',
+           'convert_openclip', 'Encoders', 'build_encoders', 'save_encoders', 'load_encoders', 'contrastive_loss',
+           'same', 'retrieval_accuracy', 'log_mel', 'AudioTower', 'EncodersBatch', 'EncodersTraining',
+           'EncodersTrainer', 'redraw_error', 'encoders_step']
 
 # %% ../../nbs/model/31_encoders.ipynb #d3fbe647
-import json, re
+import json, pickle, re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -350,13 +350,23 @@ def load_openclip(
     mean, std = colours.get("mean", CLIP_MEAN), colours.get("std", CLIP_STD)
     return ImageEncoder(visual.eval().requires_grad_(False), cfg["embed_dim"], cfg["vision_cfg"]["image_size"], fit, mean, std)
 
+def read_pickle(
+    path: Path | str,  # somebody's released checkpoint (.pth, .pt, .bin)
+) -> dict[str, Tensor]:  # name -> tensor
+    "The one place that opens a pickle: tensors only (alone, or under `model` or `state_dict`), no code is run; what is read becomes safetensors."
+    path = Path(path)
+    try: found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error: raise BadInput(f"{path.name} is no checkpoint of plain tensors ({str(error).splitlines()[0][:120]}); it is not opened otherwise") from None
+    named = found if isinstance(found, Mapping) else {}
+    named = next((named[k] for k in ("state_dict", "model") if isinstance(named.get(k), Mapping)), named)
+    return {k.removeprefix("module."): v for k, v in named.items() if isinstance(v, Tensor)}
+
 def convert_openclip(
     folder: Path | str,  # OpenCLIP folder that holds only the pickled weights
 ) -> Path:  # the safetensors file beside them
     "Read the official pickle without running code (tensors only) and write its image half as safetensors."
     folder = Path(folder)
-    tensors = torch.load(folder / OPENCLIP_PICKLE, map_location="cpu", weights_only=True, mmap=True)
-    visual = {k: v for k, v in tensors.get("state_dict", tensors).items() if k.startswith("visual.")}
+    visual = {k: v for k, v in read_pickle(folder / OPENCLIP_PICKLE).items() if k.startswith("visual.")}
     if not visual: raise AssetMismatch(f"{folder.name}/{OPENCLIP_PICKLE} holds no image tower ('visual.*'): another kind of checkpoint?")
     save_weights(folder / OPENCLIP_WEIGHTS[0], visual, {"from": OPENCLIP_PICKLE})
     return folder / OPENCLIP_WEIGHTS[0]

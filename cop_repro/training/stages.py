@@ -27,7 +27,7 @@ from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from .general import Source, general_step
 from .guidance import CoPPiano, GuidanceConfig, grow_piano, guidance_step, save_piano
 from .loop import TrainConfig, TrainResult, load_ema, ranks, train
-from .sources import POSTTRAINING, CodecData, caption_words, codec_sounds, codec_step_fn, encoders_step_fn, roll_step_fn, soft_store, style_pairs
+from .sources import POSTTRAINING, SceneData, caption_words, codec_sounds, codec_step_fn, encoders_step_fn, roll_step_fn, soft_store, style_pairs
 
 # %% ../../nbs/training/47_stages.ipynb #27f6df98
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def recorded_sources(
     return [(encoded, encoded.select(split="train", domain=domain)) for encoded, in place.open_recorded("encoded", domain=domain)]
 
 def train_general(
-    place: Place,  # stores: encoded (piano), general; recorded sets join where they are
+    place: Place,  # stores: encoded (piano), general, and scenes if more were rendered; recorded sets join where they are
     sizes: DiTConfig,  # of the network
     cfg: TrainConfig,  # second phase; the first differs in its length and has no averages
     t2a_steps: int,  # steps of the first phase, on captions alone; 0: none
@@ -108,12 +108,13 @@ def train_general(
     piano, general = place.open("encoded", "general")
     split, crop = piano.about["split_hash"], RATES.latents(crop_s)
     model = start_dit(sizes, place.seed, split, init).to(place.device)
-    captions, films = ((general, general.select(split="train", domain=domain)) for domain in ("t2a", "foley"))
+    rendered = [general, *place.open(*place.stores.keys() & {"scenes"})]
+    captions, films = ([(store, store.select(split="train", domain=domain)) for store in rendered] for domain in ("t2a", "foley"))
     heard = recorded_sources(place, "t2a")
     if t2a_steps:
         first = replace(cfg, steps=t2a_steps, warmup_steps=min(cfg.warmup_steps, t2a_steps), ema=0.0)
-        train({"dit": model}, general_step(model, [captions, *heard], first, crop, dropout), first, place.scratch / "t2a", place.progress, identity=place.identity(split))
-    everything = [captions, films, (piano, piano.select(split="train", film="nuisance")), *heard, *recorded_sources(place, "foley"), *recorded_sources(place, "piano")]
+        train({"dit": model}, general_step(model, [*captions, *heard], first, crop, dropout), first, place.scratch / "t2a", place.progress, identity=place.identity(split))
+    everything = [*captions, *films, (piano, piano.select(split="train", film="nuisance")), *heard, *recorded_sources(place, "foley"), *recorded_sources(place, "piano")]
     result = train({"dit": model}, general_step(model, everything, cfg, crop, dropout), cfg, place.scratch / "v2a", place.progress, identity=place.identity(split))
     return _finish({"dit": model}, result, lambda: save_dit(place.made, model, {**place.about(split), "kind": "general"}))
 
@@ -238,7 +239,7 @@ def train_codec(
     crop_s: float,  # window, seconds
     asset: Path | None = None,  # finished codec to take over; None: make it anew
     init: Path | None = None,  # codec whose decoder is trained further; its latents, and so every model of them, stay what they are
-    data: CodecData = CodecData(),  # sounds besides the stores'
+    data: SceneData = SceneData(),  # sounds besides the stores'
 ) -> tuple[Codec, TrainResult | None]:  # finished, on the CPU; how it was trained, if it was
     "The codec of a run, with statistics, saved (arXiv 2503.22200, audio latent)."
     stores = place.open(*place.stores)

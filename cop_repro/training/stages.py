@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Place', 'Trained', 'start_dit', 'recorded_sources', 'train_general', 'with_recorded', 'train_roll', 'recorded_rolls',
-           'piano_columns', 'build_piano', 'train_piano', 'train_preference', 'further_codec', 'train_codec',
-           'train_encoders']
+           'piano_columns', 'build_piano', 'resume_piano', 'train_piano', 'train_preference', 'further_codec',
+           'train_codec', 'train_encoders']
 
 # %% ../../nbs/training/47_stages.ipynb #4558e5b1
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from ..model.encoders import Encoders, EncodersConfig, EncodersTrainer, Encoders
 from ..model.flow import DropoutConfig
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from .general import Source, general_step
-from .guidance import CoPPiano, GuidanceConfig, grow_piano, guidance_step, save_piano
+from .guidance import CoPPiano, GuidanceConfig, grow_piano, guidance_step, load_piano, save_piano
 from .loop import TrainConfig, TrainResult, load_ema, ranks, train
 from .sources import POSTTRAINING, SceneData, caption_words, codec_sounds, codec_step_fn, encoders_step_fn, roll_step_fn, soft_store, style_pairs
 
@@ -178,6 +178,19 @@ def build_piano(
     "The stage-2 model of a variant (arXiv 2503.22200, stage 2)."
     return grow_piano(base, reader if guidance.guidance != "none" else build_roll(reader.cfg), stream, guidance.guidance == "velocity", seed, guidance.restart_fusion)
 
+def resume_piano(
+    init: Path,  # finished stage-2 model
+    base: MultiStreamDiT,  # stage-1 model whose sizes it must have
+    stream: StreamConfig,  # of the roll stream
+    guidance: GuidanceConfig,  # variant
+    split: str,  # split hash it must carry
+) -> CoPPiano:
+    "A finished stage-2 model that goes on learning; another variant, size or split is refused by name."
+    model, meta = load_piano(init)
+    for key, value in (("split_hash", split), ("velocity", guidance.guidance == "velocity"), ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.reader.cfg.num_keys)))):
+        if meta.get(key) != value: raise AssetMismatch(f"{init.name} has another {key} than this run asks for: use init: null")
+    return model
+
 def train_piano(
     place: Place,  # stores: clips, encoded, rolls, general
     base: Path,  # stage-1 model
@@ -189,11 +202,13 @@ def train_piano(
     general_items: int,  # general clips that join each step
     dropout: DropoutConfig,  # of conditions
     variant: str,  # its name, written into the file
+    init: Path | None = None,  # stage-2 model that goes on learning; None: the stage-1 model grows a roll stream
 ) -> Trained:
     "Stage 2.2: Extra-DiT, roll predictor and DiTs together (arXiv 2503.22200, stage 2)."
     (clips, columns), (general,) = piano_columns(place), place.open("general")
     split = clips.about["split_hash"]
-    model = build_piano(load_dit(base)[0], load_roll(reader)[0], stream, guidance, place.seed).to(place.device)
+    start = load_dit(base)[0]
+    model = (build_piano(start, load_roll(reader)[0], stream, guidance, place.seed) if init is None else resume_piano(init, start, stream, guidance, split)).to(place.device)
     cfg = replace(cfg, shares={"piano.reader": guidance.reader_share})
     columns, rows = with_recorded(place, columns, clips.select(split="train", film="nuisance"), "clips", "encoded", "rolls")
     step = guidance_step(model, columns, rows, cfg, guidance, RATES.latents(crop_s), [(general, general.select(split="train")), *recorded_sources(place, "t2a"), *recorded_sources(place, "foley")], general_items, dropout)

@@ -25,7 +25,7 @@ from ..model.encoders import Encoders, EncodersConfig, EncodersTrainer, Encoders
 from ..model.flow import DropoutConfig
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from .general import Source, general_step
-from .guidance import CoPPiano, GuidanceConfig, grow_piano, guidance_step, load_piano, save_piano
+from .guidance import CoPPiano, GuidanceConfig, grow_piano, guidance_step, learning_shares, load_piano, save_piano
 from .loop import TrainConfig, TrainResult, load_ema, ranks, train
 from .sources import POSTTRAINING, SceneData, caption_words, codec_sounds, codec_step_fn, encoders_step_fn, roll_step_fn, soft_store, style_pairs
 
@@ -209,7 +209,7 @@ def train_piano(
     split = clips.about["split_hash"]
     start = load_dit(base)[0]
     model = (build_piano(start, load_roll(reader)[0], stream, guidance, place.seed) if init is None else resume_piano(init, start, stream, guidance, split)).to(place.device)
-    cfg = replace(cfg, shares={"piano.reader": guidance.reader_share})
+    cfg = replace(cfg, shares=learning_shares(model, guidance))
     columns, rows = with_recorded(place, columns, clips.select(split="train", film="nuisance"), "clips", "encoded", "rolls")
     step = guidance_step(model, columns, rows, cfg, guidance, RATES.latents(crop_s), [(general, general.select(split="train")), *recorded_sources(place, "t2a"), *recorded_sources(place, "foley")], general_items, dropout)
     result = train({"piano": model}, step, cfg, place.scratch, place.progress, identity=place.identity(split))

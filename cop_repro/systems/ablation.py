@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'ablated', 'rendered_scores', 'RealFilm', 'real_film', 'film_scores', 'nuisance_ablation',
-           'ablation_results']
+           'ablation_results', 'plot_ablation']
 
 # %% ../../nbs/systems/77_ablation.ipynb #5c918d75
 from collections.abc import Mapping, Sequence
@@ -125,3 +125,19 @@ def ablation_results(
                 unit, better = metric_facts(metric)
                 lines.append(Result("nuisance", f"{variant}_{kind}", metric, float(mean), None if low is None else float(low), None if high is None else float(high), len(clips), unit, better, "embedded", profile, ""))
     return lines
+
+# %% ../../nbs/systems/77_ablation.ipynb #d714c6cd
+def plot_ablation(
+    ax,  # matplotlib axes
+    scored: Mapping[str, Mapping[str, Sequence[Mapping]]],  # of `nuisance_ablation`
+):  # the axes
+    "Onset F1 of each variant on each kind of film, with intervals over works; real films at their best lag."
+    lines = {(r.row, r.metric): r for r in ablation_results(scored, "")}
+    kinds = list(dict.fromkeys(kind for films in scored.values() for kind in films))
+    for k, kind in enumerate(kinds):
+        shown = [(place, r) for place, variant in enumerate(scored) if (r := lines.get((f"{variant}_{kind}", "lag_onset_f1")) or lines.get((f"{variant}_{kind}", "onset_f1")))]
+        errors = [[0 if end is None else abs(r.value - end) for _, r in shown for end in [getattr(r, side)]] for side in ("ci_low", "ci_high")]
+        ax.bar([place + (k - (len(kinds) - 1) / 2) * .8 / len(kinds) for place, _ in shown], [r.value for _, r in shown], .8 / len(kinds), yerr=errors, error_kw={"lw": 1}, label={"real": "real film, best lag"}.get(kind, f"{kind} films"))
+    ax.set(xticks=range(len(scored)), xticklabels=[v.replace("_", "\n") for v in scored], ylabel="onset F1", ylim=(0, 1), title="Predictors that never saw a group of nuisances")
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    return ax

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 
 from cop_repro.cli import load_params, progress
-from cop_repro.core import ParamsError, code_fingerprint, from_dict, project_root, set_plot_style, write_json
+from cop_repro.core import ParamsError, file_hash, from_dict, project_root, set_plot_style, write_json
 
 @dataclass
 class Stage:
@@ -59,9 +60,16 @@ class Stage:
 
     def path(self, *parts: str) -> Path: return self.root.joinpath(*parts)
 
-    def scratch(self) -> Path:
-        "Git-ignored folder for checkpoints of this very configuration."
-        key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed], sort_keys=True).encode()).hexdigest()[:12]
+    def inputs(self, *files: Path | None, **stores: str) -> dict[str, str]:
+        "What a run is made from: hashes of the code, of each store's index and of each file. A checkpoint of other inputs is another run's."
+        listed = yaml.safe_load(self.path("fingerprints.yaml").read_text())
+        found = {f"code of {name}": str(listed[name]) for name in dict.fromkeys((self.name, "prepare", "encode"))}
+        paths = [p for p in (*files, *(self.path("features", folder, "index.json") for folder in stores.values())) if p is not None and p.is_file()]
+        return found | {p.relative_to(self.root).as_posix(): file_hash(p) for p in paths}
+
+    def scratch(self, inputs: dict[str, str]) -> Path:
+        "Git-ignored folder for checkpoints of this very run: its parameters, and what it is made from."
+        key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed, inputs], sort_keys=True).encode()).hexdigest()[:12]
         return self.path("work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key)
 
     def recorded(self) -> dict[str, dict[str, Path]]:
@@ -75,9 +83,10 @@ class Stage:
         listed = self.path("features", folder, "real.json")
         write_json(listed, known) if known else listed.unlink(missing_ok=True)
 
-    def place(self, made: str, **stores: str) -> dict:
-        "Where this run reads (name -> store below features/), computes and writes, for `training.stages.Place`."
-        return {"stores": {name: self.path("features", folder) for name, folder in stores.items()}, "scratch": self.scratch(), "device": str(self.device), "seed": self.seed,
+    def place(self, made: str, *files: Path | None, **stores: str) -> dict:
+        "Where this run reads (models that it starts from, name -> store below features/), computes and writes, for `training.stages.Place`."
+        inputs = self.inputs(*files, **stores)
+        return {"stores": {name: self.path("features", folder) for name, folder in stores.items()}, "scratch": self.scratch(inputs), "inputs": inputs, "device": str(self.device), "seed": self.seed,
                 "made": self.path("models", self.name, *([self.item] if self.item else []), made), "progress": progress, "recorded": self.recorded()}
 
     def metrics(self, **values) -> dict:

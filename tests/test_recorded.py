@@ -136,6 +136,7 @@ def test_stores_that_do_not_fit_together(made, tmp_path):
 
 
 def test_the_door_lists_recorded_stores(tmp_path):
+    (tmp_path / "fingerprints.yaml").write_text("{encode: 1, prepare: 1}")
     stage = Stage("encode", {"seed": 0, "device": "cpu", "encode": {}}, root=tmp_path)
     assert stage.recorded() == {} and stage.place("x")["recorded"] == {}
     stage.list_recorded("clips", {})

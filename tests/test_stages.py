@@ -15,6 +15,7 @@ from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.encoders import EncodersConfig, EncodersTraining, PretrainedSources, load_encoders
 from cop_repro.model.flow import DropoutConfig
 from cop_repro.model.roll import RollConfig, build_roll
+from cop_repro.stage import Stage
 from cop_repro.training.contrast import ContrastConfig, build_heads
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.launch import Machines, launch
@@ -142,3 +143,20 @@ def test_wrong_weights_leave_what_was_there(sounds, tmp_path):
     with pytest.raises(BadInput, match="pickled.safetensors is not a readable"): train_roll(place, small, TrainConfig(1, 2, 1e-3), 1.0, tmp_path / "pickled.safetensors")
     with pytest.raises(AssetMismatch, match="other.safetensors was trained under another configuration"): train_roll(place, small, TrainConfig(1, 2, 1e-3), 1.0, tmp_path / "other.safetensors")
     assert place.made.read_bytes() == b"the good one" and not place.scratch.exists()
+
+def test_a_run_of_other_inputs_is_another_run(tmp_path):
+    "A finished checkpoint must not stand in for a run whose start, clips or code have changed."
+    (tmp_path / "fingerprints.yaml").write_text("{train_roll: 1, prepare: 1, encode: 1, report: 1}")
+    init, index = tmp_path / "data" / "roll.safetensors", tmp_path / "features" / "clips" / "piano" / "index.json"
+    for path in (init, index): path.parent.mkdir(parents=True); path.write_text("1")
+    stage = Stage("train_roll", {"seed": 0, "device": "cpu", "train_roll": {}}, root=tmp_path)
+    place = lambda: Place(**stage.place("roll.safetensors", init, clips="clips/piano"))
+    seen = [place()]
+    assert place() == seen[0] and seen[0].identity("s")["inputs"].keys() == {"code of train_roll", "code of prepare", "code of encode", "data/roll.safetensors", "features/clips/piano/index.json"}
+    assert "inputs" not in seen[0].about("s")
+    init.write_text("2"); seen.append(place())
+    index.write_text("2"); seen.append(place())
+    (tmp_path / "fingerprints.yaml").write_text("{train_roll: 2, prepare: 1, encode: 1, report: 1}"); seen.append(place())
+    assert len({p.scratch for p in seen}) == 4 and len({str(p.identity("s")) for p in seen}) == 4
+    (tmp_path / "fingerprints.yaml").write_text("{train_roll: 2, prepare: 1, encode: 1, report: 2}")
+    assert place().scratch == seen[-1].scratch  # the report's code trains nothing

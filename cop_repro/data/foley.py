@@ -411,4 +411,9 @@ def trait_pair(
 ) -> tuple[FoleyClip, FoleyClip]:  # low and high, or slow and fast: sounds and captions that differ in one word
     "Two captioned sounds that differ in one trait: does a text change the sound in the described direction?"
     if label not in FOLEY_CLASSES or trait not in TRAITS: raise BadInput(f"no pair for {label!r} and {trait!r}; classes are {', '.join(FOLEY_CLASSES)}, traits {', '.join(TRAITS)}")
-    return tuple(_heard(label, replace(Traits(.5, .5, .5), **{trait: value}), numpy_rng(seed, "pair", label, trait), duration_s) for value in (.1, .9))
+    wordings, both = next(k for k in _KINDS if k.label == label).wordings, []
+    for value in (.1, .9):
+        traits, words = replace(Traits(.5, .5, .5), **{trait: value}), numpy_rng(seed, "pair words", label, trait)  # drawn alike for both, whatever their sounds draw
+        text = caption(traits, *wordings[words.integers(len(wordings))], words)
+        both.append(replace(_heard(label, traits, numpy_rng(seed, "pair", label, trait), duration_s), text=text))
+    return tuple(both)

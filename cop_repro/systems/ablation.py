@@ -132,6 +132,7 @@ def plot_ablation(
     scored: Mapping[str, Mapping[str, Sequence[Mapping]]],  # of `nuisance_ablation`
 ):  # the axes
     "Onset F1 of each variant on each kind of film, with intervals over works; real films at their best lag."
+    scored = {**{v: scored[v] for v in VARIANTS if v in scored}, **scored}  # in the order of the variants
     lines = {(r.row, r.metric): r for r in ablation_results(scored, "")}
     kinds = list(dict.fromkeys(kind for films in scored.values() for kind in films))
     for k, kind in enumerate(kinds):

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..benchmark.bench import control_predictions, score_prediction
-from ..core import AssetMismatch, BadInput, Progress, RATES, atomic_folder, die_with_parent, load_weights, numpy_rng, silent, torch_rng, write_json
+from ..core import AssetMismatch, BadInput, Progress, RATES, atomic_folder, derive_seed, die_with_parent, load_weights, numpy_rng, silent, torch_rng, write_json
 from ..data.clips import Clip, Prediction, Store, prepare_level, store_clip, store_wav
 from ..data.foley import FOLEY_CLASSES, trait_pair
 from ..data.notes import Notes, make_notes, roll_to_notes
@@ -158,7 +158,7 @@ def _score_direction(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) ->
     made = []
     for clip in clips:
         label = FOLEY_CLASSES[numpy_rng(row.seed, "direction", clip.clip_id).integers(len(FOLEY_CLASSES))]
-        pairs = {trait: trait_pair(label, trait, row.seed + len(made)) for trait in TRAIT_MEASURES}
+        pairs = {trait: trait_pair(label, trait, derive_seed(row.seed, "direction", clip.clip_id) % 2**31) for trait in TRAIT_MEASURES}
         for suffix in ("", "true_sound"):
             scores = {}
             for trait, pair in pairs.items():

@@ -40,6 +40,7 @@ class Place:
     seed: int = 0  # of new weights
     progress: Progress = silent  # importable by name if there is more than one process
     recorded: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)  # recorded sets: store -> its folders by kind: clips, encoded, rolls
+    inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of code, stores and starting models: a checkpoint of others is not resumed
 
     def open(self, *names: str) -> list[Store]: return [Store(self.stores[name]) for name in names]
 
@@ -53,14 +54,14 @@ class Place:
             if len({tuple(s.values("clip_id", range(len(s)))) for s in found[-1]}) > 1: raise AssetMismatch(f"{name}: its stores {', '.join(kinds)} do not hold the same clips: run the stages again that make them")
         return found
 
-    def identity(self, split: str) -> dict:  # for checkpoints and for the finished model
-        "The data of a run: the hash of the rendered split, and of each recorded set's clips."
-        return {"split": split, **({"recorded": {n: file_hash(f["clips"] / "shards.json") for n, f in self.recorded.items()}} if self.recorded else {})}
-
     def about(self, split: str) -> dict:  # for the description of the finished model
-        "The same, as a model's file names it."
-        known = self.identity(split)
-        return {"split_hash": known.pop("split"), **known}
+        "The data of a run: the hash of the rendered split, and of each recorded set's clips."
+        return {"split_hash": split, **({"recorded": {n: file_hash(f["clips"] / "shards.json") for n, f in self.recorded.items()}} if self.recorded else {})}
+
+    def identity(self, split: str) -> dict:  # for checkpoints
+        "The same, and whatever else a run must share with the one whose checkpoint it takes up."
+        known = self.about(split)
+        return {"split": known.pop("split_hash"), **known, **({"inputs": dict(self.inputs)} if self.inputs else {})}
 
 @dataclass(frozen=True)
 class Trained:
@@ -231,7 +232,7 @@ def train_preference(
     (clips, columns), (general,) = piano_columns(place), place.open("general")
     split, device = clips.about["split_hash"], torch.device(place.device)
     run = POSTTRAINING[objective][0](start, columns, style_pairs(clips, preferred), general, cfg, settings, RATES.latents(crop_s), dropout, place.seed, device)
-    result = train(run.modules, run.step_fn, cfg, place.scratch, place.progress, identity={"split": split}, stop=run.stop)
+    result = train(run.modules, run.step_fn, cfg, place.scratch, place.progress, identity=place.identity(split), stop=run.stop)
     return _finish(run.modules, result, lambda: run.save(place.made, {"split_hash": split, "variant": variant}))
 
 # %% ../../nbs/training/47_stages.ipynb #221047f7
@@ -266,7 +267,7 @@ def train_codec(
         if sizes.kind == "embedded":
             rendered = codec_sounds(data, place.progress)
             heard = [*sources, (rendered, range(len(rendered["wav"])))]
-            result = train({"codec": codec}, codec_step_fn(codec, heard, cfg, crop_s), cfg, place.scratch, place.progress, identity={"split": split, "data": asdict(data)})
+            result = train({"codec": codec}, codec_step_fn(codec, heard, cfg, crop_s), cfg, place.scratch, place.progress, identity={**place.identity(split), "data": asdict(data)})
         codec.eval()
         if init is None: codec.fit_statistics([prepare_wav(torch.from_numpy(store_wav(s, rows[:64]))) for s, rows in sources])
     save_codec(place.made, codec, split)
@@ -287,7 +288,7 @@ def train_encoders(
     else:
         trainer = EncodersTrainer(sizes, caption_words(list(stores.values()), sizes.embedded.max_words), training, place.seed)
         step = encoders_step_fn(trainer, [sources["piano"], sources["foley"]], list(sources.values()), cfg)
-        result = train({"encoders": trainer}, step, cfg, place.scratch, place.progress, identity={"split": split})
+        result = train({"encoders": trainer}, step, cfg, place.scratch, place.progress, identity=place.identity(split))
         encoders = trainer.encoders.eval()
     save_encoders(place.made, encoders, split)
     return encoders, result

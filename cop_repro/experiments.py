@@ -33,7 +33,7 @@ def nuisance(args, params: dict, progress) -> int:
     cfg = TrainConfig(args.steps, 8, 3e-3, warmup_steps=min(20, args.steps), decay="cosine", clip_norm=1.0)
     made = nuisance_ablation(root / "work" / "nuisance", train, load_works(sorted({i.recipe["work"] for i in train}), root / params["prepare"]["etudes"], progress), size,
                              from_dict(RollConfig, rolls["roll"], "train_roll.roll"), cfg, rolls["crop_s"], split, test, [real_film(Path(v), size) for v in args.videos], {n: VARIANTS[n] for n in wanted}, progress=progress)
-    write_json(root / args.output, made)
+    write_json(root / args.output, {"clips": len(train), "steps": cfg.steps, "seed": cfg.seed, "test_clips": args.test_clips, "split": split, "scored": made})
     for name, films in made.items(): print(f"{name:20s} " + "  ".join(f"{kind} {np.mean([c['metrics']['lag_onset_f1' if kind == 'real' else 'onset_f1'] for c in clips]):.2f}" for kind, clips in films.items()))
     return 0
 

@@ -172,3 +172,17 @@ def test_streaming_reads_only_what_is_asked(film):
     stream = iter_video(film)
     assert next(stream).shape == (48, 64, 3)
     stream.close()
+
+def test_a_film_recorded_live_has_its_length_measured(film, tmp_path):
+    "Browsers and streams write files that do not say how long they are."
+    live = tmp_path / "live.mkv"
+    with av.open(str(film)) as source, av.open(str(live), "w", format="matroska", options={"live": "1"}) as target:
+        pictures = source.streams.video[0]
+        copy = target.add_stream_from_template(pictures)
+        for packet in source.demux(pictures):
+            if packet.dts is None: continue
+            packet.stream = copy
+            target.mux(packet)
+    with av.open(str(live)) as container: assert container.duration is None and container.streams.video[0].duration is None
+    assert abs(probe_video(live).duration_s - probe_video(film).duration_s) < .05
+    assert len(list(iter_video(live))) == len(list(iter_video(film)))

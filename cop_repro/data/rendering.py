@@ -643,6 +643,14 @@ def _upright(frame: av.VideoFrame, max_side: int) -> np.ndarray:
     width, height = (max(1, round(n * ratio)) for n in (frame.width, frame.height))
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), round(frame.rotation / 90)))
 
+def _measured_length(path: Path | str) -> float:
+    "End of the last picture of a file that does not declare its length (recorded live), s; reads packets, decodes nothing."
+    with _open(path) as (container, stream):
+        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux(stream) if p.pts is not None]
+        length = max(ends, default=0.0) - _origin(container)
+    if length <= 0: raise BadInput(f"{Path(path).name} says neither how long it is nor when its pictures are shown: convert it to MP4 first")
+    return length
+
 def _length(container, stream) -> float:
     "Declared length of the picture, s; 0 if the file does not say."
     if stream.duration: return float(stream.duration * stream.time_base)
@@ -659,7 +667,9 @@ def probe_video(
         if frame is None: raise BadInput(f"{Path(path).name} holds no decodable frame: the file is cut off or damaged")
         size = (frame.width, frame.height) if round(frame.rotation / 90) % 2 == 0 else (frame.height, frame.width)
         rate, sound = float(stream.average_rate or stream.guessed_rate or 25), next(iter(container.streams.audio), None)
-        return VideoInfo(*size, rate, _length(container, stream), round(frame.rotation), sound.sample_rate if sound else None)
+        known = size, rate, _length(container, stream), round(frame.rotation), sound.sample_rate if sound else None
+    (width, height), rate, length, rotation, sample_rate = known
+    return VideoInfo(width, height, rate, length or _measured_length(path), rotation, sample_rate)
 
 def iter_video(
     path: Path | str,  # any video file

@@ -7,8 +7,9 @@ __all__ = ['VARIANTS', 'ablated', 'rendered_scores', 'RealFilm', 'real_film', 'f
            'ablation_results', 'plot_ablation']
 
 # %% ../../nbs/systems/77_ablation.ipynb #5c918d75
+import hashlib, json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,12 @@ def film_scores(
     return dict(zip(("lag_s", "lag_onset_f1"), best_lag_onset_f1(film.heard, notes))) | {"onset_f1": note_scores(film.heard, notes)["onset_f1"]}
 
 # %% ../../nbs/systems/77_ablation.ipynb #eb5ca08a
+def _settings(*parts: object) -> str:
+    "A short name for what a predictor is made from."
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
 def nuisance_ablation(
-    folder: Path,  # for films and checkpoints; a variant that is finished is not trained again
+    folder: Path,  # for films and checkpoints; what the same clips, sizes and steps have finished is not trained again
     items: Sequence[Item],  # training clips with nuisances
     scores: Mapping[str, Score],  # work -> score
     size: StripSize,  # of the strips
@@ -101,7 +106,8 @@ def nuisance_ablation(
     if leaked := {i.work_id for i in items} & {store.index[int(r)]["work_id"] for store, rows in test.values() for r in rows}: raise BadInput(f"{sorted(leaked)[0]} is trained on and tested on")
     made = {}
     for name, without in variants.items():
-        place = Place({"clips": folder / name / "clips"}, folder / name / "scratch", folder / name / "roll.safetensors", progress=progress)
+        own = folder / f"{name}-{_settings([asdict(i) for i in ablated(items, without)], asdict(size), asdict(sizes), asdict(cfg), crop_s, split)}"
+        place = Place({"clips": own / "clips"}, own / "scratch", own / "roll.safetensors", progress=progress)
         if not place.made.exists():
             piano_store(place.stores["clips"], ablated(items, without), scores, size, workers, progress, split_hash=split)
             train_roll(place, sizes, cfg, crop_s)

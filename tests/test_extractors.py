@@ -232,3 +232,35 @@ def test_shipped_judges_know_what_they_have_not_heard(root):
     heard, read = extractor("audio", kinds, [c.wav for c in made]).values, extractor("text", kinds, [f"the sound of {k}" for k in kinds]).values
     similarity = heard @ read.T
     assert np.diag(similarity).mean() > similarity[~np.eye(6, dtype=bool)].mean() + .2
+
+def test_several_rows_of_a_clip_are_averaged():
+    "Clips with several rows are paired by clip, not by row."
+    values = rng(3).normal(size=(6, 4))
+    ids = tuple("aabbcc")
+    for metric, kinds in (("kl", ("logits", "logits")), ("clap_score", ("text", "audio")), ("clip_score", ("image", "audio"))):
+        several = [Features(values + shift, ids, kind, "judge 00", 16_000) for kind, shift in zip(kinds, (0, rng(4).normal(size=(6, 4))))]
+        means = [Features(f.values.reshape(3, 2, 4).mean(1), tuple("abc"), f.kind, f.extractor, f.sample_rate) for f in several]
+        made, expected = set_score(metric, *several), set_score(metric, *means)
+        assert made.n == 3 and made.per_clip == pytest.approx(expected.per_clip, rel=1e-8) and made.value == pytest.approx(expected.value, rel=1e-12)
+    other = Features(np.concatenate([values[:1], values]), tuple("aaabbcc"), "logits", "judge 00", 16_000)  # other row counts: still one value a clip
+    assert set_score("kl", Features(values, ids, "logits", "judge 00", 16_000), other).n == 3
+
+def test_clap_of_long_sounds_is_the_mean_of_whole_windows(clap_folder):
+    extractor = load_extractor("clap", clap_folder)
+    hear, wav = extractor.kinds["audio"], SOUND[:5 * 16_000 // 2]  # 2.5 windows of 2 s would not fit: 40,000 samples
+    long = torch.cat([SOUND, SOUND.flip(0)])[:5 * 16_000]
+    parts = [hear(long[s:s + 32_000]) for s in (0, 24_000, 48_000)]
+    np.testing.assert_allclose(hear(long).numpy(), torch.nn.functional.normalize(torch.stack(parts).mean(0), dim=-1).numpy(), rtol=1e-6, atol=1e-7)
+    assert (hear(long) == hear(long)).all() and (hear(wav) == hear(wav)).all()
+    changed = long.clone()
+    changed[-8_000:] *= -.5
+    assert not torch.allclose(hear(changed), hear(long), atol=1e-7)
+
+def test_ast_hears_what_follows_its_window(ast_folder):
+    extractor, window = load_extractor("ast", ast_folder), (63 * 10 + 25) * 16  # 64 frames of 10 ms
+    long = SOUND[:3 * window]
+    for kind in ("clip", "logits"):
+        hear = extractor.kinds[kind]
+        parts = [hear(long[i * window:(i + 1) * window]) for i in range(3)]
+        np.testing.assert_allclose(hear(long).numpy(), torch.stack(parts).mean(0).numpy(), rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(parts[2], parts[0], atol=1e-6) and (hear(long[:window]) == parts[0]).all()

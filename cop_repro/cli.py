@@ -1,5 +1,6 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
 import argparse, ast, hashlib, importlib, json, os, resource, shutil, subprocess, sys, time
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -9,12 +10,12 @@ from cop_repro.core import CopError, ParamsError, code_fingerprint, die_with_par
 
 _last = {"at": 0.0}
 
-def progress(done: int, total: int, message: str = "") -> None:
-    "One plain line at a time: at most one every five seconds, and the last."
+def progress(done: int, total: int, message: str = "", beside: bool = False) -> None:
+    "One plain line at a time: at most one every five seconds, and the last; beside an output that others read: on stderr, and none for a short run."
     now = time.monotonic()
-    if done < total and now - _last["at"] < 5: return
+    if (done < total or beside) and now - _last["at"] < 5: return
     _last["at"] = now
-    print(f"[{done:>5}/{total}] {message}", flush=True)
+    print(f"[{done:>5}/{total}] {message}", flush=True, file=sys.stderr if beside else sys.stdout)
 
 # ---------------------------------------------------------------- parameters
 
@@ -367,8 +368,8 @@ def _judge(args):
 def score(args) -> int:
     "Score a folder of sounds, MIDI files or films against the true ones."
     from cop_repro.benchmark.score import score_folders
-    works, texts = _mapping(args.works), _mapping(args.texts)
-    made = score_folders(args.ref, args.est, [n for part in args.metrics for n in part.split(",") if n] if args.metrics else None, _judge(args), works, texts, args.cut, args.seed)
+    works, texts, _last["at"] = _mapping(args.works), _mapping(args.texts), time.monotonic()
+    made = score_folders(args.ref, args.est, [n for part in args.metrics for n in part.split(",") if n] if args.metrics else None, _judge(args), works, texts, args.cut, args.seed, partial(progress, beside=True))
     if args.output: write_json(args.output, made)
     if args.json: print(json.dumps(made, indent=1, allow_nan=False))
     elif not args.output:
@@ -376,7 +377,8 @@ def score(args) -> int:
         for name, line in made["metrics"].items():
             value = line.get("note", "") if line["value"] is None else f"{line['value']:.4f}" + (f" [{line['interval'][0]:.4f}, {line['interval'][1]:.4f}]" if line["interval"] else "")
             better = {True: "higher is better", False: "lower is better", None: f"closer to {line['reference']:.4f}" if "reference" in line else "neither"}[line["higher_is_better"]]
-            print(f"{name:28s} {value} {line['unit']} n={line['n']} ({better}){' ' + line['extractor'] if line['extractor'] else ''}" + (f" undefined: {line['undefined']}" if line["undefined"] else ""))
+            beside = "".join(f", {words} {line[k]:.4f}" for k, words in (("reference", "true sound"), ("shuffled", "another clip's sound")) if "shuffled" in line and k in line)
+            print(f"{name:28s} {value} {line['unit']} n={line['n']} ({better}{beside}){' ' + line['extractor'] if line['extractor'] else ''}" + (f" undefined: {line['undefined']}" if line["undefined"] else ""))
     return 0
 
 def manifest(args) -> int:

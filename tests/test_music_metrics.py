@@ -55,9 +55,9 @@ def test_notes_agree_with_mir_eval(seed):
     hz = mir_eval.util.midi_to_hz
     a, b = ((np.stack([n.onsets_s, n.offsets_s], 1), hz(n.pitches.astype(float))) for n in (ref, est))
     expected = mir_eval.transcription.precision_recall_f1_overlap(*a, *b)[:3]
-    np.testing.assert_allclose([scores[f"note_{k}"] for k in ("precision", "recall", "f1")], expected, atol=1e-9)
+    np.testing.assert_allclose([scores[f"note_{k}"] for k in ("precision", "recall", "f1")], expected, rtol=1e-9, atol=1e-12)
     expected = mir_eval.transcription_velocity.precision_recall_f1_overlap(*a, ref.velocities, *b, est.velocities)[:3]
-    np.testing.assert_allclose([scores[f"note_velocity_{k}"] for k in ("precision", "recall", "f1")], expected, atol=1e-9)
+    np.testing.assert_allclose([scores[f"note_velocity_{k}"] for k in ("precision", "recall", "f1")], expected, rtol=1e-9, atol=1e-12)
     assert scores["onset_f1"] == m.onset_scores(ref.onsets_s, ref.pitches, est.onsets_s, est.pitches)["onset_f1"]
     assert abs(m.best_lag_onset_f1(ref, est, max_lag_s=0)[1] - scores["onset_f1"]) < 1e-12
 
@@ -136,6 +136,15 @@ def test_symbolic_golden():
     assert m.grooving_similarity([0, 4, 8, 12, 16, 20, 22, 24, 30], 16, 16, "adjacent") == .8125
 
 
+def test_windows_reach_the_last_bar():
+    "Four bars of quarter notes, three of one pitch and one of four: (0 + 0 + 0 + 2) / 4; every onset lies in a window, whatever window and hop."
+    ticks, pitches = 24 * np.arange(16), [60] * 12 + [60, 62, 64, 65]
+    assert m.windowed_entropy(pitches, ticks, 96, 96) == .5
+    assert m.windowed_entropy(pitches, ticks, 192, 192) == pytest.approx((0 + m.pitch_entropy(pitches[8:], 12)) / 2)
+    alone = [m.windowed_entropy([60, 61], [0, last], window, hop) for last, window, hop in ((95, 96, 96), (96, 96, 96), (100, 60, 60))]
+    assert alone == [1, 0, 0] and m.windowed_entropy([60, 60, 62], [0, 96, 97], 96, 96) == .5
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(5))
 def test_symbolic_agrees_with_muspy(seed):
@@ -148,36 +157,80 @@ def test_symbolic_agrees_with_muspy(seed):
             m.grooving_similarity(onsets, 96, 96, "adjacent", bars))
     theirs = (muspy.pitch_entropy(music), muspy.pitch_class_entropy(music), muspy.scale_consistency(music), muspy.empty_beat_rate(music),
               muspy.groove_consistency(music, 96))
-    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_symbolic_undefined_and_bad():
     assert all(map(math.isnan, (m.scale_consistency([]), m.pitch_entropy([]), m.empty_beat_rate([], [], 24), m.average_inter_onset_interval([1]),
                                 m.grooving_similarity([0], 96, 16, "all"), m.windowed_entropy([], [], 96, 96), m.control_error([0, 0], [1, 1]))))
-    for wrong in (lambda: m.pitch_entropy([-1]), lambda: m.pitch_entropy([60], 7), lambda: m.scale_consistency([np.nan]), lambda: m.empty_beat_rate([0], [], 24),
+    for wrong in (lambda: m.pitch_entropy([200, 300]), lambda: m.pitch_entropy([128], 12), lambda: m.scale_consistency([500]), lambda: m.windowed_entropy([128], [0], 96, 96), lambda: m.pitch_entropy([-1]), lambda: m.pitch_entropy([60], 7), lambda: m.scale_consistency([np.nan]), lambda: m.empty_beat_rate([0], [], 24),
                   lambda: m.grooving_similarity(TICKS, 96, 0, "all"), lambda: m.grooving_similarity(TICKS, 96, 16, "all", 1), lambda: m.windowed_entropy([60], [0], 0, 1),
                   lambda: m.rhythm_density([0], 0), lambda: m.control_error([1], [1, 2]), lambda: m.empty_beat_rate([.5], [1], 24)):
         with pytest.raises(BadInput): wrong()
 
 
-def best_family(part):
-    "Score of the best path family by plain recursion over cells."
+def paths(size, length, row):
+    "All paths over the columns of a segment that start in a row: cells by steps (1, 1), (1, 2), (2, 1)."
+    found, open_paths = [], [[(row, 0)]]
+    while open_paths:
+        path = open_paths.pop()
+        n, c = path[-1]
+        if c == length - 1: found.append(path)
+        open_paths += [path + [(n + i, c + j)] for i, j in ((1, 1), (1, 2), (2, 1)) if n + i < size and c + j < length]
+    return found
+
+
+def best_family(part, row=0):
+    "Score and cells of the best family of paths that do not share a row, by trying them all."
     size, length = part.shape
-    score = {(0, 0): 0.0, (0, 1): part[0, 0]}
-    get = lambda n, m: score.get((n, m), -math.inf)
-    for n in range(1, size):
-        score[n, 0] = max(get(n - 1, 0), get(n - 1, length))
-        score[n, 1] = score[n, 0] + part[n, 0]
-        for c in range(2, length + 1):
-            score[n, c] = part[n, c - 1] + max(get(n - 1, c - 1), get(n - 2, c - 1), get(n - 1, c - 2) if c > 2 else -math.inf)
-    return max(get(size - 1, 0), get(size - 1, length))
+    if row >= size: return 0.0, []
+    choices = [best_family(part, row + 1)]
+    for path in paths(size, length, row):
+        rest, cells = best_family(part, path[-1][0] + 1)
+        choices.append((sum(part[c] for c in path) + rest, [path, *cells]))
+    return max(choices, key=lambda c: c[0])
+
+
+def oracle_fitness(part):
+    "Fitness of a segment from the best family: harmonic mean of normalised score and coverage."
+    size, length = part.shape
+    total, family = best_family(part)
+    cells, covered = sum(map(len, family)), sum(p[-1][0] - p[0][0] + 1 for p in family)
+    if not cells: return 0.0
+    quality, extent = max(0.0, (total - length) / cells), max(0.0, (covered - length) / size)
+    return 2 * quality * extent / (quality + extent) if quality + extent > 0 else 0.0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fitness_is_that_of_the_best_family(seed):
+    "Random matrices against brute force over all families of paths."
+    r = rng(seed)
+    ssm = np.where(r.random((9, 9)) < .7, r.random((9, 9)), -2.0)
+    np.fill_diagonal(ssm, 1.0)
+    for start, length in ((0, 3), (2, 4), (4, 5), (1, 2)):
+        assert m.segment_fitness(ssm, start, length) == pytest.approx(oracle_fitness(ssm[:, start:start + length]), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("cells", [[(2, 0), (4, 1), (5, 2)], [(3, 0), (4, 2)], [(2, 0), (3, 1), (5, 2), (6, 3)], [(3, 0), (4, 2), (5, 3)]])
+def test_fitness_follows_slower_and_faster_repeats(cells):
+    "A repeat that only the steps (2, 1) or (1, 2) can follow counts as one path."
+    length = cells[-1][1] + 1
+    part = np.full((9, length), -2.0)
+    part[range(length), range(length)] = 1.0
+    cells = [(n + length - 2, c) for n, c in cells]
+    for cell in cells: part[cell] = 1.0
+    covered, total = cells[-1][0] - cells[0][0] + 1, len(cells)
+    quality, extent = total / (length + total), covered / 9
+    ssm = np.full((9, 9), -2.0)
+    ssm[:, :length] = part
+    assert m.segment_fitness(ssm, 0, length) == pytest.approx(2 * quality * extent / (quality + extent), rel=1e-12) == oracle_fitness(part)
 
 
 def test_structure():
     for copies, length in ((2, 3), (3, 4), (5, 2)):
         ssm = np.kron(np.ones((copies, copies)), np.where(np.eye(length), 1.0, -2.0))
         assert abs(m.segment_fitness(ssm, 0, length) - (copies - 1) / copies) < 1e-12
-        assert abs(best_family(ssm[:, :length]) - copies * length) < 1e-12
+        assert abs(best_family(ssm[:, :length])[0] - copies * length) < 1e-12
     random = np.where(rng().random((16, 16)) < .4, rng(1).random((16, 16)), -2.0)
     random = np.maximum(random, random.T); np.fill_diagonal(random, 1)
     assert 0 <= m.structure_indicator(random, 2, 5) <= 1

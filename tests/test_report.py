@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 
-from cop_repro.benchmark.report import CLAIMS, Claim, overall_verdict, verdict, write_report
+from dataclasses import asdict
+
+from cop_repro.benchmark.report import CLAIMS, Claim, Result, compare_results, overall_verdict, summarise, verdict, write_report
 from cop_repro.judges.extractors import Features, set_score
 from cop_repro.measure.audio_metrics import bootstrap_draws, draws_interval, frechet_distance, kl_per_clip
 
@@ -15,7 +17,6 @@ def rng(seed=0): return np.random.default_rng(seed)
 def features(values, kind): return Features(values, IDS, kind, "judge 00", 16_000)
 
 def line(metric, ref, est, seed=0):
-    from dataclasses import asdict
     return {"suffix": "", **asdict(set_score(metric, ref, est, WORKS, seed))}
 
 def rows(noise):
@@ -102,3 +103,77 @@ def test_ablation_has_intervals_over_works():
     several, one = ablation_results({"all": {"clean": clips, "real": clips[:1]}}, "default")
     assert (several.row, several.n, several.value) == ("all_clean", 6, pytest.approx(.25)) and several.ci_low < .25 < several.ci_high
     assert one.row == "all_real" and one.ci_low is None and one.value == 0
+
+def result(row="cop_piano", value=1.0, label="embedded"):
+    return asdict(Result("table4", row, "si_sdr_spec", value, None, None, 0 if value is None else 4, "dB", True, label, "default", ""))
+
+@pytest.mark.parametrize("first, second, wrong", [
+    ([result()], [result()], 0), ([result()], [], 1), ([], [result()], 1), ([result(), result("base", 2.0)], [result("base", 4.0)], 2),
+    ([result()], [result(value=None, label="not run")], 1), ([result(value=None, label="not run")], [result(value=None, label="not run")], 0),
+    ([result(label="paper")], [], 0), ([result(), result(value=9.0, label="paper")], [result()], 0)])
+def test_missing_numbers_are_disagreements(first, second, wrong):
+    lines, found = compare_results(first, second)
+    assert found == wrong and "numbers compared" in lines[-1] and "missing on one side" in lines[-1]
+
+def test_compare_fails_where_results_are_missing(tmp_path, capsys):
+    import json
+    from cop_repro.cli import main
+    for name, rows in (("a", [result(), result("base")]), ("b", [result()])): (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    said = capsys.readouterr().out
+    assert "only in first: table4/base/si_sdr_spec" in said and said.strip().endswith("1 numbers compared, 0 differ beyond tolerance, 1 missing on one side")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
+
+def kept(shift, spread=.01):
+    "C4 on FAD: the base at 10, so a margin of 1; the new row `shift` worse."
+    r = rng(3)
+    draws = 10 + r.normal(size=200)
+    row = lambda worse: {"fad": {"value": 10.0 + worse, "draws": (draws + worse + spread * r.normal(size=200)).tolist(), "ids": "ab", "extractor": "judge 00", "n": 8}}
+    return verdict(CLAIMS[3], {}, {"base": row(0), "piano2h": row(shift)})
+
+def test_what_is_kept_has_a_margin():
+    assert CLAIMS[3].keeps == .1 and all(c.keeps is None for c in CLAIMS if c.claim_id != "C4")
+    found = {name: kept(*how) for name, how in {"kept": (.5,), "better": (-3,), "lost": (2,), "unclear": (1, .5)}.items()}
+    assert {k: v["verdict"] for k, v in found.items()} == {"kept": "reproduced", "better": "reproduced", "lost": "not reproduced", "unclear": "inconclusive"}
+    assert found["kept"]["metrics"][0]["margin"] == pytest.approx(1) and found["kept"]["metrics"][0]["difference"] == pytest.approx(-.5)
+    wins = Claim("X", "wins", "piano2h", "base", ("mel_distance",))
+    scores = {"base": GOOD[0], "piano2h": [{**s, "metrics": {"mel_distance": s["metrics"]["mel_distance"] + .5}} for s in GOOD[0]]}
+    keeps = Claim("X", "keeps", "piano2h", "base", ("mel_distance",), keeps=.1)
+    assert verdict(wins, scores)["verdict"] == "not reproduced" and verdict(keeps, scores)["verdict"] == "reproduced"
+    assert verdict(keeps, scores)["metrics"][0]["margin"] == pytest.approx(.1 * np.mean([s["metrics"]["mel_distance"] for s in GOOD[0]])) and "margin" not in verdict(wins, scores)["metrics"][0]
+
+def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path):
+    paper = {"columns": {"table5": {"si_sdr_spec": "higher", "mos_melody": "higher"}}, "table5": {"cop_velocity": {"si_sdr_spec": 3.06, "mos_melody": 3.14}, "midi": {"precision": .41, "f1": .37}}}
+    clip = lambda i, suffix, **metrics: {"clip_id": f"c{i}", "work_id": f"w{i // 2}", "suffix": suffix, "pianist": "crisp", "metrics": metrics, "extractors": {"style_preference": "style judge 01"}}
+    scored = {"cop_velocity": [clip(i, "", si_sdr_spec=float(i), style_preference=.9) for i in range(4)], "controls": [clip(i, "truth", si_sdr_spec=100.0, style_preference=.1) for i in range(2)],
+              "video2roll": [{**clip(i, "", onset_f1=.5), "extractors": {}} for i in range(4)]}
+    lines, verdicts = write_report(tmp_path, scored, [], paper, "embedded", "test", "ear", {"piano2h": [], "base": []})
+    assert {r.extractor for r in lines if r.metric == "style_preference"} == {"style judge 01"} and {r.extractor for r in lines if r.metric == "si_sdr_spec"} == {""}
+    midi = {(r.row, r.metric): r for r in lines if r.row.startswith("midi_")}
+    assert midi["midi_table5", "midi_f1"].value == .37 and {(r.table, r.label) for r in midi.values()} == {("roll", "paper")}
+    text = (tmp_path / "tables.md").read_text()
+    table5, roll = text.split("## Table 5 shape")[1].split("##")[0], text.split("## Roll predictor")[1].split("##")[0]
+    main_table, below = table5.split("What the style judge makes of the true sound")
+    assert "paper: mos_melody" in main_table and "| mos_melody" not in main_table and "true_sound_crisp" not in main_table and "| true_sound_crisp | 0.10" in below
+    assert "paper: midi_precision" in roll and "| midi_table5 | 0.41 | 0.37 |  | paper |" in roll and "midi" not in roll.split("MIDI of the paper's")[0]
+    assert "within a margin of 10% of base" in text
+
+def test_two_style_judges_are_both_named():
+    clips = [{"clip_id": f"c{i}", "work_id": f"w{i}", "metrics": {"style_preference": .5}, "extractors": {"style_preference": f"style judge {i}"}} for i in range(2)]
+    assert summarise(clips, "table5", "x", "embedded", "default")[0].extractor == "style judge 0 and style judge 1"
+
+def test_scored_clips_name_their_style_judge(monkeypatch):
+    from dataclasses import replace
+    from pathlib import Path
+    from cop_repro.systems import rows as r
+    class Judge:
+        passport = "style judge 01"
+        def __call__(self, wav): return .25
+    row = r.Row("piano", "", *[Path("x")] * 3, touches=("a", "b"))
+    monkeypatch.setattr(r, "Store", lambda folder: None)
+    monkeypatch.setattr(r, "store_clip", lambda store, i: i)
+    monkeypatch.setattr(r, "_style_judge", lambda folder, *touches: Judge())
+    monkeypatch.setitem(r.KINDS, "piano", (lambda row, clips, others: [{"wav": np.zeros(3), "metrics": {}}, {"wav": None, "metrics": {}}], "piano"))
+    heard, silent = r._part(row, "folder", [0], [1], 1)
+    assert heard["metrics"] == {"style_preference": .25} and heard["extractors"] == {"style_preference": "style judge 01"} and "extractors" not in silent
+    assert "extractors" not in r._part(replace(row, touches=None), "folder", [0], [1], 1)[0]

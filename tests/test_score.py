@@ -1,11 +1,12 @@
 "`cop score`: two folders in, honest numbers or one clear line out."
 import json, shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from cop_repro.cli import main
+from cop_repro.cli import _last, main, progress
 from cop_repro.data.notes import make_notes, write_midi
 from cop_repro.data.rendering import write_video
 from cop_repro.judges.networks import JudgeSizes, make_judges, save_judges
@@ -212,3 +213,69 @@ def test_bench_of_the_scoring(capsys):
     assert all(row["apart"] < 1e-5 and row["ours"] > 0 < row["other"] for row in found["scoring"]) and {"si_sdr, 10 clips", "note_scores, 10 clips"} <= {row["what"] for row in found["scoring"]}
     assert [row["clips"] for row in found["memory"]] == [10, 10] and all(row["peak_mb"] > 50 for row in found["memory"])
     assert main(["bench", "--scoring", "--clips", "3"]) == 2 and "at least 10" in capsys.readouterr().err
+
+def film(path, late=0, sound=True):
+    "A square that jumps once a second, with a click at each jump, `late` frames later."
+    frames, wav = np.zeros((100, 48, 64, 3), np.uint8), np.zeros(4 * RATE, np.float32)
+    for f in range(100): frames[f, 16:32, 10 + 8 * (f // 25):26 + 8 * (f // 25)] = 220
+    for jump in (25, 50, 75):
+        start = (jump + late) * RATE // 25
+        wav[start:start + 600] = np.random.default_rng(jump).normal(size=600) * .3
+    write_video(path, frames, 25.0, wav=wav if sound else None, sample_rate=RATE)
+
+def test_alignment_has_the_true_sound_and_another_clips_beside(tmp_path, capsys):
+    for side in ("ref", "est"): (tmp_path / side).mkdir()
+    for name, late in (("a", 0), ("b", 12)):
+        film(tmp_path / "ref" / f"{name}.mp4")
+        film(tmp_path / "est" / f"{name}.mp4", late)
+    lines = scored(capsys, tmp_path / "ref", tmp_path / "est", "--metrics", "av_align,av_align_2023,motion_offset_ms")["metrics"]
+    assert lines["av_align"]["reference"] > .7 and lines["av_align"]["value"] == pytest.approx(lines["av_align"]["shuffled"]) == pytest.approx(lines["av_align"]["reference"] / 2)
+    assert lines["av_align_2023"]["reference"] > lines["av_align_2023"]["value"] and "shuffled" not in lines["motion_offset_ms"]
+    assert main(["score", str(tmp_path / "ref"), str(tmp_path / "est"), "--metrics", "av_align"]) == 0 and "another clip's sound" in capsys.readouterr().out
+
+def test_silent_films_are_no_sounds(tmp_path, capsys):
+    "Silent true films beside MIDI, sounds in the estimate: what can be scored is, and nothing more."
+    for side in ("ref", "est"):
+        (tmp_path / side).mkdir()
+        for i in range(2): write_midi(notes(i), tmp_path / side / f"c{i}.mid")
+    for i in range(2):
+        film(tmp_path / "ref" / f"c{i}.mp4", sound=False)
+        soundfile.write(tmp_path / "est" / f"c{i}.wav", np.sin(np.arange(4 * RATE) / 9), RATE)
+    lines = scored(capsys, tmp_path / "ref", tmp_path / "est")["metrics"]
+    assert "si_sdr" not in lines and lines["onset_f1"]["value"] == 1 and lines["transcription_f1"]["n"] == 2
+    said = refused(capsys, tmp_path / "ref", tmp_path / "est", "--metrics", "si_sdr")
+    assert "c0.mp4 of the reference has no sound" in said
+
+def test_what_fails_is_noted_where_no_metric_was_named(made, tmp_path, capsys):
+    for side in ("ref", "est"): shutil.copytree(made / side, tmp_path / side)
+    (tmp_path / "est" / "clip1.mid").write_bytes(b"MThd, but no notes")
+    arguments = (tmp_path / "ref", tmp_path / "est", "--judges", made / "judges.safetensors")
+    lines = scored(capsys, *arguments)["metrics"]
+    assert lines["onset_f1"]["value"] is lines["pitch_entropy"]["value"] is None and "clip1" in lines["onset_f1"]["note"] and lines["onset_f1"]["n"] == 0
+    assert lines["si_sdr"]["n"] == 3 and lines["fad"]["value"] > 0 and lines["transcription_f1"]["value"] is not None
+    assert "clip1" in refused(capsys, *arguments, "--metrics", "onset_f1,si_sdr")
+    soundfile.write(tmp_path / "est" / "clip2.flac", np.zeros(100), RATE)
+    lines = scored(capsys, *arguments)["metrics"]
+    assert lines["si_sdr"]["value"] is lines["fad"]["value"] is lines["kl"]["value"] is None and "clip2" in lines["kl"]["note"] and "--cut" in lines["si_sdr"]["note"]
+
+def test_progress_goes_beside_the_output(made, capsys, monkeypatch):
+    "A long run tells on stderr where it is; its output is the JSON alone. A short run is silent."
+    import cop_repro.cli as cli
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["clips"] == 3 and said.err.splitlines() == ["[    2/3] clip1"]
+    monkeypatch.setitem(_last, "at", 10_000)
+    progress(3, 3, "clip2", beside=True)
+    assert capsys.readouterr().err == ""
+
+def test_style_runs_to_the_end_of_the_last_note(tmp_path, capsys):
+    "The golden piece through files: its last note ends on the bar line, so three bars are compared."
+    t = np.array([0, 24, 48, 72, 96, 120, 168]) / 48
+    for side in ("ref", "est"):
+        (tmp_path / side).mkdir()
+        write_midi(make_notes([60, 62, 64, 65, 67, 66, 72], t, t + np.array([24, 24, 24, 24, 24, 12, 24]) / 48, [64] * 7), tmp_path / side / "a.mid")
+    found = scored(capsys, tmp_path / "ref", tmp_path / "est", "--metrics", "grooving_similarity,empty_beat_rate")
+    assert found["metrics"]["grooving_similarity"]["value"] == pytest.approx(.979167, abs=1e-6) and found["metrics"]["empty_beat_rate"]["value"] == pytest.approx(1 / 9)
+    assert found["grid"]["num_bars"] == "to the end of the last note" and found["grid"]["positions"] == 96

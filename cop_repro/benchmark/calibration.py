@@ -35,8 +35,8 @@ def spoil_sound(
 
 def spoil_notes(
     notes: Notes,  # true notes
-    damage: Literal["late", "wrong", "missing", "flat"],  # what is done
-    amount: float,  # seconds; share of the notes
+    damage: Literal["late", "wrong", "missing", "flat", "unpedalled"],  # what is done
+    amount: float,  # seconds; share of the notes; share of the pedal's spans
     rng: np.random.Generator,  # chooses the notes
 ) -> Notes:
     "One kind of damage of a known amount."
@@ -45,7 +45,8 @@ def spoil_notes(
     if damage == "wrong": return notes.replace(pitches=np.clip(notes.pitches + np.where(hit, rng.choice((-1, 1), len(notes)), 0), 21, 108))
     if damage == "missing": return make_notes(*(getattr(notes, k)[~hit] for k in ("pitches", "onsets_s", "offsets_s", "velocities")), notes.pedal)
     if damage == "flat": return notes.replace(velocities=np.where(hit, 64, notes.velocities))
-    raise BadInput(f"no damage {damage!r} to notes; there are late, wrong, missing, flat")
+    if damage == "unpedalled": return notes.replace(pedal=notes.pedal[rng.permutation(len(notes.pedal)) >= round(amount * len(notes.pedal))])
+    raise BadInput(f"no damage {damage!r} to notes; there are late, wrong, missing, flat, unpedalled")
 
 def severity(
     table: Mapping[str, Mapping[str, float]],  # condition -> metric -> value; holds the conditions "same" and "exchanged"

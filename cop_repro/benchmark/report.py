@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Label', 'LABELS', 'TABLES', 'EXTRACTED', 'GENERAL', 'CLAIMS', 'Sets', 'TOLERANCE', 'PLACE', 'ROW_NAMES', 'NOT_RUN',
-           'COLUMNS', 'TITLES', 'Result', 'metric_facts', 'summarise', 'not_run', 'paper_results', 'markdown_table',
-           'Claim', 'overall_verdict', 'verdict', 'compare_results', 'plot_mels', 'plot_rolls', 'plot_rows',
-           'save_figures', 'row_name', 'set_results', 'split_rows', 'write_report']
+           'COLUMNS', 'TITLES', 'BELOW', 'Result', 'metric_facts', 'summarise', 'not_run', 'paper_results',
+           'markdown_table', 'Claim', 'overall_verdict', 'verdict', 'compare_results', 'plot_mels', 'plot_rolls',
+           'plot_rows', 'save_figures', 'row_name', 'set_results', 'split_rows', 'write_report']
 
 # %% ../../nbs/benchmark/61_report.ipynb #a496f114
 import math
@@ -48,7 +48,7 @@ class Result:
         if self.value is not None and not math.isfinite(self.value): raise BadInput(f"{self.table}/{self.row}/{self.metric} is {self.value}: not a number to print")
 
 # %% ../../nbs/benchmark/61_report.ipynb #a7037ac4
-EXTRACTED = ("transcription_f1",)  # metrics that need a network
+EXTRACTED = ("transcription_f1",)  # metrics that need the transcriber; a clip names its other judges itself
 
 def metric_facts(
     name: str,  # metric
@@ -58,7 +58,7 @@ def metric_facts(
     return METRICS[name].unit, METRICS[name].higher_is_better
 
 def summarise(
-    scored: Sequence[Mapping],  # [{"clip_id", "work_id", "metrics": {name: value}}]
+    scored: Sequence[Mapping],  # [{"clip_id", "work_id", "metrics": {name: value}, "extractors": {name: judge}, may be missing}]
     table: str,  # where it goes
     row: str,  # system or control
     label: Label,  # where the numbers come from
@@ -76,7 +76,8 @@ def summarise(
         mean, low, high = bootstrap_interval(np.array([v for v, _ in kept]), [w for _, w in kept], seed=seed)
         unit, better = metric_facts(name)
         low, high = (float(b) if math.isfinite(b) else None for b in (low, high))
-        made.append(Result(table, row, name, float(mean), low, high, len(kept), unit, better, label, profile, extractor if name in EXTRACTED else ""))
+        judges = sorted({s["extractors"][name] for s in scored if name in s.get("extractors", ())}) or [extractor if name in EXTRACTED else ""]
+        made.append(Result(table, row, name, float(mean), low, high, len(kept), unit, better, label, profile, " and ".join(judges)))
     return made
 
 def not_run(
@@ -96,8 +97,9 @@ def paper_results(
     for table, directions in paper["columns"].items():
         for row, values in paper[table].items():
             for metric, value in values.items():
-                if metric in directions: made.append(Result(table, row, metric, float(value), None, None, 0, "dB" if metric == "si_sdr_spec" else "",
-                                                            directions[metric] == "higher", "paper", "paper", ""))
+                midi = row == "midi"  # one tuple a table, of the predicted notes
+                if midi or metric in directions: made.append(Result("roll" if midi else table, f"midi_{table}" if midi else row, f"midi_{metric}" if midi else metric, float(value), None, None, 0,
+                                                                    "dB" if metric == "si_sdr_spec" else "", midi or directions[metric] == "higher", "paper", "paper", ""))
     return made
 
 # %% ../../nbs/benchmark/61_report.ipynb #d5fe6dc4
@@ -120,6 +122,7 @@ def markdown_table(
     ours = {(r.row, r.metric): r for r in here if r.label != "paper"}
     theirs = {(r.row, r.metric): r for r in here if r.label == "paper"}
     printed = [m for m in metrics if any(k[1] == m for k in theirs)]
+    metrics = [m for m in metrics if any(k[1] == m for k in ours)]  # what only the paper has gets no column of ours
     head = ["row", *(f"{m} {_arrow(m)}" for m in metrics), *(f"paper: {m}" for m in printed), "n", "label"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in names:
@@ -146,13 +149,14 @@ class Claim:
     metrics: tuple[str, ...]  # on which metrics of the paper
     beside: tuple[str, ...] = ()  # metrics that are shown and do not count
     table: str = ""  # where the paper prints both rows
+    keeps: float | None = None  # share of the worse row's mean value that may be lost ("no worse than"); None: it must win
 
 GENERAL = (("fad", "fd", "kl", "inception_score", "clip_score"), ("mel_distance", "av_align"), "table2")
 CLAIMS = (
     Claim("C1", "text helps V2A", "base", "base_without_text", *GENERAL),
     Claim("C2", "contrastive training improves the base", "cl", "base", *GENERAL),
     Claim("C3", "FactorCL improves it more than CL", "factorcl", "cl", *GENERAL),
-    Claim("C4", "adding the Extra-DiT keeps general quality", "piano2h", "base", *GENERAL),
+    Claim("C4", "adding the Extra-DiT keeps general quality", "piano2h", "base", *GENERAL, keeps=0.1),
     Claim("C5", "roll guidance beats no guidance", "cop_piano", "no_guidance", ("si_sdr_spec",), ("transcription_f1",), "table4"),
     Claim("C6", "CoP beats Audeo", "cop_piano", "audeo_style", ("si_sdr_spec",), (), "table4"),
     Claim("C7", "velocity guidance helps", "cop_velocity", "cop_piano", ("si_sdr_spec",), ("transcription_f1",), "table5"),
@@ -162,24 +166,25 @@ CLAIMS = (
 
 Sets = Mapping[str, Mapping[str, Mapping]]  # row -> metric -> fields of `SetScore`
 
-def _difference(claim: Claim, metric: str, scores: Mapping[str, Sequence[Mapping]], sets: Sets, seed: int) -> tuple[float, float, float, int] | None:
-    "Signed so that positive agrees with the claim: difference, bounds, clips; None where the rows cannot be paired."
+def _difference(claim: Claim, metric: str, scores: Mapping[str, Sequence[Mapping]], sets: Sets, seed: int) -> tuple[float, float, float, int, float] | None:
+    "Signed so that positive agrees with the claim: difference, bounds, clips, mean value of the worse row; None where the rows cannot be paired."
     sign, rows = 1.0 if metric_facts(metric)[1] else -1.0, (claim.better, claim.worse)
     lines = [sets.get(row, {}).get(metric) or {} for row in rows]
     if all(line.get("draws") for line in lines):
         a, b = lines
         if any(a[k] != b[k] for k in ("ids", "extractor", "n")) or len(a["draws"]) != len(b["draws"]): return None  # other clips or another judge
         value = sign * (a["value"] - b["value"])
-        return value, *draws_interval(value, sign * (np.array(a["draws"]) - np.array(b["draws"])), centre=True), a["n"]
+        return value, *draws_interval(value, sign * (np.array(a["draws"]) - np.array(b["draws"])), centre=True), a["n"], b["value"]
     if any(row not in scores for row in rows) or len({line.get("extractor") for line in lines}) > 1: return None
     works = {s["clip_id"]: s["work_id"] for s in scores[claim.better]}
     sides = [line.get("per_clip") or {s["clip_id"]: s["metrics"][metric] for s in scores[row] if math.isfinite(s["metrics"].get(metric, math.nan))} for line, row in zip(lines, rows)]
     common = sorted(set(sides[0]) & set(sides[1]) & set(works))
     if len(common) < 2: return None
-    return *map(float, paired_interval(*(sign * np.array([side[c] for c in common]) for side in sides), [works[c] for c in common], seed=seed)), len(common)
+    return *map(float, paired_interval(*(sign * np.array([side[c] for c in common]) for side in sides), [works[c] for c in common], seed=seed)), len(common), float(np.mean([sides[1][c] for c in common]))
 
-def _word(low: float, high: float) -> str:
-    return "reproduced" if low > 0 else "not reproduced" if high < 0 else "inconclusive"
+def _word(low: float, high: float, margin: float = 0.0) -> str:
+    "A side is taken where the whole interval lies beyond minus the margin."
+    return "reproduced" if low > -margin else "not reproduced" if high < -margin else "inconclusive"
 
 def overall_verdict(
     words: Sequence[str],  # verdict of each metric that counts
@@ -204,9 +209,11 @@ def verdict(
         line, found = {"metric": metric, "counts": metric in claim.metrics, "verdict": "not run"}, _difference(claim, metric, scores, sets or {}, seed)
         theirs = [printed.get(row, {}).get(metric) for row in (claim.better, claim.worse)]
         if None not in theirs: line["paper"] = round((theirs[0] - theirs[1]) * (1 if metric_facts(metric)[1] else -1), 6)
-        if found and all(map(math.isfinite, found)): line |= {"verdict": _word(*found[1:3]), "difference": float(found[0]), "ci_low": found[1], "ci_high": found[2], "n": found[3]}
+        if found and all(map(math.isfinite, found)):
+            margin = {} if claim.keeps is None else {"margin": claim.keeps * abs(found[4])}
+            line |= {"verdict": _word(*found[1:3], **margin), "difference": float(found[0]), "ci_low": found[1], "ci_high": found[2], "n": found[3], **margin}
         lines.append(line)
-    return {"claim": claim.claim_id, "text": claim.text, "better": claim.better, "worse": claim.worse, "verdict": overall_verdict([x["verdict"] for x in lines if x["counts"]]), "metrics": lines}
+    return {"claim": claim.claim_id, "text": claim.text, "better": claim.better, "worse": claim.worse, **({} if claim.keeps is None else {"keeps": claim.keeps}), "verdict": overall_verdict([x["verdict"] for x in lines if x["counts"]]), "metrics": lines}
 
 # %% ../../nbs/benchmark/61_report.ipynb #19cf9840
 TOLERANCE = {"dB": 1.0, "s": 0.1}  # by unit; others 0.05
@@ -215,25 +222,26 @@ def compare_results(
     a: Sequence[Mapping],  # result file of one run
     b: Sequence[Mapping],  # and of another
 ) -> tuple[list[str], int]:  # lines to print, number of disagreements
-    "Values that disagree by more than the tolerance and whose intervals do not overlap."
+    "Values that disagree by more than the tolerance and whose intervals do not overlap, and numbers of our own that one side lacks."
     for name, side in (("first", a), ("second", b)):
         if not isinstance(side, list) or any(not isinstance(r, Mapping) or set(r) != {f.name for f in fields(Result)} for r in side):
             raise BadInput(f"the {name} file is not a result file: a list of {', '.join(f.name for f in fields(Result))}")
     key = lambda r: (r["table"], r["row"], r["metric"], r["label"] == "paper")
     left, right = ({key(r): r for r in side} for side in (a, b))
-    lines, wrong = [], 0
+    lines, compared, wrong, missing = [], 0, 0, 0
     for k in sorted(left.keys() | right.keys()):
         x, y = left.get(k), right.get(k)
-        name = "/".join(k[:3])
-        if x is None or y is None: lines.append(f"only in {'second' if x is None else 'first'}: {name}"); continue
+        name, printed = "/".join(k[:3]), k[3]
+        if x is None or y is None: missing += not printed; lines.append(f"only in {'second' if x is None else 'first'}: {name}{' (paper)' if printed else ''}"); continue
         if x["value"] is None or y["value"] is None:
-            if x["value"] is not y["value"]: lines.append(f"run in one only: {name}")
+            if x["value"] is not y["value"]: missing += 1; lines.append(f"run in one only: {name}")
             continue
+        compared += 1
         near = abs(x["value"] - y["value"]) <= TOLERANCE.get(x["unit"], .05)
         overlap = None not in (x["ci_low"], y["ci_low"]) and x["ci_low"] <= y["ci_high"] and y["ci_low"] <= x["ci_high"]
         if not near and not overlap: wrong += 1; lines.append(f"DIFFERS {name}: {x['value']:.3f} and {y['value']:.3f}")
-    lines.append(f"{len(left.keys() & right.keys())} numbers compared, {wrong} differ beyond tolerance")
-    return lines, wrong
+    lines.append(f"{compared} numbers compared, {wrong} differ beyond tolerance, {missing} missing on one side")
+    return lines, wrong + missing
 
 # %% ../../nbs/benchmark/61_report.ipynb #2ba5b382
 def plot_mels(
@@ -313,8 +321,9 @@ ROW_NAMES = {"base_t2a": "base"}  # entries whose row is printed under the paper
 NOT_RUN = (("table2", ("factorcl",), ("mel_distance", "av_align", "fad", "fd", "kl", "inception_score", "clip_score")),)  # need models that this version lacks
 COLUMNS = {"table2": ("mel_distance", "label_accuracy", "av_align", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clip_score"),
            "table3": ("mel_distance", "label_accuracy", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clap_score", "pitch_direction", "pace_direction"),
-           "table4": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance"), "table5": ("si_sdr_spec", "transcription_f1", "style_preference", "chroma_similarity", "mel_distance"),
-           "roll": ("frame_f1_micro", "frame_f1_samples", "onset_f1", "note_f1", "onset_velocity_f1", "velocity_mae", "pedal_frame_f1"),
+           "table4": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance", "mos_melody", "mos_appeal"),
+           "table5": ("si_sdr_spec", "transcription_f1", "style_preference", "chroma_similarity", "mel_distance", "mos_melody", "mos_appeal"),
+           "roll": ("frame_f1_micro", "frame_f1_samples", "onset_f1", "note_f1", "onset_velocity_f1", "velocity_mae", "pedal_frame_f1", "midi_precision", "midi_recall", "midi_accuracy", "midi_f1"),
            "controls": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance"), "real": ("onset_f1", "onset_precision", "onset_recall", "lag_onset_f1", "lag_s"),
            "nuisance": ("frame_f1_micro", "onset_f1", "lag_onset_f1")}
 
@@ -384,15 +393,26 @@ TITLES = {"table2": "Table 2 shape: video to sound (Foley test clips; the paper:
           "roll": "Roll predictor on held-out works: films with nuisances, and clean ones", "controls": "Controls: what a broken truth earns", "real": "Real video, zero shot: against a transcription of its own sound",
           "nuisance": "Which nuisance buys what: predictors trained from scratch for minutes, one group of nuisances left out, read clean films, films with nuisances and a real one (at its best lag)"}
 
+BELOW = {"table5": ("true_sound_", "What the style judge makes of the true sound, by touch (each touch has clips of its own, so other n):"),
+         "roll": ("midi_", "MIDI of the paper's predictor (its Tables 4 and 5, other data; how frames or notes were averaged is not stated):")}  # table -> rows of another kind, printed below
+
+def _section(lines: Sequence[Result], table: str) -> Iterable[str]:
+    "A table under its title, and below it the rows that are of another kind."
+    prefix, words = BELOW.get(table, ("", ""))
+    names = list(dict.fromkeys(r.row for r in lines if r.table == table))
+    below = [n for n in names if prefix and n.startswith(prefix)]
+    for head, rows in ((f"## {TITLES[table]}", [n for n in names if n not in below]), (words, below)):
+        here = [r for r in lines if r.table == table and r.row in rows]
+        present = [m for m in COLUMNS[table] if any(r.metric == m for r in here)]
+        if present: yield f"{head}\n\n{markdown_table(here, table, present)}\n"
+
 def _tables_text(lines: Sequence[Result], verdicts: Sequence[Mapping], label: str, profile: str) -> str:
     "All tables as one Markdown page."
     parts = [f"# Tables\n\nMade from `results.json` by the `report` stage; profile `{profile}`, our numbers are labelled *{label}*. Intervals: 95 %, bootstrap over works. "
              "The paper's columns come from other data and, for FAD and the like, other extractors: compare signs, never sizes.\n"]
-    for table, title in TITLES.items():
-        present = [m for m in COLUMNS[table] if any(r.table == table and r.metric == m for r in lines)]
-        if present: parts.append(f"## {title}\n\n{markdown_table(lines, table, present)}\n")
+    for table in TITLES: parts += _section(lines, table)
     return "\n".join([*parts, f"## Claims of the paper, judged on {label} data at the scale of profile `{profile}`\n\nA difference is signed so that positive agrees with the claim. Metrics in brackets stand beside and do not count; *mixed*: metrics contradict each other; "
-                      f"a claim takes a side if at least half of its judged metrics do.\n\n{_verdict_table(verdicts)}\n"])
+                      f"a claim takes a side if at least half of its judged metrics do. A claim that quality is *kept* has a margin: reproduced where the interval lies above minus the margin, not reproduced where it lies below.\n\n{_verdict_table(verdicts)}\n"])
 
 def _seed_table(runs: Mapping[str, Sequence[Mapping]]) -> str:
     "Differences of the piano claims under several training seeds; nothing where there is one."
@@ -411,9 +431,11 @@ def _verdict_table(verdicts: Sequence[Mapping]) -> str:
     "A row a claim with its overall verdict, then a row a metric."
     lines = ["| claim | says | metric | verdict | difference | paper's | n |", "|---|---|---|---|---|---|---|"]
     for v in verdicts:
-        lines.append(f"| {v['claim']} | {v['text']} ({v['better'] or '-'} over {v['worse'] or '-'}) | | **{v['verdict']}** | | | |")
+        than = "over" if v.get("keeps") is None else f"within a margin of {v['keeps']:.0%} of"
+        lines.append(f"| {v['claim']} | {v['text']} ({v['better'] or '-'} {than} {v['worse'] or '-'}) | | **{v['verdict']}** | | | |")
         for m in v["metrics"] if any("difference" in m for m in v["metrics"]) else ():
             unit = metric_facts(m["metric"])[0]
             values = f"{m['difference']:+.2f} [{m['ci_low']:+.2f}, {m['ci_high']:+.2f}]{f' {unit}' if unit else ''}" if "difference" in m else ""
+            if "margin" in m: values += f", margin {m['margin']:.2f}"
             lines.append(f"| | | {m['metric'] if m['counts'] else '(' + m['metric'] + ')'} | {m['verdict']} | {values} | {format(m['paper'], '+.2f') if 'paper' in m else ''} | {m.get('n', '')} |")
     return "\n".join(lines)

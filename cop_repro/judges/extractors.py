@@ -53,6 +53,11 @@ class Features:
         "Rows of some clips, as often as they are asked for."
         return np.concatenate([self.values[rows] for rows in map(self._places().__getitem__, clips)])
 
+    def mean_of(self, clips: Sequence[str]) -> Float[np.ndarray, "m d"]:
+        "One row a clip: the mean of its rows."
+        places = self._places()
+        return np.stack([self.values[places[c]].mean(0) for c in clips])
+
     def _places(self) -> dict[str, list[int]]:
         places: dict[str, list[int]] = {}
         for row, name in enumerate(self.ids): places.setdefault(name, []).append(row)
@@ -161,16 +166,16 @@ class SetScore:
 def _statistic(metric: str, ref: Features | None, est: Features, clips: Sequence[str], seed: int) -> Callable[[np.ndarray], float]:
     "Score of some clips, given by their positions."
     chosen = lambda rows: [clips[int(r)] for r in rows]
-    if metric == "inception_score": return lambda rows: inception_score(est.of(chosen(rows)))
+    if metric == "inception_score": return lambda rows: inception_score(est.mean_of(chosen(rows)))
     if metric == "fad_infinity": return lambda rows: fad_infinity(ref.of(chosen(rows)), est.of(chosen(rows)), seed=seed).value
     formula = kid if metric == "kid" else frechet_distance
     return lambda rows: formula(ref.of(chosen(rows)), est.of(chosen(rows)))
 
 def _per_clip(metric: str, ref: Features, est: Features, clips: Sequence[str]) -> np.ndarray:
-    "One value a clip for the scores that are means."
-    if metric == "kl": return kl_per_clip(ref.of(clips), est.of(clips))
-    if metric == "clap_score": return cosine_per_pair(ref.of(clips), est.of(clips))
-    return clip_score_per_clip(est.of(clips), [ref.of([c]) for c in clips], every=1)
+    "One value a clip for the scores that are means; several rows of a clip are averaged first."
+    if metric == "kl": return kl_per_clip(ref.mean_of(clips), est.mean_of(clips))
+    if metric == "clap_score": return cosine_per_pair(ref.mean_of(clips), est.mean_of(clips))
+    return clip_score_per_clip(est.mean_of(clips), [ref.of([c]) for c in clips], every=1)
 
 def set_score(
     metric: str,  # one of NEEDS

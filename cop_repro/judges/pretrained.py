@@ -44,10 +44,16 @@ def _folder(path: Path | str, what: str) -> Path:
         raise DatasetMissing(f"no {what} at {path.name!r}: a folder with config.json, preprocessor_config.json and model.safetensors is needed (`hf download ...`)")
     return path
 
+def _whole_windows(wav: Float[Tensor, " s"], length: int | None) -> list[Float[Tensor, " w"]]:
+    "A sound cut into whole windows of so many samples: the fewest that hold all of it, evenly spread; a shorter one stays as it is."
+    if length is None or len(wav) <= length: return [wav]
+    starts = torch.linspace(0, len(wav) - length, -(-len(wav) // length), dtype=torch.float64).round().long().tolist()
+    return [wav[s:s + length] for s in starts]
+
 def clap_extractor(
     folder: Path | str,  # in the hub's format, e.g. laion/clap-htsat-unfused
 ) -> Extractor:  # audio, text, clip
-    "CLAP through transformers (arXiv 2211.06687)."
+    "CLAP through transformers (arXiv 2211.06687); a sound longer than its window is the mean of whole windows."
     import transformers
     path = _folder(folder, "CLAP model")
     model, words = transformers.ClapModel.from_pretrained(path, local_files_only=True).eval(), transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -55,8 +61,9 @@ def clap_extractor(
     vectors = lambda out: out if isinstance(out, Tensor) else out.pooler_output
     @torch.inference_mode()
     def audio(wav: Tensor) -> Tensor:
-        given = prepare(wav.numpy(), sampling_rate=prepare.sampling_rate, truncation="rand_trunc", padding="repeatpad", return_tensors="pt")
-        return F.normalize(vectors(model.get_audio_features(**given)), dim=-1)
+        heard = [vectors(model.get_audio_features(**prepare(piece.numpy(), sampling_rate=prepare.sampling_rate, truncation="rand_trunc", padding="repeatpad", return_tensors="pt")))
+                 for piece in _whole_windows(wav, prepare.nb_max_samples)]  # no piece is longer than the window, so nothing is cut at random
+        return F.normalize(torch.stack([F.normalize(h, dim=-1) for h in heard]).mean(0), dim=-1)
     @torch.inference_mode()
     def text(caption: str) -> Tensor: return F.normalize(vectors(model.get_text_features(**words([caption], padding=True, return_tensors="pt"))), dim=-1)
     return Extractor(f"CLAP {path.name}", file_hash(path / "model.safetensors"), prepare.sampling_rate, {"audio": audio, "clip": audio, "text": text})
@@ -64,15 +71,17 @@ def clap_extractor(
 def ast_extractor(
     folder: Path | str,  # in the hub's format, e.g. MIT/ast-finetuned-audioset-10-10-0.4593
 ) -> Extractor:  # clip, logits
-    "An audio classifier of transformers, AST by default (arXiv 2104.01778)."
+    "An audio classifier of transformers, AST by default (arXiv 2104.01778); a sound longer than its window is the mean of whole windows."
     import transformers
     path = _folder(folder, "audio classifier")
     model = transformers.AutoModelForAudioClassification.from_pretrained(path, local_files_only=True).eval()
     prepare = transformers.AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
+    frames = getattr(prepare, "max_length", None)  # of 25 ms every 10 ms, as Kaldi counts them; None: any length
+    length = None if frames is None else ((frames - 1) * 10 + 25) * prepare.sampling_rate // 1000
     @torch.inference_mode()
     def hear(wav: Tensor, which: str) -> Tensor:
-        out = model(**prepare(wav.numpy(), sampling_rate=prepare.sampling_rate, return_tensors="pt"), output_hidden_states=True)
-        return out.logits if which == "logits" else out.hidden_states[-1].mean(1)
+        outs = [model(**prepare(piece.numpy(), sampling_rate=prepare.sampling_rate, return_tensors="pt"), output_hidden_states=True) for piece in _whole_windows(wav, length)]
+        return torch.stack([out.logits if which == "logits" else out.hidden_states[-1].mean(1) for out in outs]).mean(0)
     return Extractor(f"{model.config.model_type} {path.name}", file_hash(path / "model.safetensors"), prepare.sampling_rate, {kind: partial(hear, which=kind) for kind in ("clip", "logits")})
 
 def vggish_extractor(

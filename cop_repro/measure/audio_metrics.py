@@ -218,6 +218,14 @@ def frechet_from_statistics(
 ) -> float:  # 0 or more
     "Frechet distance of two Gaussians (arXiv 1812.08466, Eq. 1) by symmetric eigenvalues."
     means, covs = checked_pair(ref_mean, est_mean, 1), checked_pair(ref_cov, est_cov, 2)
+    for name, cov in zip(("ref_cov", "est_cov"), covs):
+        if cov.shape != (len(means[0]),) * 2: raise BadInput(f"{name} has shape {cov.shape} and the means {len(means[0])} dimensions; a square matrix of that size is needed")
+        if abs(cov - cov.T).max() > 1e-6 * abs(cov).max(): raise BadInput(f"{name} is not symmetric: a covariance is")
+        if (least := np.linalg.eigvalsh(cov)[0]) < -1e-6 * max(abs(cov).max(), np.finfo(float).tiny): raise BadInput(f"{name} has the eigenvalue {least:.3g}: a covariance has none below zero")
+    return _frechet(means, covs)
+
+def _frechet(means: Sequence[Array], covs: Sequence[Array]) -> float:
+    "The distance of checked statistics."
     values, vectors = np.linalg.eigh(covs[0])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covs[1] @ root), 0)).sum()
@@ -244,8 +252,7 @@ def frechet_distance(
     if route == "auto": route = "features" if max(len(ref), len(est)) < ref.shape[1] else "covariance"
     means = ref.mean(0), est.mean(0)
     if route == "covariance":
-        covs = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (ref, est))
-        return frechet_from_statistics(means[0], next(covs), means[1], next(covs))
+        return _frechet(means, [np.atleast_2d(np.cov(x, rowvar=False)) for x in (ref, est)])
     if route != "features": raise BadInput(f"route is {route!r}; it must be auto, covariance or features")
     a, b = ((x - m) / np.sqrt(len(x) - 1) for x, m in zip((ref, est), means))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
@@ -347,9 +354,9 @@ def inception_score(
     logits: Float[Array, "n k"],  # classifier on generated clips
     num_splits: int = 1,  # the score is the mean over contiguous parts
 ) -> float:  # 1 to min(n, k)
-    "exp of the mean KL between each clip's classes and the average (arXiv 1606.03498)."
+    "exp of the mean KL between each clip's classes and the average (arXiv 1606.03498); two clips a split at least."
     logits = checked("logits", logits, 2)
-    if not 1 <= num_splits <= len(logits): raise BadInput(f"{num_splits} splits of {len(logits)} clips")
+    if not 1 <= num_splits <= len(logits) / 2: raise BadInput(f"{num_splits} splits of {len(logits)} clips; at least 2 clips a split are needed (a single clip has no spread)")
     scores = []
     for part in np.array_split(logits, num_splits):
         p, log_p = _softmax(part)

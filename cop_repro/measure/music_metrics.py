@@ -253,11 +253,17 @@ def _integers(name: str, values) -> Array:
         raise BadInput(f"{name} must be whole, finite and not negative (ticks, not seconds?)")
     return values.astype(np.int64)
 
+def _midi_numbers(pitches) -> Array:
+    "MIDI numbers, 0 to 127; empty is allowed."
+    pitches = _integers("pitches", pitches)
+    if pitches.size and pitches.max() > 127: raise BadInput(f"pitches reach {pitches.max()}; MIDI numbers end at 127 (Hz given?)")
+    return pitches
+
 def scale_consistency(
     pitches: Int[Array, " n"],  # MIDI numbers
 ) -> float:  # 7/12 on average for noise, to 1
     "Largest share of notes inside one major or natural minor scale (as MusPy)."
-    pitches = _integers("pitches", pitches)
+    pitches = _midi_numbers(pitches)
     if pitches.size == 0: return math.nan
     classes = np.bincount(pitches % 12, minlength=12)
     major = [0, 2, 4, 5, 7, 9, 11]      # the 12 natural minor scales are the same 12 sets
@@ -268,7 +274,7 @@ def pitch_entropy(
     num_classes: Literal[128, 12] = 128,  # 12 folds octaves
 ) -> float:  # bit, at most log2(num_classes)
     "Entropy of the pitch (128) or pitch-class (12) histogram, by note count."
-    pitches = _integers("pitches", pitches)
+    pitches = _midi_numbers(pitches)
     if num_classes not in (128, 12): raise BadInput(f"num_classes is {num_classes}; 128 pitches or 12 classes")
     if pitches.size == 0: return math.nan
     share = np.unique(pitches % num_classes, return_counts=True)[1] / pitches.size
@@ -282,11 +288,12 @@ def windowed_entropy(
     num_classes: Literal[128, 12] = 12,  # histogram size
 ) -> float:  # bit, mean over windows that hold a note
     "Mean pitch entropy in sliding windows (MusDr: 1 or 4 bars; Diff-BGM: 8 bars)."
-    pitches, onsets = _integers("pitches", pitches), _integers("onset_ticks", onset_ticks)
+    pitches, onsets = _midi_numbers(pitches), _integers("onset_ticks", onset_ticks)
     if pitches.shape != onsets.shape: raise BadInput(f"{len(pitches)} pitches for {len(onsets)} onsets")
     if min(window_ticks, hop_ticks) < 1: raise BadInput(f"window {window_ticks} and hop {hop_ticks} must be at least one tick")
     if pitches.size == 0: return math.nan
-    inside = [(onsets >= s) & (onsets < s + window_ticks) for s in range(0, max(1, onsets.max() + 2 - window_ticks), hop_ticks)]
+    hops = max(0, -(-(int(onsets.max()) + 1 - window_ticks) // hop_ticks))  # rounded up, so that the last window ends behind the last onset
+    inside = [(onsets >= s) & (onsets < s + window_ticks) for s in range(0, hops * hop_ticks + 1, hop_ticks)]
     return float(np.mean([pitch_entropy(pitches[i], num_classes) for i in inside if i.any()] or [math.nan]))
 
 def empty_beat_rate(
@@ -468,6 +475,7 @@ METRICS = AUDIO_METRICS | registry(
     ("scale_consistency", "", None), ("pitch_entropy", "bit", None), ("pitch_class_entropy", "bit", None), ("empty_beat_rate", "", None),
     ("average_inter_onset_interval", "s", None), ("grooving_similarity", "", None), ("structure_indicator", "", None),
     ("rhythm_density", "", None), ("rhythm_strength", "", None), ("control_error", "", False, 0.0),
+    *[(f"midi_{n}", "", True, 1.0) for n in ("precision", "recall", "accuracy", "f1")], ("mos_melody", "", True, 5.0), ("mos_appeal", "", True, 5.0),  # printed by the paper, never computed here
     *[(f"retrieval_p{k}", "", True, 1.0) for k in (1, 5, 10, 20)], ("retrieval_average_rank", "", False, 1.0))
 
 def plot_scores(

@@ -201,7 +201,9 @@ def _part(row: Row, folder: str, rows: list[int], others: list[int], threads: in
     store = Store(folder)
     made = KINDS[row.kind][0](row, [store_clip(store, r) for r in rows], [store_clip(store, r) for r in others])
     for s in made if row.touches and KINDS[row.kind][1] == "piano" else ():
-        if s["wav"] is not None: s["metrics"]["style_preference"] = _style_judge(folder, *row.touches)(s["wav"])
+        if s["wav"] is None: continue
+        judge = _style_judge(folder, *row.touches)
+        s["metrics"]["style_preference"], s["extractors"] = judge(s["wav"]), {"style_preference": judge.passport}
     return made
 
 CHUNK = 4  # clips that one call of a worker scores

@@ -77,7 +77,7 @@ def make_plan(params: dict, machine, manifest_items: list | None = None, costs: 
     sample_steps = params["evaluate"]["sample"]["num_steps"]
     at10 = cost("dit", grown, 10.0, train["piano"].precision).flops if piano["crop_s"] == 10.0 else costs("flops", grown, RATES.latents(10.0), tokens)
     return {"profile": params["profile"], "machine": asdict(machine), "parameters": {**counts, "reader": both(piano["crop_s"], train["piano"])[1].parameters, "piano": sum(c.parameters for c in both(piano["crop_s"], train["piano"]))},
-            "as_written": [{"job": e.job, "fits": e.memory["total"] <= machine.memory_gb, "memory_gb": e.memory["total"], "clips_per_gpu": e.clips_per_gpu, "accumulate": e.accumulate, "checkpointing": e.checkpointing, "sharded": j.sharded, "hours": e.hours} for j, e in zip(jobs, exact)],
+            "processes": params["machines"]["processes"] * params["machines"]["nodes"], "as_written": [{"job": e.job, "fits": e.memory["total"] <= machine.memory_gb, "memory_gb": e.memory["total"], "clips_per_gpu": e.clips_per_gpu, "accumulate": e.accumulate, "checkpointing": e.checkpointing, "sharded": j.sharded, "hours": e.hours} for j, e in zip(jobs, exact)],
             "jobs": [asdict(f) for f in fits], "memory_gb": max(f.memory["total"] for f in fits),
             "flops": {"training": sum(f.flops for f in fits), "frozen_encoders": encoding, "one_clip_forward": at10, "sampling_one_clip": 3 * sample_steps * at10},
             "clips": clips, "disk_gb": {"features": sum(n * each[k] for k, n in clips.items()) / 1e9, "checkpoints": max(P.checkpoint_bytes(j.trained, j.ema, 2) for j in jobs) / 1e9,
@@ -109,7 +109,7 @@ def plan_text(made: dict) -> str:
     m = made["machine"]
     lines = [f"profile {made['profile']} on {m['gpus']} x {m['kind']} with {m['memory_gb']:g} GB", "", f"{'network':22s} {'parameters':>14s}"]
     lines += [f"{n:22s} {c:14,d}" for n, c in made["parameters"].items()]
-    lines += ["", "as the profile is written:"]
+    lines += ["", "as the profile is written" + ("" if made["processes"] == m["gpus"] else f" (its machines are {made['processes']} processes, this plan is for {m['gpus']} GPUs)") + ":"]
     for w in made["as_written"]:
         lines.append(f"{w['job']:32s} {'fits' if w['fits'] else 'does not fit'}: {w['memory_gb']:.2f} GB of {m['memory_gb']:g} with {w['clips_per_gpu']} clips/GPU, accumulate {w['accumulate']}, recompute {'yes' if w['checkpointing'] else 'no'}, sharding {'full' if w['sharded'] else 'none'}, {w['hours']:.3f} h")
     lines += ["", f"cheapest way with {'weights divided among the GPUs' if m['sharded'] else 'whole weights on each GPU'}:", f"{'training run':32s} {'steps':>8s} {'clips/GPU':>10s} {'accumulate':>10s} {'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'hours':>9s}"]

@@ -173,5 +173,5 @@ def test_paper_layers():
     assert [size(m) for m in (audio.attention, audio.cross)] == [4_210_704] * 2
     assert [size(m) for m in audio.norms] == [1_048_576] * 3 and [size(m) for m in audio.gates] == [1_049_600] * 3
     assert (size(audio), size(video), size(roll)) == (27_340_832, 24_979_216, 4_220_424)
-    assert {size(getattr(layer, n)) for layer in model.layers for n in ("audio",)} == {27_340_832}
-    assert size(*(layer.skip for layer in model.layers if getattr(layer, "skip", None) is not None)) == 12_582_912
+    assert {size(layer.audio) for layer in model.layers} == {27_340_832}
+    assert size(*(layer.skip for layer in model.layers[6:])) == 12_582_912

@@ -9,7 +9,7 @@ __all__ = ['Columns', 'fill_shards', 'ShardedColumn', 'ShardedStore', 'open_stor
 import fcntl, hashlib, json, multiprocessing, shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,7 +208,7 @@ class ShardedStore:
         now = {p.relative_to(self.folder).as_posix(): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
         if stamp.is_file() and json.loads(stamp.read_text()) == now: return False
         self.verify(progress)
-        write_json(stamp, now)
+        with suppress(OSError): write_json(stamp, now)  # a disk that cannot be written is read again next time
         return True
 
 def open_store(

@@ -99,10 +99,10 @@ def _convert(kind, value, where: str):
 def did_you_mean(
     word: str,  # what was written
     known: Iterable[str],  # what could have been meant
-) -> str:  # ", did you mean 'x'?" or nothing
+) -> str:  # " (did you mean 'x'?)" or nothing
     "The nearest known word, for messages."
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(str(word), map(str, known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 def from_dict(
     cls: type,  # a frozen dataclass

@@ -72,7 +72,7 @@ def merge(base: dict, over: dict, place: tuple[str, ...] = ()) -> dict:
     for key, value in over.items():
         here = (*place, key)
         if key not in base and key not in (known := [*base, *(f.name for cls in shapes_at(place) for f in fields(cls))]):
-            raise ParamsError(f"profile: unknown parameter {'.'.join(here)!r}{did_you_mean(key, known)}; known are {', '.join(dict.fromkeys(known))}")
+            raise ParamsError(f"profile: unknown parameter {'.'.join(map(str, here))!r}{did_you_mean(key, known)}; known are {', '.join(dict.fromkeys(map(str, known)))}")
         if value is None and any(_fits(p, place) for p in ENTRIES): del made[key]
         elif isinstance(base.get(key), dict) and isinstance(value, dict) and key not in OPEN: made[key] = merge(base[key], value, here)
         else: made[key] = value
@@ -82,7 +82,7 @@ def _check_keys(value: object, known: list[str], where: str, complete: bool = Tr
     "Refuse unknown and missing keys by name."
     if not isinstance(value, Mapping): raise ParamsError(f"{where or 'the file'} is {value!r}; a mapping with {', '.join(known)} is needed")
     for key in value:
-        if key not in known: raise ParamsError(f"unknown parameter {f'{where}.{key}'.strip('.')!r}{did_you_mean(str(key), known)}; known are {', '.join(known)}")
+        if key not in known: raise ParamsError(f"unknown parameter {f'{where}.{key}'.strip('.')!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
     for key in known if complete else ():
         if key not in value: raise ParamsError(f"missing parameter {f'{where}.{key}'.strip('.')!r}")
 

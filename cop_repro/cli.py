@@ -1,5 +1,5 @@
 "The command line: the only place that knows paths, YAML files, progress and exit codes."
-import argparse, ast, hashlib, importlib, json, os, resource, shutil, subprocess, sys, time
+import argparse, ast, hashlib, json, os, resource, shutil, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import yaml
 
 from cop_repro.benches import bench
 from cop_repro.core import CopError, ParamsError, code_fingerprint, die_with_parent, load_weights, project_root, save_weights, write_json
+from cop_repro.parameters import check_params, load_params, merge
 
 _last = {"at": 0.0}
 
@@ -16,37 +17,6 @@ def progress(done: int, total: int, message: str = "", beside: bool = False) -> 
     if (done < total or beside) and now - _last["at"] < 5: return
     _last["at"] = now
     print(f"[{done:>5}/{total}] {message}", flush=True, file=sys.stderr if beside else sys.stdout)
-
-# ---------------------------------------------------------------- parameters
-
-OPEN = {"keep", "sets", "repeats"}  # mappings with free keys: a profile replaces them whole
-
-SECTIONS = {"dit": "model.dit.DiTConfig", "train": "training.loop.TrainConfig", "roll": "model.roll.RollConfig", "codec": "model.codec.CodecConfig", "encoders": "model.encoders.EncodersConfig"}
-
-def _has_field(section: str, key: str) -> bool:
-    "Whether a section becomes a dataclass with this field, which params.yaml leaves at its default."
-    if section not in SECTIONS: return False
-    module, _, name = f"cop_repro.{SECTIONS[section]}".rpartition(".")
-    return key in getattr(importlib.import_module(module), name).__dataclass_fields__
-
-def _merge(base: dict, over: dict, where: str = "") -> dict:
-    "A profile changes numbers of params.yaml; a key that neither the file nor the section's dataclass has is an error."
-    made = dict(base)
-    for key, value in over.items():
-        if key not in base and _has_field(where.rstrip(".").rpartition(".")[2], key):
-            made[key] = value
-            continue
-        if key not in base: raise ParamsError(f"profile: unknown parameter {where + key!r}; known are {', '.join(base)}")
-        made[key] = _merge(base[key], value, f"{where}{key}.") if isinstance(base[key], dict) and isinstance(value, dict) and key not in OPEN else value
-    return made
-
-def load_params(path: Path) -> dict:
-    "The whole parameters file."
-    if not path.is_file(): raise ParamsError(f"no parameters file {path.name}")
-    try: made = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error: raise ParamsError(f"{path.name} is not YAML: {error}") from None
-    if not isinstance(made, dict): raise ParamsError(f"{path.name} holds no parameters")
-    return made
 
 # ---------------------------------------------------------------- stages
 
@@ -153,11 +123,30 @@ def fingerprints(args) -> int:
     elif not path.exists() or path.read_text() != text: path.write_text(text)
     return 0
 
+def profile_params(root: Path, name: str) -> dict:
+    "All parameters of a profile, checked; `default` is params.yaml as it is."
+    params = load_params(root / "params.yaml")
+    if name != "default":
+        path = root / "profiles" / f"{name}.yaml"
+        if not path.is_file(): raise ParamsError(f"no profile {name!r}; profiles are default, {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+        params = merge(params, load_params(path))
+    check_params(params)
+    return params
+
+PUBLISHED = ("results.json", "tables.md", "verdicts.json", "figures")  # what a profile's own run makes; the other reports in its copy are the default run's
+
+def publish(reports: Path, target: Path) -> None:
+    "Copy what a profile's run has made, and nothing that it was given."
+    for name in PUBLISHED:
+        if (reports / name).is_dir(): shutil.copytree(reports / name, target / name, dirs_exist_ok=True)
+        elif (reports / name).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(reports / name, target / name)
+
 def profile(args) -> int:
     "Run the whole pipeline with a profile's numbers in a scratch copy of the work tree."
     root = project_root()
-    over = load_params(root / "profiles" / f"{args.name}.yaml")
-    params = _merge(load_params(root / "params.yaml"), over)
+    params = profile_params(root, args.name)
     scratch = root / "work" / "profiles" / args.name
     scratch.mkdir(parents=True, exist_ok=True)
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
@@ -179,7 +168,7 @@ def profile(args) -> int:
     print(f"profile {args.name}: reports are in {(scratch / 'reports').relative_to(root)}", flush=True)
     if args.publish:
         target = root / "reports" / "profiles" / args.name
-        shutil.copytree(scratch / "reports", target, dirs_exist_ok=True)
+        publish(scratch / "reports", target)
         print(f"published to {target.relative_to(root)}", flush=True)
     return 0
 
@@ -191,11 +180,7 @@ def plan(args) -> int:
     from cop_repro.plans import Costs, make_plan, plan_text
     from cop_repro.training.plan import Machine
     root = project_root()
-    params = load_params(root / "params.yaml")
-    if args.profile != "default":
-        path = root / "profiles" / f"{args.profile}.yaml"
-        if not path.is_file(): raise ParamsError(f"no profile {args.profile!r}; profiles are default, {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}")
-        params = _merge(params, load_params(path))
+    params = profile_params(root, args.profile)
     manifest = root / params["prepare"]["manifest"]
     items = keep_items(read_manifest(manifest)[0], params["prepare"]["keep"]) if manifest.exists() else None
     costs = Costs(root / "work" / "plan-costs.json")
@@ -501,9 +486,15 @@ def build_parser() -> argparse.ArgumentParser:
     command("lock", lock, "print the requirements of settings.ini")
     return parser
 
+def with_own_programs(path: str) -> str:
+    "A search path that begins with the folder of this Python: `dvc` lies there, also where no environment was activated."
+    own = str(Path(sys.executable).parent)
+    return path if path.split(os.pathsep)[0] == own else os.pathsep.join(p for p in (own, path) if p)
+
 def main(argv: list[str] | None = None) -> int:
     "Run one command; a `CopError` is one line on stderr and exit code 2."
     args = build_parser().parse_args(argv)
+    os.environ["PATH"] = with_own_programs(os.environ.get("PATH", ""))
     try: return args.function(args)
     except CopError as error:
         print(f"cop {args.command}: {error}", file=sys.stderr)

@@ -5,8 +5,8 @@
 # %% ../nbs/00_core.ipynb #398ce961
 from __future__ import annotations
 
-import ast, ctypes, hashlib, importlib.util, json, os, shutil, signal, sys, tempfile, types, typing
-from collections.abc import Callable, Iterator, Mapping
+import ast, ctypes, difflib, hashlib, importlib.util, json, os, shutil, signal, sys, tempfile, types, typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ if typing.TYPE_CHECKING:  # doors start faster without torch, which takes second
 
 # %% auto #0
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
-           'AssetMismatch', 'Rates', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent', 'die_with_parent',
-           'project_root', 'atomic_file', 'atomic_folder', 'write_json', 'save_weights', 'load_weights', 'file_hash',
-           'code_fingerprint', 'set_plot_style']
+           'AssetMismatch', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent',
+           'die_with_parent', 'project_root', 'atomic_file', 'atomic_folder', 'write_json', 'save_weights',
+           'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style']
 
 # %% ../nbs/00_core.ipynb #dacd00ef
 class CopError(Exception):
@@ -96,6 +96,14 @@ def _convert(kind, value, where: str):
                           (" (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float else ""))
     return value
 
+def did_you_mean(
+    word: str,  # what was written
+    known: Iterable[str],  # what could have been meant
+) -> str:  # " (did you mean 'x'?)" or nothing
+    "The nearest known word, for messages."
+    near = difflib.get_close_matches(str(word), map(str, known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
 def from_dict(
     cls: type,  # a frozen dataclass
     mapping: Mapping | None,  # one section of a parameters file
@@ -106,7 +114,7 @@ def from_dict(
     hints, known = typing.get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
     unknown = [k for k in mapping if k not in known]
     missing = [n for n, f in known.items() if n not in mapping and f.default is MISSING and f.default_factory is MISSING]
-    if unknown: raise ParamsError(f"{where}: unknown parameter {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+    if unknown: raise ParamsError(f"{where}: unknown parameter {', '.join(map(repr, unknown))}{did_you_mean(unknown[0], known)}; known are {', '.join(known)}")
     if missing: raise ParamsError(f"{where}: missing parameter {', '.join(map(repr, missing))}")
     return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in mapping.items()})
 

@@ -3,7 +3,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cop_repro.core import RATES, code_fingerprint, from_dict, write_json
+from cop_repro.core import RATES, BadInput, code_fingerprint, from_dict, write_json
 
 class Costs:
     "Counted costs, kept in a file between calls: counting a network takes seconds, reading its cost none. Other code or another torch counts anew."
@@ -61,21 +61,28 @@ def make_plan(params: dict, machine, manifest_items: list | None = None, costs: 
         for n, v in later["variants"].items():
             if v["objective"] == "cl": yield P.contrast_job(f"train_preference@{n}", base(later["crop_s"], train[n]), train[n], dit.depth, counts["base_cl"] - counts["base"])
             else: yield P.preference_job(f"train_preference@{n}", *both(later["crop_s"], train[n]), train[n], v["settings"].get("joint_items"))
-    listed = [(job, P.fit_job(job, machine)) for job in jobs()]  # a job that does not fit ends the plan at once
-    jobs, fits = zip(*listed)
+    def planned(job):
+        exact = P.fit_as_written(job, machine)
+        try: return job, exact, P.fit_job(job, machine)
+        except BadInput:  # no other way fits, which ends the plan at once, unless it fits as written
+            if exact.memory["total"] > machine.memory_gb: raise
+            return job, exact, exact
+    jobs, exact, fits = zip(*(planned(replace(job, checkpointing=dit.checkpointing)) for job in jobs()))
     real_encoders = params["train_encoders"]["encoders"]["kind"] == "real"
     clips = _planned_clips(params, manifest_items) if not real_encoders else {"film": REAL_SETS["VGGSound"].num_paper, "sound": sum(s.num_paper for s in REAL_SETS.values() if s.num_paper and s.name != "VGGSound"), "piano": 12 * 360}
     size = params["prepare"]["strip"]
     each = {n: P.feature_bytes(10.0, tokens, dit.text_width, dit.video_features, (size["height"], size["width"]) if n == "piano" else None, n != "sound") for n in clips}
     encoding = sum(n * P.encoder_flops(0 if kind == "sound" else RATES.frames(10.0), tokens) for kind, n in clips.items()) if real_encoders else 0
+    encoder_hours = P.hours(encoding, replace(machine, gpus=1), "fp32")  # stage `encode` is one process on one GPU
     sample_steps = params["evaluate"]["sample"]["num_steps"]
     at10 = cost("dit", grown, 10.0, train["piano"].precision).flops if piano["crop_s"] == 10.0 else costs("flops", grown, RATES.latents(10.0), tokens)
     return {"profile": params["profile"], "machine": asdict(machine), "parameters": {**counts, "reader": both(piano["crop_s"], train["piano"])[1].parameters, "piano": sum(c.parameters for c in both(piano["crop_s"], train["piano"]))},
+            "processes": params["machines"]["processes"] * params["machines"]["nodes"], "as_written": [{"job": e.job, "fits": e.memory["total"] <= machine.memory_gb, "memory_gb": e.memory["total"], "clips_per_gpu": e.clips_per_gpu, "accumulate": e.accumulate, "checkpointing": e.checkpointing, "sharded": j.sharded, "hours": e.hours} for j, e in zip(jobs, exact)],
             "jobs": [asdict(f) for f in fits], "memory_gb": max(f.memory["total"] for f in fits),
             "flops": {"training": sum(f.flops for f in fits), "frozen_encoders": encoding, "one_clip_forward": at10, "sampling_one_clip": 3 * sample_steps * at10},
             "clips": clips, "disk_gb": {"features": sum(n * each[k] for k, n in clips.items()) / 1e9, "checkpoints": max(P.checkpoint_bytes(j.trained, j.ema, 2) for j in jobs) / 1e9,
                                          "models": sum(4 * j.trained for j in jobs if "sound and text" not in j.name) / 1e9},
-            "hours": {**{f.job: f.hours for f in fits}, "frozen_encoders": P.hours(encoding, machine), "total": sum(f.hours for f in fits) + P.hours(encoding, machine)},
+            "hours": {**{f.job: f.hours for f in fits}, "frozen_encoders": encoder_hours, "total": sum(f.hours for f in fits) + encoder_hours},
             "assumptions": _plan_assumptions(machine, real_encoders)}
 
 def _planned_clips(params: dict, items: list | None) -> dict[str, int]:
@@ -90,7 +97,8 @@ def _plan_assumptions(machine, real_encoders: bool) -> list[str]:
             f"assumed: a step reaches {machine.mfu:.0%} of the peak of a {machine.kind} ({', '.join(f'{k} {v:g} TFLOP/s' for k, v in _peaks(machine.kind).items())}); --mfu changes it",
             f"assumed: the allocator wastes {machine.waste:.0%} and context and workspaces take {machine.context_gb} GB; {'weights, gradients and moments are divided among the GPUs' if machine.sharded else 'every GPU holds all weights (--sharded divides them)'}",
             "clips: Table 1 of arXiv 2503.22200 and twelve hours of piano (PianoYT 2 h, Piano-10h) in windows of 10 s" if real_encoders else "clips: those of the manifest that prepare.keep leaves; embedded encoders are too small to count",
-            "not counted: loading, communication between GPUs, evaluation, the decoded recordings themselves"]
+            "frozen encoders: one process on one GPU in fp32, whatever the number of GPUs" if real_encoders else "embedded encoders and codec compute on the parameters' device",
+            "not counted: loading, communication between GPUs, evaluation (codec, encoders and models on the parameters' device; judges, transcription and rendering on the CPU), the decoded recordings themselves"]
 
 def _peaks(kind: str) -> dict[str, float]:
     from cop_repro.training.plan import PEAK_TFLOPS
@@ -101,7 +109,10 @@ def plan_text(made: dict) -> str:
     m = made["machine"]
     lines = [f"profile {made['profile']} on {m['gpus']} x {m['kind']} with {m['memory_gb']:g} GB", "", f"{'network':22s} {'parameters':>14s}"]
     lines += [f"{n:22s} {c:14,d}" for n, c in made["parameters"].items()]
-    lines += ["", f"{'training run':32s} {'steps':>8s} {'clips/GPU':>10s} {'accumulate':>10s} {'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'hours':>9s}"]
+    lines += ["", "as the profile is written" + ("" if made["processes"] == m["gpus"] else f" (its machines are {made['processes']} processes, this plan is for {m['gpus']} GPUs)") + ":"]
+    for w in made["as_written"]:
+        lines.append(f"{w['job']:32s} {'fits' if w['fits'] else 'does not fit'}: {w['memory_gb']:.2f} GB of {m['memory_gb']:g} with {w['clips_per_gpu']} clips/GPU, accumulate {w['accumulate']}, recompute {'yes' if w['checkpointing'] else 'no'}, sharding {'full' if w['sharded'] else 'none'}, {w['hours']:.3f} h")
+    lines += ["", f"cheapest way with {'weights divided among the GPUs' if m['sharded'] else 'whole weights on each GPU'}:", f"{'training run':32s} {'steps':>8s} {'clips/GPU':>10s} {'accumulate':>10s} {'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'hours':>9s}"]
     for j in made["jobs"]:
         lines.append(f"{j['job']:32s} {j['steps']:8d} {j['clips_per_gpu']:10d} {j['accumulate']:10d} {'yes' if j['checkpointing'] else 'no':>10s} {j['memory']['total']:8.2f} {j['flops'] / 1e15:12,.3f} {j['hours']:9.3f}")
     full = max(made["jobs"], key=lambda j: j["memory"]["total"])

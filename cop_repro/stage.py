@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from cop_repro.cli import load_params, progress
+from cop_repro.cli import progress
 from cop_repro.core import ParamsError, file_hash, from_dict, project_root, set_plot_style, write_json
+from cop_repro.parameters import check_params, load_params
 
 @dataclass
 class Stage:
@@ -105,6 +106,7 @@ def open_stage(name: str, params_file: str = "params.yaml", item: str = "") -> S
     root = project_root()
     params = load_params(root / params_file)
     if name not in params: raise ParamsError(f"{params_file} has no section {name!r}")
+    check_params(params, name, "machines")
     torch.set_num_threads(int(params["threads"]))
     set_plot_style()
     return Stage(name, params, item, root)

@@ -128,3 +128,66 @@ def test_race_car_is_no_piano(real_folder, tmp_path, capsys):
 def test_readme_shows_the_committed_results(root, monkeypatch):
     monkeypatch.chdir(root)
     assert main(["readme", "--check"]) == 0
+
+@pytest.mark.parametrize("place, key, why", [
+    ("train_general", "t2a_stepz", "t2a_steps"), ("evaluate", "clipz", "clips"), ("evaluate.variants.piano.cop_piano", "smaple", "sample"), ("", "sed", "seed"), ("train_piano.variants.cop_piano", "base_shar", "base_share"),
+    ("evaluate.variants.general.base.sample", "cfg_strenght", "cfg_strength"), ("train_preference.variants.dpo.settings", "ancor", "anchor"), ("train_general.dit.audio", "widht", "width"), ("machines", "proceses", "processes")])
+def test_unknown_and_missing_parameters(root, tmp_path, monkeypatch, place, key, why):
+    "A misspelt key ends every stage that its section belongs to, with the key that was meant; a key that is not there, too."
+    import yaml
+    from cop_repro.core import ParamsError
+    from cop_repro.parameters import check_params
+    from cop_repro.stage import open_stage
+    monkeypatch.chdir(root)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    section = params
+    for part in place.split(".") if place else (): section = section[part]
+    section[key] = section.get(why, 1)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    stage = place.split(".")[0] if place.split(".")[0] in ("train_general", "evaluate", "train_piano", "train_preference") else "prepare"
+    with pytest.raises(ParamsError, match=f"{key}.*did you mean '{why}'"): open_stage(stage, str(tmp_path / "params.yaml"))
+    del section[key], params["train_roll"]["crop_s"]
+    with pytest.raises(ParamsError, match="missing parameter 'train_roll.crop_s'"): check_params(params)
+
+def test_a_row_of_the_evaluation_is_checked(root):
+    from cop_repro.core import ParamsError
+    from cop_repro.parameters import check_params, load_params, merge
+    params = load_params(root / "params.yaml")
+    for row, why in (({"kind": "pino", "model": "x"}, "did you mean 'piano'"), ({"kind": "piano"}, "needs a model"), ({"kind": "roll", "film": "dirty"}, "film"), ({"model": "x"}, "kind")):
+        params["evaluate"]["variants"]["read"]["mine"] = row
+        with pytest.raises(ParamsError, match=why): check_params(params, "evaluate")
+
+def test_profiles_set_every_documented_switch(root):
+    "Fields that params.yaml leaves at their default can be set; null drops a variant; what no dataclass has is refused."
+    from cop_repro.core import ParamsError
+    from cop_repro.parameters import check_params, load_params, merge
+    base = load_params(root / "params.yaml")
+    over = {"train_piano": {"dropout": {"roll_given_both": 0.4}, "variants": {"no_guidance": {"reader_share": 0.5}, "cop_piano": {"base_share": 1.0, "restart_fusion": True}}},
+            "train_general": {"dropout": {"roll": 0.0}, "dit": {"soft_clamp": 50.0, "audio": {"head_width": 32}}}, "train_preference": {"variants": {"dpo": {"settings": {"reference": "live", "shared": False, "both": 1.0}}}},
+            "evaluate": {"variants": {"piano": {"cop_piano": {"sample": {"num_steps": 4}}, "cop_shipped": None}, "general": {"base": {"sample": {"method": "midpoint"}}}}}, "train_encoders": {"encoders": {"strip_stride": 1, "embedded": {"text_dim": 48}}}}
+    made = merge(base, over)
+    check_params(made)
+    assert made["train_piano"]["variants"]["cop_piano"] == {**base["train_piano"]["variants"]["cop_piano"], "base_share": 1.0, "restart_fusion": True}
+    assert made["evaluate"]["variants"]["piano"]["cop_piano"]["sample"] == {"num_steps": 4} and list(base["evaluate"]["variants"]["piano"])[:-1] == list(made["evaluate"]["variants"]["piano"])
+    assert made["evaluate"]["variants"]["general"]["base"]["sample"] == {"cfg_strength": 2.0, "roll_strength": 0.0, "method": "midpoint"}
+    assert merge(base, {"train_general": {"init": None}})["train_general"]["init"] is None, "null is a value outside the variants"
+    for wrong, why in (({"train_piano": {"variants": {"cop_piano": {"tau": 1}}}}, "train_piano.variants.cop_piano.tau"), ({"evaluate": {"variants": {"piano": {"cop_pian": None}}}}, "did you mean 'cop_piano'"), ({"train_preference": {"variants": {"dpo": {"referenc": "live"}}}}, "referenc")):
+        with pytest.raises(ParamsError, match=why): merge(base, wrong)
+
+def test_a_profile_publishes_what_it_made(tmp_path):
+    from cop_repro.cli import publish
+    given = ("results.json", "tables.md", "verdicts.json", "figures/rolls.png", "profiles/seed1/verdicts.json", "real.json", "real_picture.png", "codecs.json", "nuisance.json")
+    for name in given:
+        (tmp_path / "reports" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "reports" / name).write_text(name)
+    publish(tmp_path / "reports", tmp_path / "out")
+    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(given[:4])
+
+def test_own_programs_are_found_without_activation(root, monkeypatch, capsys):
+    import os, sys
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    main(["lock"])
+    assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"] and shutil.which("dvc")
+    main(["lock"])
+    assert os.environ["PATH"].count(str(Path(sys.executable).parent)) == 1, "once"

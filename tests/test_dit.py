@@ -163,3 +163,15 @@ def test_guided_sampling_equals_single_passes(batch):
         full, no_c, none = v(cond), v(cond.drop(text=True, video=True)), v(cond.drop(True, True, True))
         by_hand = x + full + w * (full - no_c) + w_r * (no_c - none)
     assert torch.allclose(sample(model, x, cond, SampleConfig(1, w, w_r)).latents, by_hand, atol=1e-5)
+
+def test_paper_layers():
+    "Every part of a layer at the published sizes, on the meta device."
+    with torch.device("meta"): model = MultiStreamDiT(paper_config(roll=True))
+    size = lambda *modules: sum(p.numel() for m in modules for p in m.parameters())
+    audio, video, roll = (getattr(model.layers[0], n) for n in ("audio", "video", "roll"))
+    assert (size(audio.conv), size(audio.ff)) == (32_768, 12_592_128)
+    assert [size(m) for m in (audio.attention, audio.cross)] == [4_210_704] * 2
+    assert [size(m) for m in audio.norms] == [1_048_576] * 3 and [size(m) for m in audio.gates] == [1_049_600] * 3
+    assert (size(audio), size(video), size(roll)) == (27_340_832, 24_979_216, 4_220_424)
+    assert {size(layer.audio) for layer in model.layers} == {27_340_832}
+    assert size(*(layer.skip for layer in model.layers[6:])) == 12_582_912

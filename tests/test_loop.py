@@ -1,4 +1,5 @@
 "The training loop: exact resume, atomic checkpoints, guard, order. What needs several processes is in test_launch.py."
+import dataclasses
 import json
 import resource
 import shutil
@@ -303,3 +304,10 @@ def test_a_share_of_the_learning_rate(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
     with pytest.raises(ParamsError, match="no trained weight"): run({"nett": .5}, folder="f")
     with pytest.raises(ParamsError, match="in \\[0, 1\\]"): TrainConfig(1, 1, 1e-3, shares={"net": 2.0})
+
+
+def test_other_parts_are_other_draws(tmp_path):
+    "A run is not resumed with a batch cut into other parts: its noise would be drawn from other generators."
+    net, fn = make(CFG)
+    train({"net": net}, fn, CFG, tmp_path)
+    with pytest.raises(AssetMismatch, match="identity.parts was 1, is 2"): train({"net": net}, fn, dataclasses.replace(CFG, accumulate=2), tmp_path)

@@ -92,3 +92,32 @@ def test_sounds_that_cannot_be_used(tmp_path):
     short = store["wav"][1]
     assert np.array_equal(short[:12_000], short[12_000:24_000]), "training loops what is short"
     assert covered["AudioCaps"]["n_used"] == 2 and covered["AudioCaps"]["n_official"] == 6
+
+CUT = {  # set -> its lists; the last line, or entry, of the first one is damaged
+    "VGGSound": [({"vggsound.csv": "a,1,x,train\nb,2\n"}, "vggsound.csv, line 2"), ({"vggsound.csv": "a,1,x,train\nb,two,x,train\n"}, "vggsound.csv, line 2")],
+    "AudioCaps": [({"train.csv": "audiocap_id,youtube_id,start_time,caption\n1,a,0,x\n2,b,0\n"}, "train.csv, line 3"), ({"train.csv": "audiocap_id,youtube_id,start_time,caption\n1,a,0,\n"}, "train.csv, line 2: 'caption'")],
+    "WavCaps": [({"json_files/BBC/bbc_final.json": '{"data": [{"id": "1", "caption": "x"}, {"id": "2"}]}'}, "bbc_final.json, entry 1"), ({"json_files/BBC/bbc_final.json": '{"data": [7]}'}, "bbc_final.json, entry 0"),
+                ({"json_files/BBC/bbc_final.json": '{"data":\n [{"id"'}, "bbc_final.json, line 2"), ({"json_files/BBC/bbc_final.json": "[]"}, "bbc_final.json"), ({"json_files/BBC/bbc_final.json": "{}", "json_files/blacklist/blacklist_exclude_test_ac.json": "[1"}, "blacklist_exclude_test_ac.json, line 1")],
+    "TangoPromptBank": [({"data.json": '{"location": "a/b.wav", "captions": "x"}\n{"location": "a/c.wav", "captions": []}\n'}, "data.json, line 2: 'captions'"), ({"data.json": '{"location": "a/b.wav", "captions": "x"}\n\n{"location": 7}\n'}, "data.json, line 3: 'location'"),
+                        ({"data.json": '{"location": "a/b.wav", "captions": [null]}'}, "data.json, line 1"), ({"data.json": '{"location": "a/b.wav"'}, "data.json, line 1")],
+    "MusicCaps": [({"musiccaps-public.csv": "ytid,start_s,end_s,caption,is_audioset_eval\na,0,10,x,True\nb,0,10,x\n"}, "musiccaps-public.csv, line 3")],
+    "AF-AudioSet": [({"AF-AudioSet.json": '{"ytid": "a", "caption": "x"}\n{"ytid": "b"}\n'}, "AF-AudioSet.json, line 2: 'caption'"), ({"AF-AudioSet.json": '{"ytid": "a", "caption": "x"}\n["a"]\n'}, "AF-AudioSet.json, line 2")],
+    "PianoYT": [({"pianoyt.csv": "1,x,1,4,20,2,100\n2,x,1,4,20,2\n"}, "pianoyt.csv, line 2"), ({"pianoyt.csv": "1,x,1,4,20,2,wide\n"}, "pianoyt.csv, line 1: max_x"), ({"pianoyt.csv": "1,x,1,4,20,2,nan\n"}, "pianoyt.csv, line 1: max_x")],
+    "PianoVAM": [({"metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1,2", "Point_RT": "1,b", "Point_RB": "1,2", "Point_LB": "1,2"}}'}, "metadata.json, entry 1: Point_RT"), ({"metadata.json": '{"1": {"record_time": "t"}}'}, "metadata.json, entry 1"),
+                 ({"metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1", "Point_RT": "1,2", "Point_RB": "1,2", "Point_LB": "1,2"}}'}, "metadata.json, entry 1"), ({"metadata.json": '{"1": 5}'}, "metadata.json, entry 1"), ({"metadata.json": "[]"}, "metadata.json")],
+    "MAESTRO": [({"maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration\nA,B,train,2018,a.midi,a.wav,long\n"}, "maestro-v3.0.0.csv, line 2: duration"),
+                ({"maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration\nA,B,train\n"}, "maestro-v3.0.0.csv, line 2")],
+}
+
+@pytest.mark.parametrize("name, lists, where", [(name, *case) for name, cases in CUT.items() for case in cases])
+def test_a_damaged_line_is_named(tmp_path, name, lists, where):
+    "File and line, no traceback, whichever reader."
+    assert set(CUT) == set(READERS)
+    for path, text in lists.items(): put(tmp_path / path, text)
+    with pytest.raises(BadInput) as error: read_set(name, tmp_path, 1.0)
+    assert where in str(error.value) and len(str(error.value).splitlines()) == 1
+
+def test_a_list_that_is_no_text(tmp_path):
+    for name, file in (("VGGSound", "vggsound.csv"), ("AF-AudioSet", "AF-AudioSet.json"), ("PianoVAM", "metadata.json")):
+        (tmp_path / file).write_bytes(b"\xff\xfe\x00a,b")
+        with pytest.raises(BadInput, match=file): read_set(name, tmp_path, 1.0)

@@ -13,7 +13,7 @@ from cop_repro.plans import Costs, plan_text
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig
 from cop_repro.training import plan as counting
-from cop_repro.training.plan import (Cost, Machine, checkpoint_bytes, contrast_job, count_cost, dit_cost, encoder_flops, fit_job, hours, job_memory, preference_job,
+from cop_repro.training.plan import (Cost, Machine, checkpoint_bytes, contrast_job, count_cost, dit_cost, encoder_flops, fit_as_written, fit_job, hours, job_memory, preference_job,
                                      stage1_job, stage2_job, transformer_flops)
 
 COST, READER = Cost(1_000_000, 10_000_000, 5_000_000, 0, 1_000_000), Cost(200_000, 4_000_000, 20_000_000)
@@ -33,7 +33,11 @@ def test_the_paper_profile(root, capsys, monkeypatch):
     assert one["steps"] == 330_000 and one["flops"] == pytest.approx(3 * one["steps"] * 128 * made["flops"]["one_clip_forward"], rel=.15)  # the piano model is a little larger
     assert jobs["train_piano@cop_velocity"]["accumulate"] > 1, "sixteen full films do not fit one GPU at once"
     assert made["clips"]["film"] + made["clips"]["sound"] == 1_361_000 and any("assumed" in a for a in made["assumptions"])
+    written = {w["job"]: w for w in made["as_written"]}
+    assert set(written) == set(jobs) and all(w["fits"] and w["checkpointing"] for w in written.values()) and written["train_general"]["sharded"] and not written["train_roll"]["sharded"]
+    assert (written["train_general"]["clips_per_gpu"], written["train_general"]["accumulate"]) == (16, 1) and written["train_general"]["memory_gb"] < one["memory"]["total"]
     text = plan_text(made)
+    assert "as the profile is written" in text and "fits: " in text
     assert all(w in text for w in (*jobs, "710,952,640", "GB/GPU", "hours", "assumed", "disk"))
     assert made["hours"]["total"] == pytest.approx(sum(v for k, v in made["hours"].items() if k != "total"))
 
@@ -108,3 +112,19 @@ def test_one_pass_over_many_equals_two():
         for batch in (1, 2):
             with counting.FakeTensorMode(): kept.append(sum(counting._trace(MultiStreamDiT(config).train(), lambda m, b: counting._clips(m, b, 30, 4), batch, precision)[1]))
         assert (cost.kept_bytes, cost.fixed_bytes) == (kept[1] - kept[0], 2 * kept[0] - kept[1])
+
+def test_as_written():
+    "What the parameters say is planned first: parts, recomputed layers, divided weights; memory and operations by hand."
+    bare = dict(gpus=4, waste=0.0, context_gb=0.0)
+    job = replace(stage1_job("x", COST, replace(TRAIN, accumulate=2, sharding="full")), checkpointing=True)
+    assert (job.accumulate, job.sharded) == (2, True)
+    fit = fit_as_written(job, Machine(memory_gb=.001, **bare))
+    assert fit.memory["total"] == pytest.approx((16 * 1e6 / 4 + 2 * 1e6) / 1e9) and (fit.clips_per_gpu, fit.accumulate, fit.checkpointing) == (2, 2, True), "too much, and said so"
+    assert fit.flops == pytest.approx(job.flops * 4 / 3)
+    with pytest.raises(BadInput, match="accumulate 3"): fit_as_written(replace(job, accumulate=3), Machine(**bare))
+
+def test_a_plan_that_does_not_fit_as_written(root, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    assert main(["plan", "--profile", "smoke", "--gpus", "1", "--gpu-memory", "1.65"]) == 0
+    said = capsys.readouterr().out
+    assert "does not fit: " in said and "cheapest way" in said

@@ -1,5 +1,6 @@
 "Recorded sets in training: from files in their own layouts to finished models, by their own splits; without them nothing changes."
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from cop_repro.core import AssetMismatch, BadInput, RATES, load_weights, numpy_r
 from cop_repro.data.clips import Store, StripSize, fill_store
 from cop_repro.data.notes import write_midi
 from cop_repro.data.official_lists import real_stores
-from cop_repro.data.shards import ShardedColumn, join_columns, open_store
+from cop_repro.data.shards import ShardedColumn, _sha256, join_columns, open_store
 from cop_repro.model.codec import CodecConfig, make_codec, prepare_wav
 from cop_repro.model.dit import DiTConfig, StreamConfig
 from cop_repro.model.encoders import build_encoders, learn_words
@@ -82,6 +83,19 @@ def spoil(folder, column, splits):
         for i, row in enumerate(rows):
             if row["split"] in splits: values[i] = np.nan
         values.flush()
+    sign(folder)
+
+
+def sign(folder):
+    "Shards whose hashes are those of the bytes that lie there now."
+    top = json.loads((folder / "shards.json").read_text())
+    for shard in top["shards"]:
+        place = folder / shard["name"]
+        about = json.loads((place / "shard.json").read_text())
+        about["sha256"] = {name: _sha256(place / name) for name in about["sha256"]}
+        (place / "shard.json").write_text(json.dumps(about))
+        shard["sha256"] = _sha256(place / "shard.json")
+    (folder / "shards.json").write_text(json.dumps(top))
 
 
 def test_recorded_sets_join_every_stage_by_their_own_split(made):
@@ -133,6 +147,21 @@ def test_stores_that_do_not_fit_together(made, tmp_path):
     with pytest.raises(AssetMismatch, match="pianoyt_piano.*same clips"): replace(place, recorded=other).open_recorded("clips", "encoded", domain="piano")
     gone = {"pianoyt_piano": {"clips": tmp_path / "pianoyt_piano"}}
     with pytest.raises(BadInput, match="no store at pianoyt_piano"): replace(place, recorded=gone).open_recorded("clips", domain="piano")
+
+
+def test_a_flipped_byte_ends_a_stage(made, tmp_path):
+    "Stages 1, 2.1 and 2.2 and the encoding of features refuse a damaged recorded store by name, before anything is computed."
+    folder, place, dit, _ = made
+    shutil.copytree(folder / "real", tmp_path / "real"); shutil.copytree(folder / "real_encoded", tmp_path / "encoded")
+    recorded = {n: {"clips": tmp_path / "real" / n, "encoded": tmp_path / "encoded" / n, "rolls": f["rolls"]} for n, f in place.recorded.items()}
+    for store, file in (("real/pianoyt_piano", "strips.npy"), ("encoded/wavcaps_t2a", "text.npy")):
+        path = tmp_path / store / "shard-00000" / file
+        data = bytearray(path.read_bytes()); data[-1] ^= 1; path.write_bytes(data)
+    broken = replace(place, scratch=tmp_path / "scratch", made=tmp_path / "x.safetensors", recorded=recorded)
+    with pytest.raises(AssetMismatch, match="wavcaps_t2a/shard-00000: column text"): train_general(broken, dit, CFG, 0, 0.4, DropoutConfig())
+    for stage in (lambda: train_roll(broken, READER, CFG, 0.4), lambda: train_piano(broken, None, None, None, None, CFG, 0.4, 4, None, "v"), lambda: encode_shards(tmp_path / "again", open_store(tmp_path / "real" / "pianoyt_piano"), None, None, 16)):
+        with pytest.raises(AssetMismatch, match="pianoyt_piano/shard-00000: column strips"): stage()
+    assert not broken.scratch.exists() and not (tmp_path / "again").exists()
 
 
 def test_the_door_lists_recorded_stores(tmp_path):

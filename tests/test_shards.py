@@ -96,3 +96,25 @@ def test_the_door(tmp_path, stores, capsys):
     data = bytearray((tmp_path / "s" / "shard-00000" / "text.npy").read_bytes()); data[-1] ^= 128; (tmp_path / "s" / "shard-00000" / "text.npy").write_bytes(data)
     assert main(["shards", str(tmp_path / "s")]) == 2 and "shard-00000: column text" in capsys.readouterr().err
     assert main(["shards", str(tmp_path / "none")]) == 2
+
+def flip(path, place=-5):
+    data = bytearray(path.read_bytes()); data[place] ^= 1; path.write_bytes(data)
+
+@pytest.mark.parametrize("file, why", [("shard-00001/video.npy", "shard-00001: column video"), ("shard-00002/index.json", "shard-00002: column index"), ("shard-00000/shard.json", "shard-00000")])
+def test_a_damaged_shard_is_not_taken_for_finished(tmp_path, stores, file, why):
+    shutil.copytree(stores[1].folder, tmp_path / "s")
+    flip(tmp_path / "s" / file, 2 if file.endswith("shard.json") else -5)
+    with pytest.raises(AssetMismatch, match=why): fill_shards(tmp_path / "s", jobs(11), COLUMNS, make, 4, seed=0)
+
+def test_bytes_are_read_once(tmp_path, stores):
+    "A stamp of sizes and times spares the second reading; a file that was touched is read again."
+    shutil.copytree(stores[1].folder, tmp_path / "s")
+    seen = []
+    read = lambda: ShardedStore(tmp_path / "s").verify_once(lambda *done: seen.append(done))
+    assert read() and len(seen) == ShardedStore(tmp_path / "s").verify() and not read()
+    count = len(seen)
+    os.utime(tmp_path / "s" / "shard-00001" / "text.npy")
+    assert read() and len(seen) == 2 * count and not read()
+    flip(tmp_path / "s" / "shard-00001" / "text.npy")
+    for _ in range(2):
+        with pytest.raises(AssetMismatch, match="shard-00001: column text"): read()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cop_repro.cli import _merge, load_params
+from cop_repro.parameters import load_params, merge
 from cop_repro.core import AssetMismatch, BadInput, ParamsError, from_dict, load_weights, numpy_rng, save_weights
 from cop_repro.data.clips import fill_store
 from cop_repro.model.codec import CodecConfig, EnCodec24, load_codec
@@ -28,7 +28,7 @@ def size(*modules): return sum(p.numel() for module in modules for p in module.p
 
 
 @pytest.fixture(scope="module")
-def paper(root): return _merge(load_params(root / "params.yaml"), load_params(root / "profiles" / "paper.yaml"))
+def paper(root): return merge(load_params(root / "params.yaml"), load_params(root / "profiles" / "paper.yaml"))
 
 
 def test_the_paper_profile_builds_the_published_systems(paper):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cop_repro.cli import _check_notebook, _merge, load_params, stage_modules
+from cop_repro.cli import _check_notebook, stage_modules
 from cop_repro.core import CopError, ParamsError
+from cop_repro.parameters import KEYS, check_params, load_params, merge
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if p.parent.name != "stages" and ".ipynb_checkpoints" not in p.parts)
@@ -84,7 +85,7 @@ def test_pipeline_declares_stages_and_params():
 
 def test_doors_stay_small():
     "Nothing is defined in a door that a notebook could teach, and none grows into a house."
-    for name in ("cli", "plans", "benches", "experiments", "stage"): assert len((ROOT / "cop_repro" / f"{name}.py").read_text().splitlines()) <= 520, f"{name}.py: move a part to a module beside it"
+    for name in ("cli", "parameters", "plans", "benches", "experiments", "stage"): assert len((ROOT / "cop_repro" / f"{name}.py").read_text().splitlines()) <= 520, f"{name}.py: move a part to a module beside it"
 
 def test_every_stage_section_is_read():
     "A section's first-level keys all appear in the stage's notebook, in dvc.yaml or in a shared one."
@@ -97,9 +98,10 @@ def test_every_stage_section_is_read():
 def test_profiles_change_numbers_only():
     base = load_params(ROOT / "params.yaml")
     for path in sorted((ROOT / "profiles").glob("*.yaml")):
-        merged = _merge(base, load_params(path))
+        merged = merge(base, load_params(path))
         assert merged["profile"] == path.stem and set(merged) == set(base)
-    with pytest.raises(ParamsError, match="lerning_rate"): _merge(base, {"train_roll": {"train": {"lerning_rate": 1}}})
+        check_params(merged)
+    with pytest.raises(ParamsError, match="lerning_rate"): merge(base, {"train_roll": {"train": {"lerning_rate": 1}}})
 
 def test_stage_modules_follow_imports():
     names = stage_modules(ROOT / "nbs" / "stages" / "train_general.ipynb", ROOT)
@@ -140,8 +142,25 @@ def test_paper_profile_is_the_published_model():
     from dataclasses import replace
     from cop_repro.core import from_dict
     from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
-    params = _merge(load_params(ROOT / "params.yaml"), load_params(ROOT / "profiles" / "paper.yaml"))
+    params = merge(load_params(ROOT / "params.yaml"), load_params(ROOT / "profiles" / "paper.yaml"))
     base = from_dict(DiTConfig, params["train_general"]["dit"])
     piano = replace(base, roll=from_dict(StreamConfig, params["train_piano"]["roll_stream"]))
     with torch.device("meta"): counts = [sum(p.numel() for p in MultiStreamDiT(c).parameters()) for c in (base, piano)]
     assert counts == [710_952_640, 789_320_312 - 12_718_424]
+    variants, dpo = params["train_piano"]["variants"], params["train_preference"]["variants"]["dpo"]["settings"]
+    assert {(v["reader_share"], v["base_share"], v["joint_every"], v["joint_items"], v["heads_weight"]) for v in variants.values()} == {(1.0, 1.0, 1, None, 0.0)} and len(variants) == 3
+    assert all(v.get("roll_source", "predicted") == "predicted" for v in variants.values()) and (dpo["joint_items"], dpo["anchor"], dpo["window"]) == (None, 0.0, 0)
+    assert params["evaluate"]["sample"] == {"num_steps": 64, "cfg_strength": 2.0, "roll_strength": 0.0, "sway": -1.0, "method": "euler"}
+    assert params["encode"]["max_tokens"] == 256 and params["prepare"]["keep"] == {}
+    assert [(t["clip_norm"], t.get("decay", "linear"), t.get("ema", 0.0)) for t in (params["train_general"]["train"], params["train_roll"]["train"], params["train_piano"]["train"])] == [(0.2, "linear", 0.0)] * 3
+    strips = params["prepare"]["strip"]
+    assert (strips["height"], strips["width"]) == (params["train_roll"]["roll"]["height"], params["train_roll"]["roll"]["strip_width"])
+    assert not [n for rows in params["evaluate"]["variants"].values() for n, row in rows.items() if row.get("model", "").startswith("../")], "a shipped model reads strips of another size"
+
+def test_plain_sections_know_their_keys():
+    "What `parameters.KEYS` lists is what params.yaml has."
+    params = load_params(ROOT / "params.yaml")
+    for place, keys in KEYS.items():
+        value = params
+        for key in place.split(".") if place else (): value = next(iter(value.values())) if key == "*" else value[key]
+        assert set(value) == set(keys.split()), place

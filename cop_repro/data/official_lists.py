@@ -8,7 +8,7 @@ __all__ = ['SOUNDS', 'READERS', 'Listing', 'read_vggsound', 'read_audiocaps', 'r
            'write_pseudo_midi', 'RealClips', 'real_stores']
 
 # %% ../../nbs/data/17_official_lists.ipynb #f416729e
-import csv, json, re
+import csv, json, math, re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,20 +60,52 @@ def _list_file(folder: Path, name: str, one: str) -> Path:
     if not path.is_file(): raise DatasetMissing(f"{name}: its list {one} is not in {folder.name}/. Put it there. How to get it: {REAL_SETS[name].source}. Licence: {REAL_SETS[name].licence}")
     return path
 
-def _rows(path: Path, columns: Sequence[str], header: bool = True) -> list[dict[str, str]]:
-    "Rows of a CSV file, its columns checked."
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, None if header else columns)) if header else [dict(zip(columns, r)) for r in csv.reader(file) if r]
-    lacking = [c for c in columns if rows and rows[0].get(c) is None]
-    if not rows or lacking: raise BadInput(f"{path.name} {'is empty' if not rows else f'lacks the columns {lacking}; it has {list(rows[0])}'}: another version of the list?")
+def _bad(path: Path, place: int | str, why: str) -> BadInput:
+    "The error of one entry of a list: file, line (or entry), reason."
+    return BadInput(f"{path.name}, {f'line {place}' if isinstance(place, int) else place}: {why}")
+
+def _rows(path: Path, columns: Sequence[str], header: bool = True, texts: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    "Rows of a CSV file with the lines that they end on; every row has all columns, and something in some."
+    rows, lacking = [], []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, None if header else columns)
+            if header: lacking = [c for c in columns if c not in (reader.fieldnames or ())]
+            for r in () if lacking else reader:
+                if cut := [c for c in columns if r[c] is None]: raise _bad(path, reader.line_num, f"{[v for v in r.values() if v is not None]} ends before {cut[0]!r}; {', '.join(columns)} are needed: a cut line?")
+                if empty := [c for c in texts if not r[c].strip()]: raise _bad(path, reader.line_num, f"{empty[0]!r} is empty; a text is needed")
+                rows.append((reader.line_num, r))
+    except (csv.Error, UnicodeDecodeError) as error: raise BadInput(f"{path.name} is no readable CSV file near line {(rows[-1][0] if rows else 0) + 1} ({error})") from None
+    if not rows: raise BadInput(f"{path.name} {f'lacks the columns {lacking}; it has {list(reader.fieldnames or ())}' if lacking else 'is empty'}: another version of the list?")
     return rows
 
-def _json_lines(path: Path, keys: Sequence[str]) -> list[dict]:
-    "One JSON object a line."
-    try: rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as error: raise BadInput(f"{path.name} is not one JSON object a line ({error})") from None
-    if not rows or any(k not in rows[0] for k in keys): raise BadInput(f"{path.name} needs {list(keys)} in every line; its first line has {list(rows[0]) if rows else 'nothing'}")
+def _json(path: Path, text: str | None = None, line: int = 0) -> object:
+    "A JSON file, or one line of it."
+    try: return json.loads(path.read_text(encoding="utf-8") if text is None else text)
+    except json.JSONDecodeError as error: raise _bad(path, line or error.lineno, f"no JSON ({error.msg}): a cut file?") from None
+    except UnicodeDecodeError as error: raise BadInput(f"{path.name} is no UTF-8 text ({error})") from None
+
+def _entry(path: Path, place: int | str, value: object, keys: Sequence[str]) -> dict:
+    "An object that has texts under some keys."
+    if not isinstance(value, dict): raise _bad(path, place, f"{value!r:.60} where an object with {', '.join(keys)} is needed")
+    for key in keys:
+        if not isinstance(value.get(key), str) or not value[key].strip(): raise _bad(path, place, f"{key!r} is {value.get(key)!r}; a text is needed (the entry has {', '.join(value)})")
+    return value
+
+def _json_lines(path: Path, keys: Sequence[str]) -> list[tuple[int, dict]]:
+    "One JSON object a line, with the numbers of the lines."
+    try: lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error: raise BadInput(f"{path.name} is no UTF-8 text ({error})") from None
+    rows = [(n, _entry(path, n, _json(path, line, n), keys)) for n, line in enumerate(lines, 1) if line.strip()]
+    if not rows: raise BadInput(f"{path.name} is empty; one JSON object with {', '.join(keys)} a line is needed")
     return rows
+
+def _number(path: Path, place: int | str, name: str, text: str) -> float:
+    "A finite number that was written as text."
+    try: value = float(text)
+    except (TypeError, ValueError): value = math.nan
+    if not math.isfinite(value): raise _bad(path, place, f"{name} is {text!r}; a number is needed")
+    return value
 
 def _made(name: str, items: Iterable[Item], used: Iterable[str], lost: Mapping[str, str]) -> Listing:
     used = tuple(dict.fromkeys(used))
@@ -92,8 +124,9 @@ def read_vggsound(
 ) -> Listing:
     "VGGSound (arXiv 2004.14368): films with a class label; official split."
     files, items, lost = _Files(folder, FILMS), [], {}
-    for r in _rows(_list_file(folder, "VGGSound", "vggsound.csv"), ("id", "start", "label", "split"), header=False):
-        if r["split"] not in ("train", "test") or not r["start"].isdigit(): raise BadInput(f"vggsound.csv: {list(r.values())} is no line of id, start second, label, train or test")
+    path = _list_file(folder, "VGGSound", "vggsound.csv")
+    for line, r in _rows(path, ("id", "start", "label", "split"), header=False):
+        if r["split"] not in ("train", "test") or not r["start"].isdecimal(): raise _bad(path, line, f"{list(r.values())} is no line of id, start second, label, train or test")
         entry = f"{r['id']}_{int(r['start']):06d}"
         file = files.find(entry)
         if file is None: lost[entry] = f"no {entry}.mp4"
@@ -107,12 +140,18 @@ def read_audiocaps(
     "AudioCaps (NAACL 2019): captions of AudioSet clips; official split. A test clip has several captions, each an entry."
     files, items, lost = _Files(folder, SOUNDS), [], {}
     for split in ("train", "val", "test"):
-        for r in _rows(_list_file(folder, "AudioCaps", f"{split}.csv"), ("audiocap_id", "youtube_id", "start_time", "caption")):
+        for _, r in _rows(_list_file(folder, "AudioCaps", f"{split}.csv"), ("audiocap_id", "youtube_id", "start_time", "caption"), texts=("caption",)):
             entry = r["audiocap_id"]
             file = files.find(entry, r["youtube_id"], f"Y{r['youtube_id']}", f"{r['youtube_id']}_{r['start_time']}")
             if file is None: lost[entry] = f"no sound {entry} or {r['youtube_id']}"
             else: items.append(_captioned("AudioCaps", split, entry, r["youtube_id"], r["caption"], file, duration_s))
     return _made("AudioCaps", items, [i.clip_id.split("/")[1] for i in items], lost)
+
+def _barred(path: Path) -> set[str]:
+    "Stems of a blacklist: source -> ids."
+    listed = _json(path)
+    if not isinstance(listed, dict) or not all(isinstance(ids, list) for ids in listed.values()): raise BadInput(f"{path.name}: {{source: [id, ...]}} is needed")
+    return {Path(str(i)).stem for ids in listed.values() for i in ids}
 
 def read_wavcaps(
     folder: Path,  # with json_files/ and sounds
@@ -122,13 +161,14 @@ def read_wavcaps(
     lists = sorted(p for p in folder.glob("json_files/*/*_final.json"))
     if not lists: _list_file(folder, "WavCaps", "json_files/SOURCE/*_final.json")
     barred = folder / "json_files" / "blacklist" / "blacklist_exclude_test_ac.json"
-    barred = {Path(str(i)).stem for ids in json.loads(barred.read_text()).values() for i in ids} if barred.is_file() else set()
+    barred = _barred(barred) if barred.is_file() else set()
     files, items, used, lost = _Files(folder, SOUNDS), [], [], {}
     for path in lists:
-        source, data = path.parent.name, json.loads(path.read_text())
-        if not isinstance(data, dict) or not data.get("data") or not {"id", "caption"} <= set(data["data"][0]): raise BadInput(f"{path.name}: {{'data': [{{'id', 'caption', ...}}]}} is needed")
-        for r in data["data"]:
-            stem = Path(str(r["id"])).stem
+        source, data = path.parent.name, _json(path)
+        if not isinstance(data, dict) or not isinstance(data.get("data"), list) or not data["data"]: raise BadInput(f"{path.name}: {{'data': [{{'id', 'caption', ...}}]}} is needed")
+        for number, r in enumerate(data["data"]):
+            r = _entry(path, f"entry {number} of 'data'", {**r, "id": str(r.get("id") or "")} if isinstance(r, dict) else r, ("id", "caption"))
+            stem = Path(r["id"]).stem
             entry, file = f"{source}:{stem}", files.find(stem, inside=source)
             if stem in barred: lost[entry] = "on the official blacklist: AudioCaps tests with it"
             elif file is None: lost[entry] = f"no sound {stem} below a folder {source}..."
@@ -141,11 +181,14 @@ def read_tangopromptbank(
 ) -> Listing:
     "TangoPromptBank (arXiv 2304.13731): captions of several small sets; no split: training only."
     files, items, lost = _Files(folder, SOUNDS), [], {}
-    for r in _json_lines(_list_file(folder, "TangoPromptBank", "data.json"), ("location", "captions")):
-        place = Path(r["location"])
+    path = _list_file(folder, "TangoPromptBank", "data.json")
+    for line, r in _json_lines(path, ("location",)):
+        place, captions = Path(r["location"]), r.get("captions")
+        text = captions[0] if isinstance(captions, list) and captions else captions
+        if not isinstance(text, str) or not text.strip(): raise _bad(path, line, f"'captions' is {captions!r}; a text or a list of texts is needed")
         entry, file = f"{place.parent.name}:{place.stem}", files.find(place.stem, inside=place.parent.name if len(place.parts) > 1 else "")
         if file is None: lost[entry] = f"no sound {place.name} in {place.parent.name}"
-        else: items.append(_captioned("TangoPromptBank", "train", entry, entry, r["captions"] if isinstance(r["captions"], str) else r["captions"][0], file, duration_s))
+        else: items.append(_captioned("TangoPromptBank", "train", entry, entry, text, file, duration_s))
     return _made("TangoPromptBank", items, [i.clip_id.split("/", 1)[1] for i in items], lost)
 
 def read_musiccaps(
@@ -154,7 +197,7 @@ def read_musiccaps(
 ) -> Listing:
     "MusicCaps (arXiv 2301.11325): musicians' captions of AudioSet clips; what AudioSet evaluates with is for testing."
     files, items, lost = _Files(folder, SOUNDS), [], {}
-    for r in _rows(_list_file(folder, "MusicCaps", "musiccaps-public.csv"), ("ytid", "start_s", "end_s", "caption", "is_audioset_eval")):
+    for _, r in _rows(_list_file(folder, "MusicCaps", "musiccaps-public.csv"), ("ytid", "start_s", "end_s", "caption", "is_audioset_eval"), texts=("caption",)):
         entry, split = r["ytid"], "test" if r["is_audioset_eval"].strip().lower() == "true" else "train"
         file = files.find(entry, f"[{entry}]-[{r['start_s']}-{r['end_s']}]")
         if file is None: lost[entry] = f"no sound {entry}"
@@ -167,7 +210,7 @@ def read_af_audioset(
 ) -> Listing:
     "AF-AudioSet (arXiv 2406.15487): captions that a model wrote for AudioSet; no split: training only."
     files, items, lost, seen = _Files(folder, SOUNDS), [], {}, {}
-    for r in _json_lines(_list_file(folder, "AF-AudioSet", "AF-AudioSet.json"), ("ytid", "caption")):
+    for _, r in _json_lines(_list_file(folder, "AF-AudioSet", "AF-AudioSet.json"), ("ytid", "caption")):
         seen[r["ytid"]] = seen.get(r["ytid"], -1) + 1  # a clip may have several captions
         entry, file = f"{r['ytid']}:{seen[r['ytid']]}", files.find(r["ytid"], f"Y{r['ytid']}")
         if file is None: lost[entry] = f"no sound {r['ytid']}"
@@ -200,11 +243,11 @@ def read_pianoyt(
 ) -> Listing:
     "PianoYT (Koepke et al., ICASSP 2020): top views from YouTube, crop boxes, transcribed MIDI; official split."
     films, midis = _Files(folder, FILMS), _Files(folder, SCORES)
+    path = _list_file(folder, "PianoYT", "pianoyt.csv")
     def entries():
-        for r in _rows(_list_file(folder, "PianoYT", "pianoyt.csv"), ("id", "address", "split", "min_y", "max_y", "min_x", "max_x"), header=False):
-            try: y0, y1, x0, x1 = (float(r[k]) for k in ("min_y", "max_y", "min_x", "max_x"))
-            except ValueError: raise BadInput(f"pianoyt.csv: the box of {r['id']!r} is {[r[k] for k in ('min_y', 'max_y', 'min_x', 'max_x')]}; four pixel numbers are needed") from None
-            if not (x0 < x1 and y0 < y1): raise BadInput(f"pianoyt.csv: the box of {r['id']!r} is empty (min_y {y0:g}, max_y {y1:g}, min_x {x0:g}, max_x {x1:g}): are left, top, right, bottom in another order?")
+        for line, r in _rows(path, ("id", "address", "split", "min_y", "max_y", "min_x", "max_x"), header=False):
+            y0, y1, x0, x1 = (_number(path, line, f"{k} of the box of {r['id']!r}", r[k]) for k in ("min_y", "max_y", "min_x", "max_x"))
+            if not (x0 < x1 and y0 < y1): raise _bad(path, line, f"the box of {r['id']!r} is empty (min_y {y0:g}, max_y {y1:g}, min_x {x0:g}, max_x {x1:g}): are left, top, right, bottom in another order?")
             stems = f"video_{r['id']}.0", f"video_{r['id']}", r["id"]
             yield r["id"], {"1": "train", "2": "val", "3": "test"}.get(r["split"].strip()), films.find(*stems), midis.find(f"audio_{r['id']}.0", f"audio_{r['id']}", *stems), [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
     return _recordings("PianoYT", entries(), duration_s, limit, folder)
@@ -216,11 +259,14 @@ def read_pianovam(
 ) -> Listing:
     "PianoVAM (ISMIR 2025): top views, keyboard corners and the instrument's own MIDI; official split."
     films, midis = _Files(folder, FILMS), _Files(folder, SCORES)
-    meta = json.loads(_list_file(folder, "PianoVAM", "metadata.json").read_text(encoding="utf-8"))
+    path = _list_file(folder, "PianoVAM", "metadata.json")
+    meta, names = _json(path), [f"Point_{k}" for k in ("LT", "RT", "RB", "LB")]
+    if not isinstance(meta, dict): raise BadInput(f"{path.name}: one object, number -> entry, is needed")
     def entries():
         for number, r in meta.items():
-            if not {"record_time", "split", "Point_LT", "Point_RT", "Point_RB", "Point_LB"} <= set(r): raise BadInput(f"metadata.json: entry {number} has {sorted(r)}; record_time, split and four Point_ corners are needed")
-            corners = [[float(v) for v in r[f"Point_{k}"].split(",")] for k in ("LT", "RT", "RB", "LB")]
+            _entry(path, f"entry {number}", r, ("record_time", "split", *names))
+            corners = [[_number(path, f"entry {number}", k, v) for v in r[k].split(",")] for k in names]
+            if wrong := [k for k, c in zip(names, corners) if len(c) != 2]: raise _bad(path, f"entry {number}", f"{wrong[0]} is {r[wrong[0]]!r}; two pixel numbers are needed")
             split = {"train": "train", "ext-train": "train", "valid": "val", "test": "test"}.get(r["split"])
             yield r["record_time"], split, films.find(r["record_time"]), midis.find(r["record_time"]), corners
     return _recordings("PianoVAM", entries(), duration_s, limit, folder)
@@ -232,11 +278,12 @@ def read_maestro(
 ) -> Listing:
     "MAESTRO 3 (arXiv 1810.12247): sound and the instrument's own MIDI with pedal, no film; official split by composition."
     items, used, lost = [], [], {}
-    for r in _rows(_list_file(folder, "MAESTRO", "maestro-v3.0.0.csv"), ("canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration")):
-        entry, split = Path(r["audio_filename"]).stem, {"train": "train", "validation": "val", "test": "test"}.get(r["split"])
+    path = _list_file(folder, "MAESTRO", "maestro-v3.0.0.csv")
+    for line, r in _rows(path, ("canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration")):
+        entry, split, length_s = Path(r["audio_filename"]).stem, {"train": "train", "validation": "val", "test": "test"}.get(r["split"]), _number(path, line, "duration", r["duration"])
         gone = [f for f in (r["audio_filename"], r["midi_filename"]) if not (folder / f).is_file()]
         work = "-".join(re.findall(r"[a-z0-9]+", f"{r['canonical_composer']} {r['canonical_title']}".lower()))
-        windows = [] if gone or split is None else _cut("MAESTRO", entry, work, split, float(r["duration"]), duration_s, {"audio": r["audio_filename"], "midi": r["midi_filename"]}, limit, {"film": "rendered"})
+        windows = [] if gone or split is None else _cut("MAESTRO", entry, work, split, length_s, duration_s, {"audio": r["audio_filename"], "midi": r["midi_filename"]}, limit, {"film": "rendered"})
         if windows: items += windows; used.append(entry)
         else: lost[entry] = f"no {gone[0]}" if gone else f"split {r['split']!r}" if split is None else f"shorter than a window of {duration_s:g} s"
     return _made("MAESTRO", items, used, lost)

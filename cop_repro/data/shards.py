@@ -9,7 +9,7 @@ __all__ = ['Columns', 'fill_shards', 'ShardedColumn', 'ShardedStore', 'open_stor
 import fcntl, hashlib, json, multiprocessing, shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +57,20 @@ def _make_shard(plan: _Plan) -> tuple[int, int]:
         write_json(temporary / "shard.json", {"key": _key([n for n, _ in plan.jobs], plan.columns, plan.about), "rows": used, "rejects": rejects, "sha256": files})
     return used, len(rejects)
 
+def _check_files(shard: Path, hashes: Mapping[str, str]) -> None:
+    "Every byte of some files of a shard; `AssetMismatch` names the first that changed."
+    for file, digest in hashes.items():
+        if not (shard / file).is_file() or _sha256(shard / file) != digest:
+            raise AssetMismatch(f"{shard.parent.name}/{shard.name}: column {Path(file).stem} is not what was written (a damaged disk, an edited file?): remove {shard.name} and run the stage again")
+
 def _finished(plan: _Plan) -> bool:
-    "Whether this very shard is there already; another one in its place is an error."
+    "Whether this very shard is there already, to the byte; another or a damaged one in its place is an error."
     if not (plan.folder / "shard.json").is_file(): return False
-    if json.loads((plan.folder / "shard.json").read_text())["key"] == _key([n for n, _ in plan.jobs], plan.columns, plan.about): return True
+    try: made = json.loads((plan.folder / "shard.json").read_text())
+    except ValueError as error: raise AssetMismatch(f"{plan.folder.parent.name}/{plan.folder.name}/shard.json is not the file that was written ({error}): remove {plan.folder.name} and run the stage again") from None
+    if made.get("key") == _key([n for n, _ in plan.jobs], plan.columns, plan.about):
+        _check_files(plan.folder, made["sha256"])
+        return True
     raise AssetMismatch(f"{plan.folder.parent.name}/{plan.folder.name} was made from other clips, columns or settings: remove {plan.folder.parent.name}, or give the new features a folder of their own")
 
 # %% ../../nbs/data/16_shards.ipynb #2197b3a6
@@ -188,10 +198,18 @@ class ShardedStore:
         "Read every byte; the number of files, or `AssetMismatch` with the shard and the column that changed."
         wanted = [(n, f, h) for n in self.names for f, h in json.loads((self.folder / n / "shard.json").read_text())["sha256"].items()]
         for i, (name, file, digest) in enumerate(wanted):
-            if not (self.folder / name / file).is_file() or _sha256(self.folder / name / file) != digest:
-                raise AssetMismatch(f"{self.folder.name}/{name}: column {Path(file).stem} is not what was written (a damaged disk, an edited file?): remove {name} and run the stage again")
+            _check_files(self.folder / name, {file: digest})
             progress(i + 1, len(wanted), f"{name}/{file}")
         return len(wanted)
+
+    def verify_once(self, progress: Progress = silent) -> bool:
+        "`verify`, unless size and time of every file are those of the last time; whether bytes were read."
+        stamp, files = self.folder / ".verified.json", [self.folder / "shards.json", *(p for n in self.names for p in sorted((self.folder / n).iterdir()))]
+        now = {p.relative_to(self.folder).as_posix(): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
+        if stamp.is_file() and json.loads(stamp.read_text()) == now: return False
+        self.verify(progress)
+        with suppress(OSError): write_json(stamp, now)  # a disk that cannot be written is read again next time
+        return True
 
 def open_store(
     folder: Path | str,  # a store of either kind

@@ -50,11 +50,16 @@ class Performer:
 
     @torch.inference_mode()
     def latents(self, strips: np.ndarray, logits: RollLogits, text: str, noise: Tensor) -> Tensor:
-        "Sampled latents (n, c) for one window; `noise` (1, n, c) is drawn by the caller."
+        "Sampled latents (n, c) for one window, on the CPU; `noise` (1, n, c) is drawn by the caller."
         tokens, mask = self.encoders.text.encode([text])
-        video = to_latent_rate(self.encoders.watch_strips(strips), noise.shape[1])
+        video, device = to_latent_rate(self.encoders.watch_strips(strips), noise.shape[1]), next(self.piano.parameters()).device
         cond = self.piano.told(Conditions(text=tokens, text_mask=mask, video=video), soft_roll(logits, self.piano.velocity), noise.shape[1])
-        return sample(self.piano, noise, cond, self.sample).latents[0]
+        return sample(self.piano, noise.to(device), cond.to(device), self.sample).latents[0].cpu()
+
+    @torch.inference_mode()
+    def sound(self, latents: Tensor) -> np.ndarray:
+        "Decoded latents (n, c): float32 (s,), wherever the codec computes."
+        return self.codec.decode(latents[None].to(self.codec.latent_mean.device))[0].cpu().numpy()
 
 @dataclass
 class CopSystem:
@@ -74,7 +79,7 @@ class CopSystem:
         count = RATES.latents(clip.duration_s)
         logits = self.performer.rolls(clip.strips)
         noise = torch.randn(1, count, 128, generator=torch_rng(self.seed, "sample", clip.clip_id))
-        with torch.inference_mode(): wav = self.performer.codec.decode(self.performer.latents(clip.strips, logits, self.text, noise)[None])[0].numpy()
+        wav = self.performer.sound(self.performer.latents(clip.strips, logits, self.text, noise))
         roll = drop_unstruck(logits_to_roll(logits))
         return Prediction(clip.clip_id, prepare_level(wav), roll_to_notes(roll), roll, time.monotonic() - began)
 
@@ -202,20 +207,19 @@ def play(
         progress(i + 1, len(starts), "playing: windows of film")
     rolls = [np.clip(r, 0, 1) for r in rolls]  # weights sum to one but for the last bit
     roll = drop_unstruck(make_roll(*np.moveaxis(rolls[0], 2, 0), rolls[1], RATES.frame_rate))
-    wav = _decode(performer.codec, latents)
+    wav = _decode(performer, latents)
     want = round(info.duration_s * RATES.sample_rate)
     wav = np.pad(wav, (0, max(0, want - len(wav))))[:want]
     return Performance(prepare_level(wav), roll_to_notes(roll), roll, keyboard, frame)
 
-@torch.inference_mode()
-def _decode(codec: Codec, latents: np.ndarray, chunk: int = 750, context: int = 38) -> np.ndarray:
+def _decode(performer: Performer, latents: np.ndarray, chunk: int = 750, context: int = 38) -> np.ndarray:
     "Latents to sound in chunks with half a second of context on either side."
     pieces = []
     for start in range(0, len(latents), chunk):
         low, high = max(0, start - context), min(len(latents), start + chunk + context)
-        wav = codec.decode(torch.from_numpy(latents[low:high])[None])[0].numpy()
-        keep = min(chunk, len(latents) - start) * codec.hop_length
-        pieces.append(wav[(start - low) * codec.hop_length:][:keep])
+        wav = performer.sound(torch.from_numpy(latents[low:high]))
+        keep = min(chunk, len(latents) - start) * performer.codec.hop_length
+        pieces.append(wav[(start - low) * performer.codec.hop_length:][:keep])
     return np.concatenate(pieces)
 
 # %% ../../nbs/systems/70_cop.ipynb #b5a5ffe4

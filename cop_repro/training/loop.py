@@ -55,7 +55,7 @@ class TrainConfig:
         if not 0 <= self.ema < 1: raise ParamsError(f"ema is {self.ema}; a decay in [0, 1) is needed, 0 = no averaging")
         if self.clip_norm is not None and not self.clip_norm > 0: raise ParamsError(f"clip_norm is {self.clip_norm}; use null for no clipping")
 
-NOT_THE_RESULT = ("save_every", "keep", "report_every", "accumulate", "sharding")  # may differ when a run goes on
+NOT_THE_RESULT = ("save_every", "keep", "report_every", "sharding")  # may differ when a run goes on
 
 # %% ../../nbs/training/40_loop.ipynb #fb48d8a2
 def learning_rate_at(
@@ -351,9 +351,9 @@ def _record(run: _Run, logs: Mapping[str, float]) -> None:
     run.step += 1
 
 def _configuration(run: _Run, identity: Mapping) -> dict:
-    "What a resuming run must share: all numbers of the config that change the result, shapes, and the caller's identity."
-    numbers = {k: v for k, v in asdict(run.cfg).items() if k not in NOT_THE_RESULT}
-    return {"config": numbers, "identity": dict(identity), "trained": run.shapes}
+    "What a resuming run must share: all numbers of the config that change the result, the parts that a batch is drawn in, shapes, and the caller's identity."
+    numbers = {k: v for k, v in asdict(run.cfg).items() if k not in (*NOT_THE_RESULT, "accumulate")}
+    return {"config": numbers, "identity": {**identity, "parts": ranks()[1] * run.cfg.accumulate}, "trained": run.shapes}
 
 # %% ../../nbs/training/40_loop.ipynb #5b6014f2
 def train(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PEAK_TFLOPS', 'published_counts', 'Cost', 'count_cost', 'dit_flops', 'dit_cost', 'reader_cost', 'Load', 'Job',
-           'stage1_job', 'stage2_job', 'contrast_job', 'preference_job', 'Machine', 'job_memory', 'Fit', 'fit_job',
-           'hours', 'transformer_flops', 'encoder_flops', 'feature_bytes', 'checkpoint_bytes']
+           'stage1_job', 'stage2_job', 'contrast_job', 'preference_job', 'Machine', 'job_memory', 'Fit',
+           'fit_as_written', 'fit_job', 'hours', 'transformer_flops', 'encoder_flops', 'feature_bytes',
+           'checkpoint_bytes']
 
 # %% ../../nbs/training/48_plan.ipynb #4f5493b7
 import math
@@ -156,6 +157,9 @@ class Job:
     ema: bool = False  # whether averaged weights are kept
     precision: str = "fp32"  # "fp32" or "bf16"
     batch: int = 1  # largest number of equal parts that its batches can be cut into
+    accumulate: int = 1  # `train.accumulate`, as written
+    checkpointing: bool = False  # `dit.checkpointing`, as written
+    sharded: bool = False  # `train.sharding: full`, as written
 
     @property
     def flops(self) -> float:
@@ -166,13 +170,17 @@ def _common(*sizes: int) -> int:
     "The greatest number of equal parts that all batches can be cut into."
     return math.gcd(*[s for s in sizes if s])
 
+def _as_written(train: TrainConfig) -> dict:
+    "What a job takes from its training section as it stands."
+    return {"ema": train.ema > 0, "precision": train.precision, "accumulate": train.accumulate, "sharded": train.sharding == "full"}
+
 def stage1_job(
     name: str,  # of the run
     cost: Cost,  # of the two-stream DiT
     train: TrainConfig,  # steps and batch
 ) -> Job:
     "Stage 1: flow matching of the general model."
-    return Job(name, train.steps, (Load(cost, train.batch_size),), cost.parameters, ema=train.ema > 0, precision=train.precision, batch=train.batch_size)
+    return Job(name, train.steps, (Load(cost, train.batch_size),), cost.parameters, **_as_written(train), batch=train.batch_size)
 
 def stage2_job(
     name: str,  # of the variant
@@ -185,7 +193,7 @@ def stage2_job(
     "Stage 2.2: DiT and roll predictor together."
     joint = min(train.batch_size, guidance.joint_items or train.batch_size)
     loads = (Load(dit, train.batch_size + general_items), Load(reader, joint / guidance.joint_every, peak_clips=joint))
-    return Job(name, train.steps, loads, dit.parameters + reader.parameters, ema=train.ema > 0, precision=train.precision, batch=_common(train.batch_size, general_items))
+    return Job(name, train.steps, loads, dit.parameters + reader.parameters, **_as_written(train), batch=_common(train.batch_size, general_items))
 
 def contrast_job(
     name: str,  # of the variant
@@ -196,7 +204,7 @@ def contrast_job(
 ) -> Job:
     "Stage 3, Eq. 5: flow matching and the contrast of first-layer features."
     extra = replace(cost, flops=cost.flops // depth, kept_bytes=cost.kept_bytes // depth, fixed_bytes=0)
-    return Job(name, train.steps, (Load(cost, train.batch_size), Load(extra, train.batch_size)), cost.parameters + heads, ema=train.ema > 0, precision=train.precision, batch=train.batch_size)
+    return Job(name, train.steps, (Load(cost, train.batch_size), Load(extra, train.batch_size)), cost.parameters + heads, **_as_written(train), batch=train.batch_size)
 
 def preference_job(
     name: str,  # of the variant
@@ -207,7 +215,7 @@ def preference_job(
 ) -> Job:
     "Stage 3, Eq. 7: both members of every pair through the model and through its frozen copy."
     joint, size = train.batch_size if joint_items is None else min(joint_items, train.batch_size), dit.parameters + reader.parameters
-    return Job(name, train.steps, (Load(dit, 2 * train.batch_size, passes=4.0), Load(reader, joint)), size, frozen=size, ema=train.ema > 0, precision=train.precision, batch=train.batch_size)
+    return Job(name, train.steps, (Load(dit, 2 * train.batch_size, passes=4.0), Load(reader, joint)), size, frozen=size, **_as_written(train), batch=train.batch_size)
 
 # %% ../../nbs/training/48_plan.ipynb #02a8a368
 PEAK_TFLOPS = {"a100": {"fp32": 19.5, "bf16": 312.0}, "a800": {"fp32": 19.5, "bf16": 312.0}, "h100": {"fp32": 67.0, "bf16": 989.0}}  # dense, of the makers' data sheets
@@ -258,6 +266,20 @@ class Fit:
     flops: float  # of the whole run
     hours: float  # flops / (GPUs x peak x mfu)
 
+def _way(job: Job, machine: Machine, accumulate: int, checkpointing: bool) -> Fit:
+    "One way to run a job, whether it fits or not."
+    run = replace(job, loads=tuple(replace(l, checkpointed=checkpointing and l.cost.kept_checkpointed is not None) for l in job.loads))
+    clips = int(-(-job.loads[0].clips // (machine.gpus * accumulate)))
+    return Fit(job.name, job.steps, clips, accumulate, checkpointing, job_memory(job, machine, accumulate, checkpointing), run.flops, hours(run.flops, machine, job.precision))
+
+def fit_as_written(
+    job: Job,  # one run
+    machine: Machine,  # where; whether weights are divided is the job's own
+) -> Fit:
+    "The run exactly as its parameters say: `accumulate`, `checkpointing` and `sharding`, whether it fits or not."
+    if job.batch % (machine.gpus * job.accumulate): raise BadInput(f"{job.name}: a batch of {job.batch} cannot be cut into equal parts for {machine.gpus} GPUs x accumulate {job.accumulate}: choose a divisor of {job.batch}")
+    return _way(job, replace(machine, sharded=job.sharded), job.accumulate, job.checkpointing)
+
 def fit_job(
     job: Job,  # one run
     machine: Machine,  # where
@@ -267,11 +289,7 @@ def fit_job(
     if not most: raise BadInput(f"{job.name}: a batch of {job.batch} cannot be cut into equal parts for {machine.gpus} GPUs: choose a divisor of {job.batch}")
     ways = [(c, a) for c in (False, True) for a in range(1, most + 1) if most % a == 0]
     for checkpointing, accumulate in ways:
-        memory = job_memory(job, machine, accumulate, checkpointing)
-        if memory["total"] > machine.memory_gb: continue
-        run = replace(job, loads=tuple(replace(l, checkpointed=checkpointing and l.cost.kept_checkpointed is not None) for l in job.loads))
-        clips = int(-(-job.loads[0].clips // (machine.gpus * accumulate)))
-        return Fit(job.name, job.steps, clips, accumulate, checkpointing, memory, run.flops, hours(run.flops, machine, job.precision))
+        if (fit := _way(job, machine, accumulate, checkpointing)).memory["total"] <= machine.memory_gb: return fit
     least = job_memory(job, machine, most, True)["total"]
     shared = job_memory(job, replace(machine, sharded=True), most, True)["total"]
     remedy = f"sharded over the {machine.gpus} GPUs it would take {shared:.1f} GB" if shared <= machine.memory_gb and not machine.sharded else f"GPUs with at least {least:.0f} GB, or a smaller network"

@@ -178,15 +178,15 @@ def _text_rows(encoders: Encoders, texts: Sequence[str], max_tokens: int) -> tup
     for text in dict.fromkeys(texts):
         tokens, mask = encoders.text.encode([text])
         if tokens.shape[1] > max_tokens: raise BadInput(f"caption {text!r} has {tokens.shape[1]} tokens, max_tokens is {max_tokens}: raise it")
-        known[text] = (F.pad(tokens[0], (0, 0, 0, max_tokens - tokens.shape[1])).numpy(), F.pad(mask[0], (0, max_tokens - mask.shape[1])).numpy())
+        known[text] = (F.pad(tokens[0], (0, 0, 0, max_tokens - tokens.shape[1])).cpu().numpy(), F.pad(mask[0], (0, max_tokens - mask.shape[1])).cpu().numpy())
     return tuple(np.stack(part) for part in zip(*(known[t] for t in texts)))
 
 @torch.inference_mode()
 def _encode_row(store: Store, row: int, codec: Codec, encoders: Encoders) -> dict:
-    "Latents and picture features of one clip."
-    made = {"latents": codec.encode(prepare_wav(torch.from_numpy(store_wav(store, [row]))))[0].numpy()}
-    if "frames" in store: made["video"] = encoders.image.encode(torch.from_numpy(np.array(store["frames"][row]))[None])[0].numpy()
-    elif "strips" in store: made["video"] = encoders.watch_strips(store["strips"][row])[0].numpy()
+    "Latents and picture features of one clip, wherever codec and encoders compute."
+    made = {"latents": codec.encode(prepare_wav(torch.from_numpy(store_wav(store, [row]))).to(codec.latent_mean.device))[0].cpu().numpy()}
+    if "frames" in store: made["video"] = encoders.image.encode(torch.from_numpy(np.array(store["frames"][row]))[None])[0].cpu().numpy()
+    elif "strips" in store: made["video"] = encoders.watch_strips(store["strips"][row])[0].cpu().numpy()
     return made | {"has_video": "video" in made}
 
 def encode_stores(
@@ -242,7 +242,8 @@ def encode_shards(
     progress: Progress = silent,  # done, total, message
     **about,  # split hash, asset hashes: others than those of finished shards are an error
 ) -> ShardedStore:  # columns as of `encode_stores`
-    "The same features for a recorded set of any size, resumable."
+    "The same features for a recorded set of any size, resumable, in one process; the set's bytes are checked first."
+    if isinstance(store, ShardedStore): store.verify_once(progress)
     samples = store["wav"].shape[1]
     frames = RATES.frames(samples / RATES.sample_rate)
     if "strips" in store: frames = len(range(frames)[encoders.strip_rows(frames)])

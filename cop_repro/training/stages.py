@@ -26,7 +26,7 @@ from ..model.flow import DropoutConfig
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from .general import Source, general_step
 from .guidance import CoPPiano, GuidanceConfig, grow_piano, guidance_step, learning_shares, load_piano, save_piano
-from .loop import TrainConfig, TrainResult, load_ema, ranks, train
+from .loop import TrainConfig, TrainResult, load_ema, ranks, together, train
 from .sources import POSTTRAINING, SceneData, caption_words, codec_sounds, codec_step_fn, encoders_step_fn, roll_step_fn, soft_store, style_pairs
 
 # %% ../../nbs/training/47_stages.ipynb #27f6df98
@@ -53,6 +53,14 @@ class Place:
             found.append([first, *(open_store(folders[kind]) for kind in kinds[1:])])
             if len({tuple(s.values("clip_id", range(len(s)))) for s in found[-1]}) > 1: raise AssetMismatch(f"{name}: its stores {', '.join(kinds)} do not hold the same clips: run the stages again that make them")
         return found
+
+    def verify_recorded(self, *kinds: str) -> None:
+        "Every byte of the recorded sets' shards, read by the first process; unchanged files are read once only."
+        def check() -> None:
+            for folders in self.recorded.values():
+                for store in (open_store(folders[kind]) for kind in kinds if folders[kind].exists()):
+                    if isinstance(store, ShardedStore): store.verify_once(self.progress)
+        together(lambda: None if ranks()[0] else check())
 
     def about(self, split: str) -> dict:  # for the description of the finished model
         "The data of a run: the hash of the rendered split, and of each recorded set's clips."
@@ -106,6 +114,7 @@ def train_general(
     init: Path | None = None,  # stage-1 model to start from; None: fresh weights
 ) -> Trained:
     "Stage 1: text to audio, then text and film to audio (arXiv 2503.22200, stage 1)."
+    place.verify_recorded("encoded")
     piano, general = place.open("encoded", "general")
     split, crop = piano.about["split_hash"], RATES.latents(crop_s)
     model = start_dit(sizes, place.seed, split, init).to(place.device)
@@ -142,6 +151,7 @@ def train_roll(
     init: Path | None = None,  # predictor to start from; None: fresh weights
 ) -> Trained:
     "Stage 2.1: film to keys (arXiv 2503.22200, Roll Predictor)."
+    place.verify_recorded("clips")
     store, = place.open("clips")
     split = store.about["split_hash"]
     model = (build_roll(sizes) if init is None else load_roll(init, sizes, split)[0]).to(place.device)
@@ -206,6 +216,7 @@ def train_piano(
     init: Path | None = None,  # stage-2 model that goes on learning; None: the stage-1 model grows a roll stream
 ) -> Trained:
     "Stage 2.2: Extra-DiT, roll predictor and DiTs together (arXiv 2503.22200, stage 2)."
+    place.verify_recorded("clips", "encoded")
     (clips, columns), (general,) = piano_columns(place), place.open("general")
     split = clips.about["split_hash"]
     start = load_dit(base)[0]

@@ -48,7 +48,7 @@ def test_committed_results_come_from_the_committed_code(root):
     from cop_repro.core import file_hash
     stages, prints = yaml.safe_load((root / "dvc.lock").read_text())["stages"], yaml.safe_load((root / "fingerprints.yaml").read_text())
     declared = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    assert {name.partition("@")[0] for name in stages} == set(declared)
+    assert set(stages) == {name + at for name, entry in declared.items() for at in ([f"@{k}" for k in entry["foreach"]] if "foreach" in entry else [""])}
     for name, locked in stages.items():
         own = name.partition("@")[0]
         assert locked["params"]["fingerprints.yaml"] == {own: prints[own]}, name

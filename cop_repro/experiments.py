@@ -61,6 +61,7 @@ def verdicts(args, params: dict, progress) -> int:
     "The claims as a profile's scored rows judge them, published; rows that it has not scored are not run."
     import yaml
     from cop_repro.benchmark.report import CLAIMS, row_name, verdict
+    from cop_repro.parameters import load_params, settings_hash
     from cop_repro.systems.rows import load_scores, row_folders
     root = project_root()
     variants = {group: rows for group, rows in params["evaluate"]["variants"].items() if group in ("read", "piano")}
@@ -70,6 +71,7 @@ def verdicts(args, params: dict, progress) -> int:
     for entry, clips in load_scores(folders).items():
         for clip in clips: scored.setdefault(row_name(entry, clip["suffix"]), []).append(clip)
     made = [verdict(claim, scored, None, yaml.safe_load((root / params["report"]["paper"]).read_text())) for claim in CLAIMS]
-    write_json(root / "reports" / "profiles" / args.name / "verdicts.json", made)
+    settings = settings_hash(load_params(root / "work" / "profiles" / args.name / "params.yaml"))
+    write_json(root / "reports" / "profiles" / args.name / "verdicts.json", {"settings": settings, "verdicts": made})
     for v in made: print(f"{v['claim']} {v['verdict']:15s} " + "  ".join(f"{m['metric']} {m['difference']:+.3f} [{m['ci_low']:+.3f}, {m['ci_high']:+.3f}]" for m in v["metrics"] if "difference" in m))
     return 0

@@ -1,5 +1,5 @@
 "Parameter files: what params.yaml may hold, and how a profile changes it. A door: library code never imports it."
-import importlib, typing
+import hashlib, importlib, json, typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -41,6 +41,11 @@ SHAPES = {  # place -> its dataclass, or several of which the stage chooses; the
 }
 PARTS = ("evaluate.variants.*.*.sample",)  # fields that differ from another mapping: none is missing
 ENTRIES = ("train_piano.variants", "train_preference.variants", "evaluate.variants", "evaluate.variants.*")  # a profile drops an entry of these with null
+
+def settings_hash(params: Mapping) -> str:
+    "What two runs that differ in their seed alone have in common."
+    shared = {k: v for k, v in params.items() if k not in ("profile", "seed", "threads", "device", "machines", "report", "release")}
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 def load_params(path: Path) -> dict:
     "The whole parameters file."

@@ -160,3 +160,11 @@ def test_a_run_of_other_inputs_is_another_run(tmp_path):
     assert len({p.scratch for p in seen}) == 4 and len({str(p.identity("s")) for p in seen}) == 4
     (tmp_path / "fingerprints.yaml").write_text("{train_roll: 2, prepare: 1, encode: 1, report: 2}")
     assert place().scratch == seen[-1].scratch  # the report's code trains nothing
+
+def test_runs_that_differ_in_their_seed_alone_share_their_settings(root):
+    from cop_repro.parameters import settings_hash
+    base = load_params(root / "params.yaml")
+    made = {name: settings_hash(merge(base, load_params(root / "profiles" / f"{name}.yaml"))) for name in ("seed1", "general")}
+    assert made["seed1"] == settings_hash(base) != made["general"]
+    published = json.loads((root / "reports" / "profiles" / "seed1" / "verdicts.json").read_text())
+    assert published["settings"] == settings_hash(base) and {v["claim"] for v in published["verdicts"]} >= {"C5", "C7", "C8"}

@@ -21,7 +21,7 @@ from ..data.clips import Store, store_wav
 from ..data.shards import ShardedStore, join_columns, open_store
 from ..model.codec import Codec, CodecConfig, load_codec, make_codec, prepare_wav, save_codec
 from ..model.dit import DiTConfig, MultiStreamDiT, StreamConfig, load_dit, save_dit
-from ..model.encoders import Encoders, EncodersConfig, EncodersTrainer, EncodersTraining, build_encoders, load_encoders, save_encoders
+from ..model.encoders import Encoders, EncodersConfig, EncodersTrainer, EncodersTraining, build_encoders, load_encoders, save_encoders, seeded
 from ..model.flow import DropoutConfig
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from .general import Source, general_step
@@ -154,7 +154,7 @@ def train_roll(
     place.verify_recorded("clips")
     store, = place.open("clips")
     split = store.about["split_hash"]
-    model = (build_roll(sizes) if init is None else load_roll(init, sizes, split)[0]).to(place.device)
+    with seeded(place.seed, "roll"): model = (build_roll(sizes) if init is None else load_roll(init, sizes, split)[0]).to(place.device)
     step = roll_step_fn(model, *with_recorded(place, store.columns, store.select(split="train", film="nuisance"), "clips"), cfg, crop_s)
     result = train({"roll": model}, step, cfg, place.scratch, place.progress, identity=place.identity(split))
     return _finish({"roll": model}, result, lambda: save_roll(place.made, model, place.about(split)))
@@ -187,7 +187,9 @@ def build_piano(
     seed: int = 0,  # of the new stream
 ) -> CoPPiano:
     "The stage-2 model of a variant (arXiv 2503.22200, stage 2)."
-    return grow_piano(base, reader if guidance.guidance != "none" else build_roll(reader.cfg), stream, guidance.guidance == "velocity", seed, guidance.restart_fusion)
+    if guidance.guidance == "none":
+        with seeded(seed, "roll"): reader = build_roll(reader.cfg)
+    return grow_piano(base, reader, stream, guidance.guidance == "velocity", seed, guidance.restart_fusion)
 
 def resume_piano(
     init: Path,  # finished stage-2 model
@@ -272,7 +274,7 @@ def train_codec(
     stores = place.open(*place.stores)
     split, result = stores[0].about["split_hash"], None
     sources = [(s, np.tile(s.select(split="train"), data.repeats.get(name, 1))) for name, s in zip(place.stores, stores)]
-    codec = load_codec(asset, split) if asset is not None else make_codec(sizes) if init is None else further_codec(init, sizes, split)
+    with seeded(place.seed, "codec"): codec = load_codec(asset, split) if asset is not None else make_codec(sizes) if init is None else further_codec(init, sizes, split)
     if codec.config.kind != sizes.kind: raise ParamsError(f"{asset.name} holds an {codec.config.kind} codec, the parameters ask for {sizes.kind!r}: use source: train, or another asset")
     if asset is None:
         if sizes.kind == "embedded":

@@ -220,6 +220,7 @@ def scene_features(
 ) -> Store:  # columns as of `encode_stores`, split "train" throughout
     "Features of scenes rendered for the generator alone (arXiv 2503.22200, stage 1: text and video from sets beside the benchmark's)."
     if not data.items: raise BadInput("no scenes are asked for: foley and t2a are 0")
+    if data.repeats: raise ParamsError(f"repeats {data.repeats} count the codec's stores; the generator draws every clip alike")
     about = {**about, "data": {k: v for k, v in asdict(data).items() if k != "repeats"}}
     if (Path(folder) / "index.json").is_file() and (known := Store(folder)).about == about: return known
     with tempfile.TemporaryDirectory(dir=Path(folder).parent) as raw:

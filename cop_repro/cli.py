@@ -257,7 +257,10 @@ def compare(args) -> int:
 def release(args) -> int:
     "Copy trained models into data/assets (large ones in bfloat16), track them, push their objects into the store inside the repository."
     root = project_root()
-    for target, source in load_params(root / "params.yaml")["release"]["assets"].items():
+    assets = load_params(root / "params.yaml")["release"]["assets"]
+    if unknown := [n for n in args.names if n not in assets]: raise ParamsError(f"no asset {unknown[0]!r}; assets are {', '.join(assets)}")
+    for target in args.names or assets:
+        source = assets[target]
         source = {"model": source} if isinstance(source, str) else source
         for path in source.values():
             if not (root / path).exists(): raise CopError(f"no trained model at {path}: run the pipeline or the profile that makes it first")
@@ -481,7 +484,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--clips", type=int, default=60, help="training clips"); p.add_argument("--test-clips", type=int, default=8); p.add_argument("--steps", type=int, default=150)
     p = command("verdicts", experiment("verdicts"), "judge the piano claims by a profile's scored rows: what another training seed says")
     p.add_argument("name", help="a profile, e.g. seed1")
-    command("release", release, "copy trained models into data/assets and track them")
+    p = command("release", release, "copy trained models into data/assets and track them")
+    p.add_argument("names", nargs="*", help="assets of params.yaml's `release`; default all")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")
     return parser

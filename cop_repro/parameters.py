@@ -14,7 +14,7 @@ KEYS = {  # keys of a plain section; * is any name. What becomes a dataclass is 
     "": "profile seed threads device machines manifest prepare train_codec train_encoders train_judges encode train_general train_roll train_piano train_preference evaluate report release",
     "manifest": "seed fractions duration_s sizes", "manifest.fractions": "train val test",
     "prepare": "manifest etudes strip keep workers sets shard_size",
-    "train_codec": "source asset init codec data crop_s train",
+    "train_codec": "source asset init learn codec data crop_s train",
     "train_encoders": "source asset encoders training train",
     "train_judges": "source asset judges data crop_s train",
     "encode": "max_tokens",

@@ -115,6 +115,11 @@ def test_doctor(root, monkeypatch, capsys):
     main(["doctor"])
     assert "torch" in capsys.readouterr().out
 
+def test_release_names_its_assets(capsys):
+    assert main(["release", "codek.safetensors"]) == 2
+    assert "codec.safetensors, general.safetensors, piano.safetensors" in capsys.readouterr().err
+
+
 def test_real_clip(real_folder, tmp_path):
     "The real recording, its sound unused: keyboard found, notes written, as long as the film."
     video = next(real_folder.glob("pianoyt_*.mp4"))

@@ -1,4 +1,5 @@
 """Guards of the codec: parity with other implementations, the asset contract, devices of nothing but arrays."""
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_silence_through_the_codec(small):
     with torch.no_grad():
         latents = small.encode(silence)
         assert torch.isfinite(latents).all() and torch.isfinite(small.decode(latents)).all()
-    loss, logs = C.codec_step(small, silence, torch_rng(0, "test noise"))
+    loss, logs = C.codec_step(copy.deepcopy(small), silence, torch_rng(0, "test noise"))
     assert torch.isfinite(loss) and np.isfinite(list(logs.values())).all()
 
 
@@ -153,6 +154,46 @@ def test_training_improves_and_repeats(wav):
     assert first == run() and first[-1] > first[0] + 5
 
 
+def test_a_correction_begins_as_nothing_and_uses_neighbours(small, wav):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = C.EmbeddedCodec(C.CodecConfig(width=32, num_blocks=1, encoder_blocks=2))
+    assert codec.load_state_dict(small.state_dict(), strict=False).unexpected_keys == []
+    later = torch.cat([wav[:, :12_000], -0.5 * wav[:, 12_000:]], 1)
+    reach = lambda: ((codec.raw_latents(wav) - codec.raw_latents(later)).abs().amax((0, 2)) > 1e-5).int().argmax()  # first frame that a later change reaches
+    with torch.no_grad():
+        torch.testing.assert_close(codec.encode(wav), small.encode(wav))
+        alone = reach()
+        codec.correction[-1].weight.normal_(0, 0.1, generator=torch_rng(0, "test correction"))
+        assert reach() < alone
+
+
+def test_a_learning_encoder_gains_nothing_by_growing(small, wav):
+    "The gradient along the encoder's own scale is nothing; the values are those of the running statistics, which follow."
+    codec = copy.deepcopy(small)
+    raw = codec.raw_latents(wav)
+    scale = torch.ones((), requires_grad=True)
+    before = codec.latent_std.clone()
+    latents = C.normalise_in_training(codec, scale * raw.detach())
+    (latents**2).sum().backward()
+    assert abs(float(scale.grad)) < 1e-2 * float((latents.detach() ** 2).sum())
+    torch.testing.assert_close(latents, (raw - codec.latent_mean) / codec.latent_std, atol=1e-3, rtol=1e-3)
+    C.normalise_in_training(codec, 2 * scale * raw.detach())
+    assert (codec.latent_std / before - 1 - (1 - C.STATISTICS_MEMORY)).abs().max() < 1e-2
+    frozen = codec.latent_std.clone()
+    C.normalise_in_training(codec, raw.detach())
+    assert torch.equal(codec.latent_std, frozen)
+
+
+def test_other_statistics_the_same_sound(small, wav):
+    codec, other = copy.deepcopy(small), tones(2.0, 3)[2:] * 0.1
+    with torch.no_grad():
+        before = codec.log_magnitude(codec.encode(wav))
+        codec.renormalise([other])
+        assert not torch.allclose(codec.latent_mean, small.latent_mean, atol=1e-2) and codec.encode(other).mean((0, 1)).abs().max() < 1e-3
+        torch.testing.assert_close(codec.log_magnitude(codec.encode(wav)), before, atol=1e-3, rtol=0)
+
+
 def test_loss_falls_with_the_error(wav):
     ref = C.spectrogram(wav).abs()
     losses = [float(C.codec_loss(C.compress(ref * gain), ref)[0]) for gain in (1.0, 1.1, 1.5, 3.0)]
@@ -191,7 +232,7 @@ def test_load_refuses(small, tmp_path, change):
 
 def test_config_is_strict():
     assert from_dict(C.CodecConfig, {"kind": "encodec"}).kind == "encodec"
-    for wrong in ({"kind": "dac"}, {"widht": 3}, {"width": 0}, {"max_noise": -1.0}):
+    for wrong in ({"kind": "dac"}, {"widht": 3}, {"width": 0}, {"max_noise": -1.0}, {"encoder_blocks": -1}):
         with pytest.raises(ParamsError):
             from_dict(C.CodecConfig, wrong)
 

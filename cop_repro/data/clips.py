@@ -228,8 +228,8 @@ def prepare_level(
 ) -> np.ndarray:  # float32 (s,), peak 0.5
     "Subtract the mean, divide by the peak, times 0.5 (arXiv 2503.22200); silence stays silence."
     centred = wav - wav.mean() if len(wav) else wav
-    peak = np.abs(centred).max(initial=0.0)
-    return (centred * (0.5 / peak) if peak > 0 else centred).astype(np.float32)
+    peak = max(centred.max(initial=0.0), -centred.min(initial=0.0))
+    return (centred * (0.5 / peak) if peak > 0 else centred).astype(np.float32, copy=False)
 
 def piano_clip(
     item: Item,  # a rendered piano item

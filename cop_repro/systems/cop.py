@@ -205,22 +205,20 @@ def play(
         made = performer.latents(strips, logits, text, film_noise(seed, start * per, len(strips) * per, channels)).numpy()
         latents[start * per:(start + len(strips)) * per] += np.repeat(weight, per)[:, None] * made
         progress(i + 1, len(starts), "playing: windows of film")
-    rolls = [np.clip(r, 0, 1) for r in rolls]  # weights sum to one but for the last bit
+    for values in rolls: values.clip(0, 1, out=values)  # weights sum to one but for the last bit
     roll = drop_unstruck(make_roll(*np.moveaxis(rolls[0], 2, 0), rolls[1], RATES.frame_rate))
-    wav = _decode(performer, latents)
-    want = round(info.duration_s * RATES.sample_rate)
-    wav = np.pad(wav, (0, max(0, want - len(wav))))[:want]
+    wav = _decode(performer, latents, round(info.duration_s * RATES.sample_rate))
     return Performance(prepare_level(wav), roll_to_notes(roll), roll, keyboard, frame)
 
-def _decode(performer: Performer, latents: np.ndarray, chunk: int = 750, context: int = 38) -> np.ndarray:
-    "Latents to sound in chunks with half a second of context on either side."
-    pieces = []
+def _decode(performer: Performer, latents: np.ndarray, samples: int, chunk: int = 750, context: int = 38) -> np.ndarray:
+    "Latents to so many samples of sound, in chunks with half a second of context on either side; silence beyond the last latent."
+    hop, made = performer.codec.hop_length, np.zeros(samples, np.float32)
     for start in range(0, len(latents), chunk):
         low, high = max(0, start - context), min(len(latents), start + chunk + context)
-        wav = performer.sound(torch.from_numpy(latents[low:high]))
-        keep = min(chunk, len(latents) - start) * performer.codec.hop_length
-        pieces.append(wav[(start - low) * performer.codec.hop_length:][:keep])
-    return np.concatenate(pieces)
+        wav, room = performer.sound(torch.from_numpy(latents[low:high])), made[start * hop:(start + chunk) * hop]
+        part = wav[(start - low) * hop:][:min(chunk * hop, len(room))]
+        room[:len(part)] = part
+    return made
 
 # %% ../../nbs/systems/70_cop.ipynb #b5a5ffe4
 ASSETS = ("codec.safetensors", "encoders.safetensors", "piano.safetensors")

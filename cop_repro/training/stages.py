@@ -11,6 +11,7 @@ __all__ = ['Place', 'Trained', 'start_dit', 'recorded_sources', 'train_general',
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -251,14 +252,17 @@ def train_preference(
 # %% ../../nbs/training/47_stages.ipynb #221047f7
 def further_codec(
     init: Path,  # finished embedded codec
-    sizes: CodecConfig,  # noise and rounds may differ from its own, sizes not
+    sizes: CodecConfig,  # noise and rounds may differ from its own, other sizes not
     split: str,  # split hash it must carry
-) -> Codec:  # encoder and statistics frozen
-    "A finished codec whose decoder goes on learning."
-    codec = load_codec(init, split)
-    if replace(sizes, max_noise=codec.config.max_noise, num_rounds=codec.config.num_rounds) != codec.config: raise AssetMismatch(f"{init.name} is not of the sizes that the parameters ask for ({codec.config}, {sizes}): train a new one with init: null")
-    codec.config = sizes
-    codec.encoder.requires_grad_(False)
+    learn: Literal["decoder", "all"] = "decoder",  # all: a linear encoder may grow `encoder_blocks`, which begin as nothing
+) -> Codec:  # encoder and statistics frozen unless all of it learns
+    "A finished codec whose decoder, or all of it, goes on learning."
+    old = load_codec(init, split)
+    same = {"max_noise": old.config.max_noise, "num_rounds": old.config.num_rounds} | ({"encoder_blocks": 0} if learn == "all" and not old.config.encoder_blocks else {})
+    if replace(sizes, **same) != old.config: raise AssetMismatch(f"{init.name} is not of the sizes that the parameters ask for ({old.config}, {sizes}): train a new one with init: null")
+    codec = make_codec(sizes).eval()
+    codec.load_state_dict(old.state_dict(), strict=sizes.encoder_blocks == old.config.encoder_blocks)
+    for name, weight in codec.named_parameters(): weight.requires_grad_(learn == "all" or name.startswith(("decoder.", "skip.")))
     return codec
 
 def train_codec(
@@ -267,14 +271,16 @@ def train_codec(
     cfg: TrainConfig,  # of the embedded one
     crop_s: float,  # window, seconds
     asset: Path | None = None,  # finished codec to take over; None: make it anew
-    init: Path | None = None,  # codec whose decoder is trained further; its latents, and so every model of them, stay what they are
+    init: Path | None = None,  # codec that is trained further
     data: SceneData = SceneData(),  # sounds besides the stores'
+    learn: Literal["decoder", "all"] = "decoder",  # of `init`; while the decoder learns alone, the latents, and so every model of them, stay what they are
 ) -> tuple[Codec, TrainResult | None]:  # finished, on the CPU; how it was trained, if it was
     "The codec of a run, with statistics, saved (arXiv 2503.22200, audio latent)."
     stores = place.open(*place.stores)
     split, result = stores[0].about["split_hash"], None
     sources = [(s, np.tile(s.select(split="train"), data.repeats.get(name, 1))) for name, s in zip(place.stores, stores)]
-    with seeded(place.seed, "codec"): codec = load_codec(asset, split) if asset is not None else make_codec(sizes) if init is None else further_codec(init, sizes, split)
+    with seeded(place.seed, "codec"): codec = load_codec(asset, split) if asset is not None else make_codec(sizes) if init is None else further_codec(init, sizes, split, learn)
+    if learn not in ("decoder", "all"): raise ParamsError(f"learn is {learn!r}: 'decoder' or 'all'")
     if codec.config.kind != sizes.kind: raise ParamsError(f"{asset.name} holds an {codec.config.kind} codec, the parameters ask for {sizes.kind!r}: use source: train, or another asset")
     if asset is None:
         if sizes.kind == "embedded":
@@ -282,7 +288,7 @@ def train_codec(
             heard = [*sources, (rendered, range(len(rendered["wav"])))]
             result = train({"codec": codec}, codec_step_fn(codec, heard, cfg, crop_s), cfg, place.scratch, place.progress, identity={**place.identity(split), "data": asdict(data)})
         codec.eval()
-        if init is None: codec.fit_statistics([prepare_wav(torch.from_numpy(store_wav(s, rows[:64]))) for s, rows in sources])
+        if init is None or learn == "all": (codec.renormalise if codec.fitted else codec.fit_statistics)([prepare_wav(torch.from_numpy(store_wav(s, rows[:64]))) for s, rows in sources])
     save_codec(place.made, codec, split)
     return codec, result
 

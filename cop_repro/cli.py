@@ -485,7 +485,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("verdicts", experiment("verdicts"), "judge the piano claims by a profile's scored rows: what another training seed says")
     p.add_argument("name", help="a profile, e.g. seed1")
     p = command("release", release, "copy trained models into data/assets and track them")
-    p.add_argument("names", nargs="*", help="assets of params.yaml's `release`; default all")
+    p.add_argument("names", nargs="*", help="names of params.yaml's release.assets, e.g. general.safetensors; default all")
     command("manifest", manifest, "make the corpus manifest anew from the installed scores and our études")
     command("lock", lock, "print the requirements of settings.ini")
     return parser

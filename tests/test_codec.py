@@ -120,6 +120,8 @@ def test_unfitted_codec_refuses_both_ways(wav, tmp_path):
     for use in (lambda: codec.encode(wav), lambda: codec.decode(torch.zeros(1, 5, 128)), lambda: C.save_codec(tmp_path / "c.safetensors", codec)):
         with pytest.raises(AssetMismatch, match="fit_statistics"):
             use()
+    with pytest.raises(AssetMismatch, match="fit_statistics"):
+        codec.renormalise([wav])
     with pytest.raises(BadInput):
         codec.fit_statistics([])
 
@@ -180,6 +182,7 @@ def test_a_learning_encoder_gains_nothing_by_growing(small, wav):
     torch.testing.assert_close(latents, (raw - codec.latent_mean) / codec.latent_std, atol=1e-3, rtol=1e-3)
     C.normalise_in_training(codec, 2 * scale * raw.detach())
     assert (codec.latent_std / before - 1 - (1 - C.STATISTICS_MEMORY)).abs().max() < 1e-2
+    assert C.normalise_in_training(codec, scale * raw.detach().bfloat16()).dtype == torch.float32
     frozen = codec.latent_std.clone()
     C.normalise_in_training(codec, raw.detach())
     assert torch.equal(codec.latent_std, frozen)

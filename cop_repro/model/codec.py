@@ -203,7 +203,7 @@ class ConvNeXtBlock(nn.Module):
         return x + self.scale * self.down(F.gelu(self.up(h)))
 
 class EmbeddedCodec(Codec):
-    "Log-magnitudes, a linear encoder with a correction, a ConvNeXt decoder and a computed phase: trained on one CPU core."
+    "Log-magnitudes, a linear encoder, with `encoder_blocks` a correction, a ConvNeXt decoder and a computed phase: trained on one CPU core."
 
     def __init__(self,
         config: CodecConfig = CodecConfig(),  # sizes
@@ -230,6 +230,7 @@ class EmbeddedCodec(Codec):
         batches: Iterable[Float[Tensor, "b s"]],  # prepared waveforms
     ) -> "EmbeddedCodec":  # itself; it decodes what it encodes as before
         "Statistics of other sounds, their change folded into the decoder's first maps."
+        self._need_statistics()
         mean, std = self.latent_mean.clone(), self.latent_std.clone()
         self.fit_statistics(batches)
         for first in (self.skip, self.decoder[0]):
@@ -242,7 +243,7 @@ class EmbeddedCodec(Codec):
     def raw_of(self,
         magnitude: Float[Tensor, "b n k"],  # of `spectrogram`
     ) -> Float[Tensor, "b n c"]:  # before normalisation
-        "The linear map of log-magnitudes, corrected by blocks that see neighbouring frames and the energy of every band."
+        "The linear map of log-magnitudes, with `encoder_blocks` corrected by blocks that see neighbouring frames and the energy of every band."
         level = compress(magnitude)
         if not self.config.encoder_blocks: return self.encoder(level)
         energy = compress((magnitude**2 @ self.bands.T).sqrt())
@@ -282,13 +283,14 @@ def codec_loss(
     logs = {"snr_db": float(-10 * relative.detach().log10().mean()), "level": float(level.detach())}
     return relative.log().mean() / 4 + log_weight * level, logs
 
-STATISTICS_MEMORY = .98  # of the running statistics, a step
+STATISTICS_MEMORY = .98  # share of the running statistics that is kept at each step, in [0, 1)
 
 def normalise_in_training(
-    codec: EmbeddedCodec,  # in training; its statistics follow its encoder
+    codec: EmbeddedCodec,  # in training; statistics that are fitted follow an encoder that learns
     raw: Float[Tensor, "b n c"],  # latents before normalisation
 ) -> Float[Tensor, "b n c"]:  # normalised
-    "Batch renormalisation (arXiv 1702.03275): the running statistics' values, the batch's gradient, so that a learning encoder gains nothing by growing louder than the noise."
+    "By the batch's own statistics until any are fitted, by the fitted ones of a frozen encoder, else by batch renormalisation (arXiv 1702.03275, r and d not clipped): running values, the batch's gradient, so that an encoder gains nothing by growing louder than the noise."
+    raw = raw.float()
     if codec.fitted and not raw.requires_grad: return (raw - codec.latent_mean) / codec.latent_std
     mean, std = raw.mean((0, 1)), raw.std((0, 1)) + 1e-3
     if not codec.fitted: return (raw - mean) / std
@@ -302,7 +304,7 @@ def codec_step(
     wav: Float[Tensor, "b s"],  # prepared crops, 1 s
     rng: torch.Generator,  # noise on the latents
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:  # loss to step on, logs
-    "One training loss of the embedded codec; the generic loop steps on it."
+    "One training loss of the embedded codec; the generic loop steps on it. Where a fitted codec's encoder learns, its statistics move."
     ref = spectrogram(wav).abs()
     latents = normalise_in_training(codec, codec.raw_of(ref))
     strength = codec.config.max_noise * torch.rand(len(wav), 1, 1, generator=rng)

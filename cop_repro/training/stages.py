@@ -257,9 +257,10 @@ def further_codec(
     learn: Literal["decoder", "all"] = "decoder",  # all: a linear encoder may grow `encoder_blocks`, which begin as nothing
 ) -> Codec:  # encoder and statistics frozen unless all of it learns
     "A finished codec whose decoder, or all of it, goes on learning."
+    if sizes.kind != "embedded": raise ParamsError(f"init: an embedded codec can go on learning, one of kind {sizes.kind!r} is taken as it is: use init: null")
     old = load_codec(init, split)
     same = {"max_noise": old.config.max_noise, "num_rounds": old.config.num_rounds} | ({"encoder_blocks": 0} if learn == "all" and not old.config.encoder_blocks else {})
-    if replace(sizes, **same) != old.config: raise AssetMismatch(f"{init.name} is not of the sizes that the parameters ask for ({old.config}, {sizes}): train a new one with init: null")
+    if replace(sizes, **same) != old.config: raise AssetMismatch(f"{init.name} is not of the sizes that the parameters ask for ({old.config}, {sizes}): train a new one with init: null{', or grow its blocks with learn: all' if sizes.encoder_blocks > old.config.encoder_blocks == 0 else ''}")
     codec = make_codec(sizes).eval()
     codec.load_state_dict(old.state_dict(), strict=sizes.encoder_blocks == old.config.encoder_blocks)
     for name, weight in codec.named_parameters(): weight.requires_grad_(learn == "all" or name.startswith(("decoder.", "skip.")))
@@ -276,11 +277,11 @@ def train_codec(
     learn: Literal["decoder", "all"] = "decoder",  # of `init`; while the decoder learns alone, the latents, and so every model of them, stay what they are
 ) -> tuple[Codec, TrainResult | None]:  # finished, on the CPU; how it was trained, if it was
     "The codec of a run, with statistics, saved (arXiv 2503.22200, audio latent)."
+    if learn not in ("decoder", "all"): raise ParamsError(f"learn is {learn!r}: 'decoder' or 'all'")
     stores = place.open(*place.stores)
     split, result = stores[0].about["split_hash"], None
     sources = [(s, np.tile(s.select(split="train"), data.repeats.get(name, 1))) for name, s in zip(place.stores, stores)]
     with seeded(place.seed, "codec"): codec = load_codec(asset, split) if asset is not None else make_codec(sizes) if init is None else further_codec(init, sizes, split, learn)
-    if learn not in ("decoder", "all"): raise ParamsError(f"learn is {learn!r}: 'decoder' or 'all'")
     if codec.config.kind != sizes.kind: raise ParamsError(f"{asset.name} holds an {codec.config.kind} codec, the parameters ask for {sizes.kind!r}: use source: train, or another asset")
     if asset is None:
         if sizes.kind == "embedded":

@@ -318,8 +318,8 @@ def save_figures(
 PLACE = {"base_t2a": "table3", "base_direction": "table3", "controls": "controls", "video2roll": "roll", "video2roll_clean": "roll", "base": "table2", "base_without_text": "table2", "cl": "table2", "piano2h": "table2", "audeo_style": "table4", "no_guidance": "table4",
          "cop_piano": "table4", "cop_velocity": "table5", "cop_velocity_dpo": "table5", "cop_shipped": "table5"}
 ROW_NAMES = {"base_t2a": "base"}  # entries whose row is printed under the paper's name
-NOT_RUN = (("table2", ("factorcl",), ("mel_distance", "av_align", "fad", "fd", "kl", "inception_score", "clip_score")),)  # need models that this version lacks
-COLUMNS = {"table2": ("mel_distance", "label_accuracy", "av_align", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clip_score"),
+NOT_RUN = (("table2", ("factorcl",), ("mel_distance", "event_f1", "av_align", "fad", "fd", "kl", "inception_score", "clip_score")),)  # need models that this version lacks
+COLUMNS = {"table2": ("mel_distance", "label_accuracy", "event_f1", "av_align", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clip_score"),
            "table3": ("mel_distance", "label_accuracy", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clap_score", "pitch_direction", "pace_direction"),
            "table4": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance", "mos_melody", "mos_appeal"),
            "table5": ("si_sdr_spec", "transcription_f1", "style_preference", "chroma_similarity", "mel_distance", "mos_melody", "mos_appeal"),

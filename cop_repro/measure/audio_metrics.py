@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_DB', 'METRICS', 'BLOCK', 'Metric', 'registry', 'checked', 'checked_pair', 'si_sdr', 'stft_magnitude',
-           'si_sdr_spec', 'mel_spectrum_db', 'mel_distance', 'chroma_similarity', 'frechet_from_statistics',
-           'frechet_distance', 'kid', 'FrechetFit', 'fad_infinity', 'align_by_id', 'kl_per_clip', 'kl',
-           'inception_score', 'cosine_per_pair', 'clap_score', 'clip_score_per_clip', 'clip_score', 'count_matches',
-           'event_times', 'av_align', 'audio_onsets', 'flow_magnitude', 'video_peaks', 'AvOffset', 'av_offset',
-           'motion_offset', 'drop_undefined', 'bootstrap_groups', 'bootstrap_interval', 'paired_interval',
-           'bootstrap_draws', 'draws_interval', 'bootstrap_statistic', 'plot_intervals']
+           'si_sdr_spec', 'mel_spectrum_db', 'mel_distance', 'pitch_level', 'chroma_similarity',
+           'frechet_from_statistics', 'frechet_distance', 'kid', 'FrechetFit', 'fad_infinity', 'align_by_id',
+           'kl_per_clip', 'kl', 'inception_score', 'cosine_per_pair', 'clap_score', 'clip_score_per_clip', 'clip_score',
+           'count_matches', 'event_times', 'av_align', 'audio_onsets', 'strong_onsets', 'event_f1', 'flow_magnitude',
+           'video_peaks', 'AvOffset', 'av_offset', 'motion_offset', 'drop_undefined', 'bootstrap_groups',
+           'bootstrap_interval', 'paired_interval', 'bootstrap_draws', 'draws_interval', 'bootstrap_statistic',
+           'plot_intervals']
 
 # %% ../../nbs/measure/20_audio_metrics.ipynb #e2b99aa2
 import math
@@ -20,6 +21,7 @@ from typing import Literal
 
 import cv2
 import librosa
+import mir_eval
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -54,7 +56,7 @@ METRICS = registry(
     ("si_sdr", "dB", True, MAX_DB), ("si_sdr_spec", "dB", True, MAX_DB), ("mel_distance", "dB", False, 0.0),
     ("chroma_similarity", "", True, 1.0), ("frechet_distance", "", False, 0.0), ("fad", "", False, 0.0), ("fd", "", False, 0.0),
     ("fad_infinity", "", False, 0.0), ("kid", "", False, 0.0), ("kl", "nat", False, 0.0), ("label_accuracy", "", True, 1.0), ("pitch_direction", "", True, 1.0), ("pace_direction", "", True, 1.0), ("inception_score", "", True),
-    ("clap_score", "", True, 1.0), ("clip_score", "%", True, 100.0), ("av_align", "", True, 1.0),
+    ("clap_score", "", True, 1.0), ("clip_score", "%", True, 100.0), ("av_align", "", True, 1.0), ("event_f1", "", True, 1.0),
     ("av_align_2023", "", True, 1.0), ("av_offset_ms", "ms", None, 0.0), ("av_offset_abs_ms", "ms", False, 0.0), ("motion_offset_ms", "ms", None, 0.0),
     ("motion_offset_abs_ms", "ms", False, 0.0))
 
@@ -192,6 +194,17 @@ def mel_distance(
     "Mean absolute difference of mel spectra in dB (80 bands, 10 ms)."
     ref, est = checked_pair(ref_wav, est_wav, 1)
     return float(np.abs(mel_spectrum_db(ref, sample_rate) - mel_spectrum_db(est, sample_rate)).mean())
+
+def pitch_level(
+    wav: Float[Array, " s"],  # waveform
+    sample_rate: int = 24_000,  # Hz
+) -> float:  # octaves above 1 kHz; NaN for silence
+    "Where the energy lies: mean of log2(f / 1 kHz) over all bins from 20 Hz, weighted by their energy. Unlike a mean spectral centroid it does not hear the noise between events."
+    spec = stft_magnitude(checked("wav", wav, 1), 2048, 512).astype(np.float64) ** 2
+    octaves = np.log2(np.arange(1, len(spec)) * sample_rate / 2048 / 1000)
+    heard = octaves >= np.log2(.02)
+    energy = spec[1:][heard].sum(1)
+    return float((energy * octaves[heard]).sum() / energy.sum()) if energy.sum() > 0 else float("nan")
 
 def chroma_similarity(
     ref_wav: Float[Array, " s"],  # true waveform
@@ -452,6 +465,30 @@ def audio_onsets(
     wav = librosa.resample(wav, orig_sr=sample_rate, target_sr=22_050)
     wav = np.pad(wav, (0, max(0, 4096 - wav.size)))
     return librosa.onset.onset_detect(y=wav, sr=22_050, units="time").astype(np.float64)
+
+def strong_onsets(
+    wav: Float[Array, " s"],  # waveform
+    sample_rate: int = 24_000,  # Hz
+    share: float = .25,  # of the strongest onset's strength that counts, in (0, 1)
+) -> Float[Array, " n"]:  # seconds; empty for silence
+    "Onsets that stand out: peaks of spectral flux that rise above the local mean by a share of the strongest, 100 ms apart at least. Unlike `audio_onsets` it does not hear the flutter of a noise floor."
+    _in_hz(sample_rate)
+    if not 0 < share < 1: raise BadInput(f"share is {share!r}; a number between 0 and 1 is needed")
+    wav = checked("wav", wav, 1).astype(np.float32)
+    if not wav.any(): return np.zeros(0)
+    strength = librosa.onset.onset_strength(y=np.pad(wav, (0, max(0, 4096 - wav.size))), sr=sample_rate, hop_length=sample_rate // 100)
+    return librosa.util.peak_pick(strength, pre_max=5, post_max=5, pre_avg=20, post_avg=20, delta=share * strength.max(), wait=10) * (sample_rate // 100) / sample_rate
+
+def event_f1(
+    ref_wav: Float[Array, " s"],  # true sound of the film
+    est_wav: Float[Array, " s"],  # generated sound
+    sample_rate: int = 24_000,  # Hz
+    tolerance_s: float = .1,  # seconds; sound and picture that far apart still seem to be one
+) -> float:  # 0 to 1; NaN where nothing stands out of the true sound
+    "F1 of onsets that stand out, matched one to one (mir_eval): do events sound when they happen?"
+    ref, est = (strong_onsets(w, sample_rate) for w in (ref_wav, est_wav))
+    _positive(tolerance_s=tolerance_s)
+    return float(mir_eval.onset.f_measure(ref, est, window=tolerance_s)[0]) if ref.size and est.size else 0. if ref.size else math.nan
 
 def flow_magnitude(
     frames: UInt8[Array, "f h w *c"],  # film, grey or RGB

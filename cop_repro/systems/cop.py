@@ -26,7 +26,7 @@ from ..data.notes import Notes, Roll, drop_unstruck, make_roll, roll_to_notes, w
 from ..data.rendering import iter_video, probe_video, read_audio, write_video
 from ..judges.judges import transcribe, transcriber_name
 from ..measure.music_metrics import best_lag_onset_f1, note_scores, random_notes
-from ..model.codec import Codec, load_codec
+from ..model.codec import Codec, check_latents, load_codec
 from ..model.encoders import Encoders, load_encoders
 from ..model.flow import Conditions, SampleConfig, sample, to_latent_rate
 from ..model.keyboard import Keyboard, check_still, find_keyboard, key_profile, parse_corners, plot_keyboard, rectify
@@ -227,14 +227,16 @@ def load_performer(
     folder: Path | str,  # with the assets
     sample: SampleConfig = SampleConfig(num_steps=16, cfg_strength=0.0, roll_strength=2.0),  # solver
 ) -> Performer:
-    "Codec, encoders and piano model from a folder; all must come from one split."
+    "Codec, encoders and piano model from a folder; all must come from one split, and the model must know the codec's latents."
     folder = Path(folder)
     paths = [folder / name for name in ASSETS]
     for path in paths:
         if not path.is_file(): raise BadInput(f"asset {path.name} is missing in {folder.name}/: `make setup` fetches the shipped ones")
     piano, meta = load_piano(paths[2])
     split = meta["split_hash"]
-    return Performer(load_codec(paths[0], split), load_encoders(paths[1], split_hash=split), piano, sample, {p.name: file_hash(p) for p in paths})
+    codec = load_codec(paths[0], split)
+    check_latents(paths[2].name, meta, codec.latent_id)
+    return Performer(codec, load_encoders(paths[1], split_hash=split), piano, sample, {p.name: file_hash(p) for p in paths})
 
 SHOWN_S = 60.0  # of a film, in its picture
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEYBOARD_WORKS', 'CHORALES', 'DEFAULT_WORKS', 'PIANISTS', 'MIN_GAP_S', 'MIN_HOLD_S', 'Score', 'make_score',
-           'score_to_dict', 'score_from_dict', 'pitch_number', 'parse_etude', 'etudes', 'corpus_scores',
+           'move_hands', 'score_to_dict', 'score_from_dict', 'pitch_number', 'parse_etude', 'etudes', 'corpus_scores',
            'melody_overlap', 'group_works', 'split_works', 'split_hash', 'Pianist', 'perform', 'touch_statistics',
            'split_hands', 'assign_fingers']
 
@@ -59,6 +59,16 @@ def make_score(
     if wrong: raise BadInput(f"{work_id} asks for MIDI pitch {wrong[0]}: a piano has {LOWEST_PITCH}..{LOWEST_PITCH + NUM_KEYS - 1}")
     if min(duration) <= 0 or min(onset) < 0: raise BadInput(f"{work_id} has a note of no duration or before the start")
     return Score(work_id, pitches=np.array(pitch), onsets_q=np.array(onset), durations_q=np.array(duration), hands=np.array(hand), **about)
+
+def move_hands(
+    score: Score,  # any score
+    octaves: Sequence[int],  # upwards: of the left hand, of the right hand
+) -> Score:  # the same piece elsewhere on the keyboard; notes that would leave it are left out
+    "A piece with its hands in other registers: scores leave the ends of the keyboard nearly silent."
+    if len(octaves) != 2: raise BadInput(f"octaves {list(octaves)}: two are needed, of the left and of the right hand")
+    moved = score.pitches + 12 * np.asarray(octaves)[score.hands]
+    rows = [row for row in zip(moved.tolist(), score.onsets_q.tolist(), score.durations_q.tolist(), score.hands.tolist()) if LOWEST_PITCH <= row[0] < LOWEST_PITCH + NUM_KEYS]
+    return make_score(score.work_id, rows, **{f.name: getattr(score, f.name) for f in fields(Score) if f.name not in ("work_id", "pitches", "onsets_q", "durations_q", "hands")})
 
 def score_to_dict(
     score: Score,  # any score

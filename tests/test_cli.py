@@ -77,12 +77,14 @@ def test_no_keyboard(tmp_path, capsys):
     refused(["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out")], capsys, "keyboard", "--corners", folder=tmp_path / "out")
     refused(["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out"), "--corners", "1,2 3"], capsys, "corners", folder=tmp_path / "out")
 
-def test_asset_of_another_split(film, root, tmp_path, capsys):
+def test_asset_of_another_split_or_codec(film, root, tmp_path, capsys):
     assets = tmp_path / "assets"
     shutil.copytree(root / "data" / "assets", assets)
     tensors, meta = load_weights(assets / "piano.safetensors")
     save_weights(assets / "piano.safetensors", tensors, {**meta, "split_hash": "0" * 16})
     refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "split", folder=tmp_path / "out")
+    save_weights(assets / "piano.safetensors", tensors, {**meta, "latents": "0" * 12})
+    refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "learnt latents 000000000000", folder=tmp_path / "out")
     (assets / "codec.safetensors").unlink()
     refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "codec.safetensors", folder=tmp_path / "out")
 

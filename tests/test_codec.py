@@ -121,9 +121,11 @@ def test_unfitted_codec_refuses_both_ways(wav, tmp_path):
         with pytest.raises(AssetMismatch, match="fit_statistics"):
             use()
     with pytest.raises(AssetMismatch, match="fit_statistics"):
-        codec.renormalise([wav])
+        codec.align(codec, [wav])
     with pytest.raises(BadInput):
         codec.fit_statistics([])
+    with pytest.raises(BadInput, match="no waveforms"):
+        codec.align(codec, [])
 
 
 @pytest.mark.parametrize("shape", [(1, 24_001), (24_000,), (1, 2, 24_000), (1, 0)])
@@ -188,13 +190,20 @@ def test_a_learning_encoder_gains_nothing_by_growing(small, wav):
     assert torch.equal(codec.latent_std, frozen)
 
 
-def test_other_statistics_the_same_sound(small, wav):
+def test_latents_turned_back_and_the_same_sound(small, wav):
     codec, other = copy.deepcopy(small), tones(2.0, 3)[2:] * 0.1
     with torch.no_grad():
-        before = codec.log_magnitude(codec.encode(wav))
-        codec.renormalise([other])
-        assert not torch.allclose(codec.latent_mean, small.latent_mean, atol=1e-2) and codec.encode(other).mean((0, 1)).abs().max() < 1e-3
-        torch.testing.assert_close(codec.log_magnitude(codec.encode(wav)), before, atol=1e-3, rtol=0)
+        turn = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(1)))[0]
+        codec.encoder.weight.copy_(turn @ small.encoder.weight * 2), codec.encoder.bias.add_(0.3)
+        codec.encoder.weight.add_(0.01 * torch.randn(codec.encoder.weight.shape, generator=torch.Generator().manual_seed(2)))
+        codec.fit_statistics([wav])
+        before, away = codec.log_magnitude(codec.encode(other)), (codec.encode(wav) - small.encode(wav)).square().mean()
+        explained = codec.align(small, [wav])
+        torch.testing.assert_close(codec.log_magnitude(codec.encode(other)), before, atol=1e-2, rtol=0)
+        near = (codec.encode(wav) - small.encode(wav)).square().mean()
+        spread = small.encode(wav).var((0, 1), correction=0).mean()
+    assert near < 0.5 * away and explained == pytest.approx(1 - float(near / spread), abs=1e-3)
+    assert torch.equal(codec.latent_std, small.latent_std) and codec.latent_id != small.latent_id
 
 
 def test_loss_falls_with_the_error(wav):

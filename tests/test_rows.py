@@ -1,11 +1,12 @@
 "Rows of the evaluation: every network of a row lies where the parameters say, and results come back to the CPU."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from cop_repro.core import ParamsError, RATES, torch_rng
+from cop_repro.core import AssetMismatch, ParamsError, RATES, load_weights, save_weights, torch_rng
 from cop_repro.data.clips import Clip
 from cop_repro.model.flow import Sampled
 from cop_repro.systems import rows
@@ -28,6 +29,15 @@ def test_every_network_lies_on_the_device(row):
     for kind in ("roll", "audeo"): assert placed(*(s.roll for s in rows.SYSTEMS[kind](row(kind, "meta")).values())) == {"meta"}
     performer = rows.SYSTEMS["piano"](row("piano", "meta"))[""].performer
     assert placed(performer.codec, performer.encoders, performer.piano) == {"meta"} == placed(*rows._general_parts(row("general", "meta")))
+
+
+@pytest.mark.parametrize("kind", ["general", "piano"])
+def test_a_model_of_other_latents_is_refused(row, tmp_path, kind):
+    wanted = row(kind, "cpu")
+    tensors, meta = load_weights(wanted.model)
+    save_weights(tmp_path / "other.safetensors", tensors, {**meta, "latents": "0" * 12})
+    build = {"general": rows._general_parts, "piano": rows.SYSTEMS["piano"]}[kind]
+    with pytest.raises(AssetMismatch, match="learnt latents 000000000000"): build(replace(wanted, model=tmp_path / "other.safetensors"))
 
 
 def test_noise_is_the_same_everywhere(row, monkeypatch):

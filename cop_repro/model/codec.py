@@ -6,10 +6,10 @@
 __all__ = ['WINDOW_LENGTH', 'NUM_BINS', 'COMPRESSION', 'STATISTICS_MEMORY', 'prepare_wav', 'spectrogram', 'inverse_spectrogram',
            'initial_phase', 'wav_from_magnitude', 'CodecConfig', 'Codec', 'band_matrix', 'ConvNeXtBlock',
            'EmbeddedCodec', 'compress', 'expand', 'codec_loss', 'normalise_in_training', 'codec_step', 'plot_levels',
-           'save_codec', 'load_codec', 'fold_weight_norm', 'EnCodec24', 'make_codec']
+           'save_codec', 'load_codec', 'check_latents', 'fold_weight_norm', 'EnCodec24', 'make_codec']
 
 # %% ../../nbs/model/30_codec.ipynb #91755266
-import math
+import hashlib, math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,6 +135,14 @@ class Codec(nn.Module):
     def fitted(self) -> bool:  # whether `fit_statistics` has run
         return bool(torch.isfinite(self.latent_mean).all() and torch.isfinite(self.latent_std).all())
 
+    @property
+    def latent_id(self) -> str:  # 12 hexadecimal digits
+        "What the latents mean: a hash of encoder and statistics. Codecs that share it differ in their decoders alone, and a model of the latents of one can speak through the other."
+        made = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            if name.startswith(("latent_", "encoder.", "correction.")): made.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return made.hexdigest()[:12]
+
     def encode(self,
         wav: Float[Tensor, "b s"],  # prepared waveforms, s a multiple of 320
     ) -> Float[Tensor, "b n c"]:  # s / 320 normalised latents
@@ -226,17 +234,29 @@ class EmbeddedCodec(Codec):
             nn.init.zeros_(self.correction[-1].weight); nn.init.zeros_(self.correction[-1].bias)
 
     @torch.no_grad()
-    def renormalise(self,
+    def align(self,
+        to: Codec,  # whose latents models know
         batches: Iterable[Float[Tensor, "b s"]],  # prepared waveforms
-    ) -> "EmbeddedCodec":  # itself; it decodes what it encodes as before
-        "Statistics of other sounds, their change folded into the decoder's first maps."
-        self._need_statistics()
-        mean, std = self.latent_mean.clone(), self.latent_std.clone()
-        self.fit_statistics(batches)
+    ) -> float:  # share of the variance of its latents that these now explain, at most 1; what is encoded is decoded as before
+        "Rotate, scale and shift the latents to lie as near as they can to another codec's (orthogonal Procrustes, Schoenemann 1966), folded into the last maps of the encoder and the first of the decoder. White noise stays white."
+        pairs = [(to.encode(wav).double().flatten(0, 1), self.encode(wav).double().flatten(0, 1)) for wav in batches]
+        if not pairs: raise BadInput("no waveforms to align latents on: give the training waveforms")
+        theirs, own = (torch.cat(side) for side in zip(*pairs))
+        centre, mean = theirs.mean(0), own.mean(0)
+        left, values, right = torch.linalg.svd((own - mean).mT @ (theirs - centre))
+        scale = values.sum() / (own - mean).square().sum()
+        turn, back = scale * (left @ right).mT, left @ right / scale  # to the new latents and from them, acting on columns
+        old_mean, old_std, new_mean, new_std = (v.double() for v in (self.latent_mean, self.latent_std, to.latent_mean, to.latent_std))
+        matrix = new_std[:, None] * turn / old_std
+        for last, shift in ((self.encoder, new_std * (centre - turn @ (mean + old_mean / old_std)) + new_mean), *([(self.correction[-1], 0.)] if self.config.encoder_blocks else [])):
+            last.bias.copy_(matrix @ last.bias.double() + shift)
+            last.weight.copy_(matrix @ last.weight.double())
         for first in (self.skip, self.decoder[0]):
-            first.bias += first.weight @ ((self.latent_mean - mean) / std)
-            first.weight *= self.latent_std / std
-        return self
+            first.bias += (first.weight.double() @ (mean - back @ centre)).float()
+            first.weight.copy_(first.weight.double() @ back)
+        self.latent_mean.copy_(new_mean); self.latent_std.copy_(new_std)
+        moved = (own - mean) @ turn.mT + centre
+        return float(1 - (theirs - moved).square().sum() / (theirs - centre).square().sum())
 
     def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]: return self.raw_of(spectrogram(wav).abs())
 
@@ -353,6 +373,14 @@ def load_codec(
     codec.load_state_dict(tensors)
     codec._need_statistics()
     return codec.eval()
+
+def check_latents(
+    name: str,  # of the model's file, for the message
+    meta: Mapping,  # its description
+    latents: str | None,  # `latent_id` of the codec it shall speak through
+) -> None:
+    "Refuse a model of another codec's latents: it would make noise."
+    if meta.get("latents") != latents: raise AssetMismatch(f"{name} learnt latents {meta.get('latents')}, this codec's are {latents}: take the codec that belongs to it, or let it learn these (`init` with relearn: true)")
 
 # %% ../../nbs/model/30_codec.ipynb #42c2499c
 def fold_weight_norm(

@@ -386,7 +386,8 @@ def manifest(args) -> int:
 HEADLINES = (("table4", "no_guidance", "si_sdr_spec"), ("table4", "cop_piano", "si_sdr_spec"), ("table5", "cop_velocity", "si_sdr_spec"), ("table5", "cop_velocity_dpo", "si_sdr_spec"), ("table5", "cop_shipped", "si_sdr_spec"),
              ("table4", "audeo_style", "si_sdr_spec"), ("table4", "audeo_style_same_soundfont", "si_sdr_spec"), ("controls", "codec", "si_sdr_spec"), ("controls", "shuffled", "si_sdr_spec"),
              ("table4", "no_guidance", "transcription_f1"), ("table4", "cop_piano", "transcription_f1"), ("table5", "cop_shipped", "transcription_f1"), ("table4", "audeo_style", "transcription_f1"), ("controls", "truth", "transcription_f1"),
-             ("roll", "video2roll_clean", "onset_f1"), ("roll", "video2roll", "onset_f1"), ("real", "cop_perform", "onset_f1"), ("real", "random_notes", "onset_f1"),
+             ("table2", "base", "label_accuracy"), ("table2", "base", "event_f1"), ("table2", "base_shuffled", "event_f1"), ("table3", "base", "label_accuracy"), ("table3", "base_direction", "pitch_direction"),
+             ("table3", "base_direction", "pace_direction"), ("roll", "video2roll_clean", "onset_f1"), ("roll", "video2roll", "onset_f1"), ("real", "cop_perform", "onset_f1"), ("real", "random_notes", "onset_f1"),
              ("real", "cop_perform", "lag_onset_f1"), ("real", "random_notes", "lag_onset_f1"))
 
 def readme_table(results: list[dict]) -> str:

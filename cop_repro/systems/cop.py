@@ -116,7 +116,7 @@ def window_weights(
 @dataclass(frozen=True)
 class WindowConfig:
     "How long films are cut."
-    window_s: float = 10.0  # as in training and in the paper
+    window_s: float = 10.0  # as in the paper
     overlap_s: float = 2.0  # cross-faded
 
 def locate_keyboard(

@@ -55,7 +55,7 @@ class Trial:
     reconstruction_db: float  # si_sdr_spec of the decoded true latents, mean over clips
     generation_db: float  # si_sdr_spec of the decoded generated latents
     general_db: float  # reconstruction of sounds that are no piano
-    loss: float  # last flow-matching loss; 2 is doing nothing
+    loss: float  # last flow-matching loss; 1 + the variance of the latents is doing nothing
 
 @torch.inference_mode()
 def _decoded(codec: Codec, latents: Tensor) -> np.ndarray: return codec.decode(latents[None])[0].numpy()

@@ -55,7 +55,9 @@ class Place:
             if len({tuple(s.values("clip_id", range(len(s)))) for s in found[-1]}) > 1: raise AssetMismatch(f"{name}: its stores {', '.join(kinds)} do not hold the same clips: run the stages again that make them")
         return found
 
-    def encoded_recordings(self) -> list[Store | ShardedStore]: return [open_store(folders["encoded"]) for folders in self.recorded.values() if folders["encoded"].exists()]
+    def encoded_recordings(self) -> list[Store | ShardedStore]:  # those of every set that has been encoded
+        "Features of the recorded sets."
+        return [open_store(folders["encoded"]) for folders in self.recorded.values() if folders["encoded"].exists()]
 
     def verify_recorded(self, *kinds: str) -> None:
         "Every byte of the recorded sets' shards, read by the first process; unchanged files are read once only."
@@ -267,7 +269,7 @@ def train_preference(
     check_latents(start.name, load_weights(start)[1], latents)
     run = POSTTRAINING[objective][0](start, columns, style_pairs(clips, preferred), general, cfg, settings, RATES.latents(crop_s), dropout, place.seed, device)
     result = train(run.modules, run.step_fn, cfg, place.scratch, place.progress, identity=place.identity(split), stop=run.stop)
-    return _finish(run.modules, result, lambda: run.save(place.made, {**place.about(split, latents), "variant": variant}))
+    return _finish(run.modules, result, lambda: run.save(place.made, {"split_hash": split, "latents": latents, "variant": variant}))
 
 # %% ../../nbs/training/47_stages.ipynb #221047f7
 def further_codec(

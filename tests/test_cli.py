@@ -40,6 +40,16 @@ def test_perform_twice_is_the_same(film, tmp_path):
     assert (tmp_path / "a" / "sound.wav").read_bytes() == (tmp_path / "b" / "sound.wav").read_bytes()
     assert (tmp_path / "a" / "notes.mid").read_bytes() == (tmp_path / "b" / "notes.mid").read_bytes()
 
+def test_corners_given_by_hand(film, tmp_path):
+    "The corners that the finder reports, typed in, make the same performance; the report tells how well they match."
+    assert main(["perform", str(film[0]), "-o", str(tmp_path / "found")]) == 0
+    found = json.loads((tmp_path / "found" / "report.json").read_text())["keyboard"]
+    assert main(["perform", str(film[0]), "-o", str(tmp_path / "typed"), "--corners", " ".join(f"{x},{y}" for x, y in found["corners"])]) == 0
+    typed = json.loads((tmp_path / "typed" / "report.json").read_text())["keyboard"]
+    assert typed["corners"] == found["corners"] and abs(typed["confidence"] - found["confidence"]) < .1
+    one, other = (read_midi(tmp_path / name / "notes.mid") for name in ("found", "typed"))
+    assert onset_scores(one.onsets_s, one.pitches, other.onsets_s, other.pitches)["onset_f1"] > .9
+
 def refused(arguments: list[str], capsys, *words: str, folder: Path | None = None) -> str:
     assert main(arguments) == 2
     text = capsys.readouterr().err.strip()

@@ -44,7 +44,7 @@ def test_every_nuisance_gives_a_strip_with_keys(index):
 def test_strength_zero_is_clean_and_ranges_hold():
     assert replace(sample_nuisance(numpy_rng(0, "test"), 0.0), letterbox=0.0) == Nuisance.none()
     drawn = [sample_nuisance(numpy_rng(3, "test", i)) for i in range(200)]
-    for name, low, high in (("travel_mm", 8.5, 11), ("light", .75, 1.25), ("corner_jitter_mm", 0, 5), ("black_ratio", .57, .69)):
+    for name, low, high in (("travel_mm", 8.5, 11), ("light", .75, 1.4), ("curl", 0, 1), ("hover_mm", 1, 15), ("corner_jitter_mm", 0, 5), ("black_ratio", .57, .69)):
         values = np.array([getattr(n, name) for n in drawn])
         assert low <= values.min() < low + .1 * (high - low) and high - .1 * (high - low) < values.max() <= high
     assert all(0 <= c <= 255 for n in drawn for f in fields(n) if f.name in ("skin", "white", "black", "desk") for c in getattr(n, f.name))

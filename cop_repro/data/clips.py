@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REGISTERS', 'FRAME_SIZE', 'Clip', 'Prediction', 'Item', 'works_of', 'write_manifest', 'read_manifest', 'SetSizes',
            'windows_of', 'piano_items', 'pair_items', 'general_items', 'rendered_items', 'keep_items',
-           'in_other_registers', 'load_works', 'StripSize', 'prepare_level', 'piano_clip', 'general_clip', 'Store',
-           'create_columns', 'fill_store', 'piano_store', 'general_store', 'store_wav', 'store_clip']
+           'in_other_registers', 'load_works', 'StripSize', 'LevelMeter', 'prepare_level', 'piano_clip', 'general_clip',
+           'Store', 'create_columns', 'fill_store', 'piano_store', 'general_store', 'store_wav', 'store_clip']
 
 # %% ../../nbs/data/14_clips.ipynb #f06257ea
 import itertools, json, multiprocessing
@@ -235,13 +235,34 @@ class StripSize:
     height: int = 48  # pixels along the keys
     width: int = 520  # pixels across the 52 white keys
 
+class LevelMeter:
+    "Mean and peak of a sound that may come in pieces."
+    def __init__(self): self.count, self.total, self.low, self.high = 0, 0.0, 0.0, 0.0
+
+    def add(self,
+        wav: np.ndarray,  # float (s,)
+    ) -> None:
+        "Hear a piece."
+        if not len(wav): return
+        low, high = float(wav.min()), float(wav.max())
+        self.low, self.high = (min(self.low, low), max(self.high, high)) if self.count else (low, high)
+        self.count, self.total = self.count + len(wav), self.total + float(wav.sum(dtype=np.float64))
+
+    def level(self,
+        wav: np.ndarray,  # float (s,), all or a piece of what was heard
+    ) -> np.ndarray:  # float32 (s,), its peak at 0.5
+        "Subtract the mean, divide by the peak, times 0.5 (arXiv 2503.22200); silence stays silence."
+        mean = self.total / max(self.count, 1)
+        peak = max(self.high - mean, mean - self.low)
+        return ((wav - mean) * (0.5 / peak) if peak > 1e-12 else wav - mean).astype(np.float32, copy=False)
+
 def prepare_level(
     wav: np.ndarray,  # float (s,)
 ) -> np.ndarray:  # float32 (s,), peak 0.5
-    "Subtract the mean, divide by the peak, times 0.5 (arXiv 2503.22200); silence stays silence."
-    centred = wav - wav.mean() if len(wav) else wav
-    peak = max(centred.max(initial=0.0), -centred.min(initial=0.0))
-    return (centred * (0.5 / peak) if peak > 0 else centred).astype(np.float32, copy=False)
+    "The papers' level (`LevelMeter`) of a whole sound."
+    meter = LevelMeter()
+    meter.add(wav)
+    return meter.level(wav)
 
 def piano_clip(
     item: Item,  # a rendered piano item

@@ -55,8 +55,12 @@ class Nuisance:
     sleeve: tuple[float, float, float] = (60, 62, 80)  # RGB of the sleeve
     sleeve_mm: float = 60.0  # bare forearm before the sleeve, 0 to 250
     hand_scale: float = 1.0  # 0.85 (small hand) to 1.25
-    hand_reach_mm: float = 0.0  # how far in the fingers play, -20 (at the edge) to 40 (between the black keys)
-    light: float = 1.0  # exposure, 0.7 to 1.3; above 1.05 the white keys clip
+    hand_reach_mm: float = 0.0  # how far in the fingers play, -20 (at the edge) to 50 (between the black keys)
+    finger_width: float = 1.05  # 0.9 (slender) to 1.3 (fleshy)
+    curl: float = 0.5  # 0 (flat fingers) to 1 (strongly bent: short from above, knuckles over the keys)
+    hover_mm: float = 8.0  # gap between an idle finger and the keys, 1 (resting) to 16
+    relief: float = 0.45  # how much darker the side of a finger is that the light does not reach, 0.1 to 0.9
+    light: float = 1.0  # exposure, 0.7 to 1.4; above 1.05 the white keys clip
     light_slope: tuple[float, float] = (0.0, 0.0)  # fall-off over the length and depth of the keyboard, -0.3 to 0.3
     light_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # gain per channel, 0.85 to 1.15
     drift: float = 0.0  # slow change of exposure while filming, 0 to 0.05
@@ -100,7 +104,7 @@ class Nuisance:
         return Nuisance()
 
 # %% ../../nbs/data/12_rendering.ipynb #96695c27
-_RANGES = dict(sleeve_mm=(0, 250), hand_scale=(.88, 1.25), hand_reach_mm=(-20, 38), light=(.75, 1.25), drift=(0, .04), shadow=(.15, .75),
+_RANGES = dict(sleeve_mm=(0, 250), hand_scale=(.88, 1.25), hand_reach_mm=(-20, 48), finger_width=(.92, 1.28), curl=(0, 1), hover_mm=(1, 15), relief=(.12, .85), light=(.75, 1.4), drift=(0, .04), shadow=(.15, .85),
     shadow_soft_mm=(1, 12), rear_shade=(0, .5), gloss=(0, .6), travel_mm=(8.5, 11), pivot_mm=(40, 200), wall=(.05, .7), crease=(.02, .2), gap_mm=(.7, 2),
     gap=(.2, .95), gap_spread=(0, .6), black_ratio=(.57, .69), black_mm=(11.8, 14.8), tilt=(0, .18), roll_deg=(-2.5, 2.5),
     zoom=(.78, 1), letterbox=(0, .12), corner_jitter_mm=(0, 5), lens=(-3, 3), blur_px=(0, 1), motion_blur=(0, .6), gamma=(.75, 1.35),
@@ -109,14 +113,14 @@ _SKIN = ((238, 196, 172), (224, 166, 138), (196, 134, 104), (150, 98, 72), (96, 
 
 def _colours(rng: np.random.Generator) -> dict:
     "Colours of player, instrument and room."
-    tone = np.array(_SKIN[rng.integers(len(_SKIN))]) * rng.uniform(.62, 1.05)
+    tone = np.array(_SKIN[rng.integers(len(_SKIN))]) * rng.uniform(.7, 1.15)
     white = np.array((244, 242, 236)) - rng.uniform(0, 1) ** 2 * np.array((18, 26, 46)) + rng.uniform(-4, 8)
     room = {name: rng.uniform(5, 170) * rng.uniform(.75, 1.1, 3) for name in ("sleeve", "desk")}
     back = rng.uniform(5, 90) * rng.uniform(.75, 1.1, 3) if rng.random() < .8 else np.array((120, 20, 25)) * rng.uniform(.6, 1.2)
     named = dict(skin=tone + rng.uniform(-8, 8, 3), white=white, black=rng.uniform(12, 48) + rng.uniform(-3, 3, 3), fallboard=back, **room)
     return {k: tuple(float(c) for c in np.clip(v, 4, 252)) for k, v in named.items()}
 
-KNOBS = {"hands": ("hands", "skin", "sleeve", "sleeve_mm", "hand_scale", "hand_reach_mm"),
+KNOBS = {"hands": ("hands", "skin", "sleeve", "sleeve_mm", "hand_scale", "hand_reach_mm", "finger_width", "curl", "hover_mm", "relief"),
          "light": ("light", "light_slope", "light_color", "drift", "shadow", "shadow_dir", "shadow_soft_mm", "rear_shade", "gloss"),
          "instrument": ("travel_mm", "pivot_mm", "wall", "crease", "gap_mm", "gap", "gap_spread", "white", "black", "black_ratio", "black_mm", "fallboard", "desk"),
          "camera": ("camera_mm", "tilt", "roll_deg", "zoom", "pan", "letterbox", "corner_jitter_mm", "lens"),
@@ -183,6 +187,7 @@ _REST_X = np.array([-45, -22, 0, 22, 43, -43, -22, 0, 22, 45.0])  # left little 
 _REST_Y = np.array([112, 98, 92, 96, 126, 126, 96, 92, 98, 112.0])
 _LENGTH = np.array([62, 78, 84, 78, 56, 56, 78, 84, 78, 62.0])  # fingertip to knuckle
 _RADIUS = np.array([6.3, 7.2, 7.6, 7.4, 9, 9, 7.4, 7.6, 7.2, 6.3])
+_ELBOW = 300.0  # either elbow off the middle of the keyboard, mm: hands in the middle point inwards
 _smooth = lambda x: (c := np.clip(x, 0, 1)) * c * (3 - 2 * c)
 
 def _hand_path(notes: Notes, fingers: np.ndarray, hand: int, times: np.ndarray, spots: np.ndarray, scale: float, rng) -> np.ndarray:
@@ -225,14 +230,15 @@ def hand_joints(
     times_s: Float[np.ndarray, " f"],  # increasing moments, s
     nuisance: Nuisance,  # hand size and reach
     seed: int,  # of the hands' own motion
-) -> Float[np.ndarray, "f 10 4 3"]:  # mm; fingertip, middle joint, knuckle, wrist
+) -> Float[np.ndarray, "f 10 5 3"]:  # mm; fingertip, end joint, middle joint, knuckle, wrist
     "Both hands as ten chains of joints, x along the keyboard, y towards the player, z up."
     rng, scale = numpy_rng(seed, "hands"), nuisance.hand_scale
     spots = _touch_points(notes, fingers, nuisance, rng)
     path = np.stack([_hand_path(notes, fingers, h, times_s, spots, scale, rng) for h in (0, 1)], 1).repeat(5, 1)
     phase, speed = rng.uniform(0, 2 * np.pi, (2, 10, 3)), rng.uniform(1.5, 9, (2, 10, 3))
     sway = np.sin(times_s[:, None, None, None] * speed + phase).sum(1) * (2.0, 3.5, 3.0)
-    base = np.stack([path[..., 0] + scale * _REST_X, path[..., 1] + _REST_Y - nuisance.hand_reach_mm, np.full(path.shape[:2], 13.0)], -1)
+    lean = np.clip((path[..., 0] - KEYBOARD_MM / 2 - np.repeat((-_ELBOW, _ELBOW), 5)) / 700 + rng.normal(0, .08, 2).repeat(5), -.5, .5)
+    base = np.stack([path[..., 0] + scale * _REST_X, path[..., 1] + _REST_Y + lean * scale * _REST_X - nuisance.hand_reach_mm, np.full(path.shape[:2], 5 + nuisance.hover_mm)], -1)
     tip = base + sway
     for i, (f, on, off, down) in enumerate(zip(fingers, notes.onsets_s, _lift_times(notes), descent_time(notes.velocities))):
         if f < 0: continue
@@ -243,16 +249,21 @@ def hand_joints(
         z = BLACK_HEIGHT_MM * black - (BLACK_TRAVEL_MM if black else nuisance.travel_mm) * depth + 5
         goal = np.stack([np.full_like(t, spots[i, 0]), np.full_like(t, spots[i, 1]), z], 1)
         tip[a:b, f] += weight * (goal - tip[a:b, f])
-    return _chain(tip, base, sway, scale)
+    return _chain(tip, base, sway, lean, scale, nuisance.curl)
 
-def _chain(tip: np.ndarray, base: np.ndarray, sway: np.ndarray, scale: float) -> np.ndarray:
-    "Middle joint, knuckle and wrist that carry the fingertips (f, 10, 4, 3)."
-    thumb = np.isin(np.arange(10), (4, 5))[:, None]
-    knuckle = base + .3 * (tip - base) + np.stack([-.25 * scale * _REST_X, scale * _LENGTH, np.where(thumb[:, 0], 24.0, 36.0)], -1)
+def _chain(tip: np.ndarray, base: np.ndarray, sway: np.ndarray, lean: np.ndarray, scale: float, curl: float) -> np.ndarray:
+    "Joints that carry the fingertips (f, 10, 5, 3); a bent finger is short from above and arched from the side, a leaning hand (rad) comes from one side."
+    bent = np.where(np.isin(np.arange(10), (4, 5)), .3 * curl, curl)  # a thumb lies on its side
+    high = np.where(np.isin(np.arange(10), (4, 5)), 20.0, 27 + 12 * curl)
+    span = scale * _LENGTH * (1.12 - .4 * bent)
+    knuckle = base + .3 * (tip - base) + np.stack(np.broadcast_arrays(-.25 * scale * _REST_X - lean * span, span, high), -1)
     hands = knuckle.reshape(len(tip), 2, 5, 3).mean(2).repeat(5, 1)
-    wrist = hands + np.stack([.3 * scale * _REST_X, np.full(10, 72 * scale), np.full(10, 6.0)], -1) + .3 * sway
-    middle = .52 * tip + .48 * knuckle + np.where(thumb, (0, 0, 4.0), (0, 0, 14.0))
-    return np.stack([tip, middle, knuckle, wrist], 2)
+    wrist = hands + np.stack(np.broadcast_arrays(.3 * scale * _REST_X - lean * 72 * scale, 72.0 * scale, 6.0), -1) + .3 * sway
+    def joint(part: np.ndarray, arch: np.ndarray) -> np.ndarray:
+        made = tip + part[:, None] * (knuckle - tip)
+        made[..., 2] += scale * arch
+        return made
+    return np.stack([tip, joint(.28 - .14 * bent, 4 + 14 * bent), joint(.56 - .12 * bent, 5 + 18 * bent), knuckle, wrist], 2)
 
 # %% ../../nbs/data/12_rendering.ipynb #3bfbf50a
 _LEVELS = 16  # steps of key depth that are told apart
@@ -440,28 +451,36 @@ def _capsules(start: np.ndarray, end: np.ndarray, start_radius, end_radius) -> n
     radii = [np.broadcast_to(r, angle.shape[:-1])[..., None, None] for r in (start_radius, end_radius)]
     return np.concatenate([start[..., None, :] + radii[0] * ring(_ARC), end[..., None, :] + radii[1] * ring(_ARC + np.pi)], -2)
 
+_LAYERS = ((1.0, 0.0), (.76, .24), (.42, .46))  # shaded side, body, lit side of a finger: radius and shift to the light, in radii
+
 def _limbs(joints: np.ndarray, radius: np.ndarray, lit: np.ndarray, forearm: np.ndarray, sleeve_mm: float) -> dict[str, np.ndarray]:
-    "Capsules of both hands from flat joints (f, 10, 4, 2) and radii (f, 10, 4); forearm is (f, 2, 2, 2)."
-    ends, segment = joints[:, :, :-1], np.diff(joints, axis=2)
-    skin = _capsules(ends, joints[:, :, 1:], radius[..., :-1], radius[..., 1:])
-    nudge = radius[..., :-1, None] * lit * .22
-    tone = _capsules(ends + nudge, joints[:, :, 1:] + nudge, .74 * radius[..., :-1], .74 * radius[..., 1:])
-    nail = _capsules(ends[:, :, 0] - .02 * segment[:, :, 0], ends[:, :, 0] + .12 * segment[:, :, 0], .5 * radius[..., 0], .55 * radius[..., 0])
+    "Polygons of both hands from flat joints (f, 10, 5, 2) and radii (f, 10, 5); forearm is (f, 2, 2, 2)."
+    def layer(size: float, shift: float) -> np.ndarray:
+        moved = joints + shift * radius[..., None] * lit
+        return _capsules(moved[:, :, :-1], moved[:, :, 1:], size * radius[..., :-1], size * radius[..., 1:])
+    tip, end = joints[:, :, 0] + .15 * radius[:, :, 0, None] * lit, joints[:, :, 1]
+    nail = _capsules(tip, tip + .45 * (end - tip), .5 * radius[..., 0], .55 * radius[..., 0])
     span = forearm[:, :, 1] - forearm[:, :, 0]
     unit = span / np.maximum(np.linalg.norm(span, axis=-1, keepdims=True), 1e-6)
-    wide = radius[:, [2, 7], 3]
+    wide = radius[:, [2, 7], -1]
     arm = _capsules(forearm[:, :, 0], forearm[:, :, 1], 1.7 * wide, 2.2 * wide)
     cuff = _capsules(forearm[:, :, 0] + unit * (sleeve_mm * wide / 15)[..., None], forearm[:, :, 1] + 2 * span, 2.1 * wide, 3 * wide)
-    return dict(skin=skin, tone=tone, nail=nail, arm=arm, cuff=cuff)
+    return dict(shade=layer(*_LAYERS[0]), body=layer(*_LAYERS[1]), lit=layer(*_LAYERS[2]), nail=nail, arm=arm, cuff=cuff, palm=_palms(joints))
 
-def _joint_radii(joints: np.ndarray, scale: float) -> np.ndarray:
-    "Thickness of the chains, mm (f, 10, 4)."
-    shape = np.stack([_RADIUS, 1.12 * _RADIUS, 1.3 * _RADIUS, np.full(10, 15.0)], -1) * scale
-    return np.broadcast_to(shape, joints.shape[:3])
+def _palms(joints: np.ndarray) -> np.ndarray:
+    "What lies between the bones of both hands: four knuckles and the wrist (f, 2, 6, 2)."
+    hands = joints.reshape(len(joints), 2, 5, 5, 2)
+    shapes = [np.concatenate([hands[:, h, order, 3], hands[:, h, [order[-1], order[0]], 4]], 1) for h, order in enumerate(([0, 1, 2, 3], [4, 3, 2, 1]))]
+    return np.ascontiguousarray(np.stack(shapes, 1))  # cv2.fillPoly takes no other layout
+
+def _joint_radii(joints: np.ndarray, nuisance: Nuisance) -> np.ndarray:
+    "Thickness of the chains, mm (f, 10, 5)."
+    fingers = np.outer(_RADIUS, (1, 1.06, 1.2, 1.35)) * nuisance.finger_width
+    return np.broadcast_to(np.concatenate([fingers, np.full((10, 1), 15.0)], 1) * nuisance.hand_scale, joints.shape[:3])
 
 def _forearms(joints: np.ndarray) -> np.ndarray:
     "Wrist and elbow of both arms, mm (f, 2, 2, 3)."
-    wrist = joints[:, :, 3].reshape(len(joints), 2, 5, 3).mean(2)
+    wrist = joints[:, :, 4].reshape(len(joints), 2, 5, 3).mean(2)
     outward = np.array((-1, 1))[None, :] * 60
     elbow = np.stack([.85 * wrist[..., 0] + .15 * KEYBOARD_MM / 2 + outward, wrist[..., 1] + 260, wrist[..., 2] + 20], -1)
     return np.stack([wrist, elbow], 2)
@@ -470,18 +489,21 @@ class _Painter:
     "Draws two hands, given as polygons in 1/16 pixels, far hand first."
     def __init__(self, colour, nuisance: Nuisance):
         n = nuisance
-        self.skin, self.tone, self.nail = colour(_shade(n.skin, .66)), colour(n.skin), colour(_shade(n.skin, 1.12))
-        self.arm, self.cuff, self.palm = colour(_shade(n.skin, .9)), colour(n.sleeve), colour(_shade(n.skin, .95))
+        ink = lambda bright: colour(_shade(n.skin, bright))
+        slope = (1 - .4 * n.relief * n.curl, 1 - .1 * n.relief, 1.0, .97)  # the end of a bent finger turns away from the light above
+        self.shade, self.body, self.lit = ([ink(layer * s) for s in slope] for layer in (1 - .7 * n.relief, 1 - .2 * n.relief, 1 + .2 * n.relief))
+        self.nail, self.arm, self.palm, self.cuff = ink(1.08 * slope[0] + .04), ink(.9), ink(.95 - .2 * n.relief), colour(n.sleeve)
 
     def draw(self, picture: np.ndarray, limbs: dict, i: int, hand: int) -> None:
         "One hand of frame i."
         fingers = range(5 * hand, 5 * hand + 5)
         _fill(picture, limbs["arm"][i, hand], self.arm)
-        for f in fingers: _fill(picture, limbs["skin"][i, f, 2], self.palm)
-        for f in fingers: _fill(picture, limbs["tone"][i, f, 2], self.tone)
+        cv2.fillPoly(picture, [limbs["palm"][i, hand]], self.palm, cv2.LINE_AA, 4)
+        for layer, inks in (("shade", self.palm), ("body", self.body[3]), ("lit", self.lit[3])):
+            for f in fingers: _fill(picture, limbs[layer][i, f, 3], inks)
         for f in sorted(fingers, key=lambda f: f in (4, 5), reverse=True):
-            for s in (1, 0): _fill(picture, limbs["skin"][i, f, s], self.skin)
-            for s in (1, 0): _fill(picture, limbs["tone"][i, f, s], self.tone)
+            for layer, inks in (("shade", self.shade), ("body", self.body), ("lit", self.lit)):
+                for s in (2, 1, 0): _fill(picture, limbs[layer][i, f, s], inks[s])
             _fill(picture, limbs["nail"][i, f], self.nail)
         _fill(picture, limbs["cuff"][i, hand], self.cuff)
 
@@ -491,11 +513,11 @@ class _Hands:
         n = canvas.nuisance
         flat = lambda p: np.stack(canvas.parallax(p[..., 0], p[..., 1], p[..., 2]), -1)
         fallen = lambda p: p[..., :2] + np.maximum(p[..., 2:], 0) * n.shadow_dir
-        radius, arms = _joint_radii(joints, n.hand_scale), _forearms(joints)
+        radius, arms = _joint_radii(joints, n), _forearms(joints)
         lit = -np.array(n.shadow_dir) / max(np.hypot(*n.shadow_dir), .2)
         self.limbs = {k: canvas.fixed(v) for k, v in _limbs(flat(joints), radius, lit, flat(arms), n.sleeve_mm).items()}
         dark = _limbs(fallen(joints), radius, lit, fallen(arms), n.sleeve_mm)
-        self.shadow = {k: canvas.fixed(dark[k]) for k in ("skin", "arm")}
+        self.shadow = {k: canvas.fixed(dark[k]) for k in ("shade", "palm", "arm")}
         self.canvas, self.painter = canvas, _Painter(canvas.colour, n)
         self.table = np.round(255 - n.shadow * np.arange(256)).astype(np.uint8)
         self.soft = [2 * int(n.shadow_soft_mm * s / 4) + 1 for s in canvas.scale]
@@ -503,7 +525,7 @@ class _Hands:
 
     def _boxes(self) -> np.ndarray:
         "Even pixel columns and first row (f, 2 hands, 3) that a hand's shadow can reach."
-        spot = self.shadow["skin"].reshape(len(self.shadow["skin"]), 2, -1, 2) // 16
+        spot = self.shadow["shade"].reshape(len(self.shadow["shade"]), 2, -1, 2) // 16
         pad = 2 * np.array(self.soft) + 4
         box = np.stack([spot[..., 0].min(-1) - pad[0], spot[..., 0].max(-1) + pad[0], spot[..., 1].min(-1) - pad[1]], -1)
         return np.clip(box, 0, (self.canvas.width, self.canvas.width, self.canvas.height)) // 2 * 2
@@ -514,8 +536,8 @@ class _Hands:
         if b - a < 4 or self.canvas.height - top < 4: return
         view, corner = picture[top:, a:b], (a * 16, top * 16)
         mask = np.zeros(((view.shape[0] + 1) // 2, (b - a) // 2), np.uint8)
-        for polygon in (self.shadow["skin"][i, 5 * hand:5 * hand + 5] - corner).reshape(-1, 12, 2): cv2.fillConvexPoly(mask, polygon, 255, 8, 5)
-        cv2.fillConvexPoly(mask, self.shadow["arm"][i, hand] - corner, 255, 8, 5)
+        for polygon in (self.shadow["shade"][i, 5 * hand:5 * hand + 5] - corner).reshape(-1, 12, 2): cv2.fillConvexPoly(mask, polygon, 255, 8, 5)
+        for part in ("palm", "arm"): cv2.fillPoly(mask, [self.shadow[part][i, hand] - corner], 255, 8, 5)
         mask = cv2.LUT(cv2.blur(cv2.blur(mask, self.soft), self.soft), self.table)
         factor = cv2.resize(mask, (b - a, view.shape[0]), interpolation=cv2.INTER_LINEAR)
         if picture.ndim == 3: factor = cv2.merge([factor] * 3)
@@ -740,7 +762,7 @@ def read_audio(
         return np.concatenate([np.zeros(max(0, round(offset * sample_rate))), *parts]).astype(np.float32)
 
 # %% ../../nbs/data/12_rendering.ipynb #8240db00
-def _encode(target, frames: Iterable[np.ndarray], frame_rate: float, crf: int, preset: str, wav: np.ndarray | None = None, sample_rate: int = 24_000) -> int:
+def _encode(target, frames: Iterable[np.ndarray], frame_rate: float, crf: int, preset: str, wav=None, sample_rate: int = 24_000) -> int:
     "H.264 in MP4, the same bytes on every run; returns the number of frames."
     layout = {"movflags": "+faststart"} if isinstance(target, str) else {}  # moving the index to the front needs a real file
     with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"} | layout) as container:
@@ -748,24 +770,35 @@ def _encode(target, frames: Iterable[np.ndarray], frame_rate: float, crf: int, p
         video = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset, "flags": "+bitexact", "x264-params": "cpu-independent=1:threads=1"})
         video.pix_fmt = "yuv420p"
         sound = None if wav is None else container.add_stream("aac", rate=sample_rate, layout="mono", options={"flags": "+bitexact"})
+        speech = iter(()) if wav is None else _blocks(wav)
         for picture in frames:
             if count == 0: video.height, video.width = (n + n % 2 for n in picture.shape[:2])
             frame = av.VideoFrame.from_ndarray(_even(picture), format="gray" if picture.ndim == 2 else "rgb24")
             frame.pts, frame.time_base, count = count, 1 / rate, count + 1
             container.mux(video.encode(frame))
-            due = 0 if sound is None else min(len(wav), round(count * sample_rate / rate))
-            while sound and spoken < due: spoken = _say(container, sound, wav, spoken, min(spoken + 1024, len(wav)), sample_rate)
-        while sound and spoken < len(wav): spoken = _say(container, sound, wav, spoken, min(spoken + 1024, len(wav)), sample_rate)
+            while spoken < round(count * sample_rate / rate) and (block := next(speech, None)) is not None: spoken += _say(container, sound, block, spoken, sample_rate)
+        for block in speech: spoken += _say(container, sound, block, spoken, sample_rate)
         if count: container.mux(video.encode(None))
         if sound: container.mux(sound.encode(None))
     return count
 
-def _say(container, sound, wav: np.ndarray, a: int, b: int, sample_rate: int) -> int:
-    "Encode samples a..b; returns b."
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wav[None, a:b], dtype=np.float32), format="fltp", layout="mono")
-    frame.sample_rate, frame.pts, frame.time_base = sample_rate, a, Fraction(1, sample_rate)
+def _blocks(wav: np.ndarray | Iterable[np.ndarray], size: int = 1024) -> Iterator[np.ndarray]:
+    "A sound, whole or in pieces, as blocks of `size` samples."
+    held = np.zeros(0, np.float32)
+    for piece in (wav,) if isinstance(wav, np.ndarray) else wav:
+        if np.ndim(piece) != 1 or not np.isfinite(piece).all(): raise BadInput(f"sound of shape {np.shape(piece)}: finite mono samples (s,) are needed")
+        held = np.concatenate([held, piece]) if len(held) else piece
+        whole = len(held) // size * size
+        yield from (held[a:a + size] for a in range(0, whole, size))
+        held = held[whole:]
+    if len(held): yield held
+
+def _say(container, sound, block: np.ndarray, at: int, sample_rate: int) -> int:
+    "Encode a block that begins at sample `at`; returns its length."
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block[None], dtype=np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = sample_rate, at, Fraction(1, sample_rate)
     container.mux(sound.encode(frame))
-    return b
+    return len(block)
 
 def _even(picture: np.ndarray) -> np.ndarray:
     "Even sides (H.264 halves the colour planes): the last row or column is repeated."
@@ -776,7 +809,7 @@ def write_video(
     path: Path | str,  # file to make, .mp4
     frames: Iterable[UInt8[np.ndarray, "h w 3"]],  # RGB (or grey h w) pictures, an array or a stream
     frame_rate: float = 25.0,  # Hz
-    wav: Float[np.ndarray, " s"] | None = None,  # mono sound, -1 to 1
+    wav: Float[np.ndarray, " s"] | Iterable[Float[np.ndarray, " s"]] | None = None,  # mono sound, -1 to 1, whole or in pieces
     sample_rate: int = 24_000,  # of the sound, Hz
     crf: int = 18,  # x264 quality, 0 lossless-like to 51
 ) -> None:
@@ -788,8 +821,6 @@ def write_video(
             if np.shape(frame) != shape or getattr(frame, "dtype", None) != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
                 raise BadInput(f"frame of shape {np.shape(frame)}, {getattr(frame, 'dtype', type(frame))}: uint8 (h, w, 3) or (h, w), all of one size, is needed (floats in 0..1?)")
             yield frame
-    if wav is not None and (np.ndim(wav) != 1 or not np.isfinite(wav).all()):
-        raise BadInput(f"sound of shape {np.shape(wav)}: finite mono samples (s,) are needed")
     with atomic_file(path) as temporary:
         if not _encode(str(temporary), checked(), frame_rate, crf, "medium", wav, sample_rate): raise BadInput("no frames to write: at least one is needed")
 
@@ -971,7 +1002,7 @@ def _shoot_aside(notes: Notes, fingers: np.ndarray, times: np.ndarray, view: str
         groups = [(faces, inks) for faces, inks in zip(_key_boxes(camera, depth[part], n), (whites, blacks))]
         if joints is not None:
             (flat, ratio), (arms, _) = camera(joints[part]), camera(_forearms(joints[part]))
-            limbs = _limbs(flat, _joint_radii(joints[part], n.hand_scale) * ratio, np.array((0.0, -1.0)), arms, n.sleeve_mm)
+            limbs = _limbs(flat, _joint_radii(joints[part], n) * ratio, np.array((0.0, -1.0)), arms, n.sleeve_mm)
             limbs = {k: np.round((np.clip(v, -4000, 8000) - .5) * 16).astype(np.int32) for k, v in limbs.items()}
         for i in range(len(times[part])):
             picture = backdrop.copy()

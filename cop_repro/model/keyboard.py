@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'MODES', 'SEARCH_WIDTH', 'FIT_WIDTH', 'MIN_COARSE', 'MIN_CONFIDENCE',
            'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'MAX_SHIFT', 'MIN_LIKENESS', 'to_grey',
-           'background', 'black_pattern', 'Keyboard', 'find_keyboard', 'parse_corners', 'check_corners', 'rectify',
-           'plot_keyboard', 'key_profile', 'key_shift', 'check_still']
+           'background', 'black_pattern', 'Keyboard', 'find_keyboard', 'keyboard_at', 'parse_corners', 'check_corners',
+           'rectify', 'plot_keyboard', 'key_profile', 'key_shift', 'check_still']
 
 # %% ../../nbs/model/34_keyboard.ipynb #1d1d4b25
 from collections.abc import Iterator
@@ -252,6 +252,17 @@ def find_keyboard(
         raise BadInput(f"only part of a keyboard found: the match by octave is {list(best.octaves)}, {MIN_OCTAVE} is needed everywhere. "
                        f"All 88 keys must be visible, else notes would be misnamed; if they are, {ADVICE}")
     return best
+
+def keyboard_at(
+    frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames
+    corners: Float[np.ndarray, "4 2"],  # in their pixels, as a person gave them
+) -> Keyboard:
+    "Given corners, with the match that they reach; they are taken as they are."
+    check_corners(corners)
+    large, factor = _scaled(background(frames), FIT_WIDTH)
+    template = _template(32, 624)
+    score, octaves = (_fit_score(large, corners * factor, template, parts) for parts in (1, 7))
+    return Keyboard(corners, float(score[0]), tuple(octaves.round(3).tolist()))
 
 def parse_corners(
     text: str,  # "x,y x,y x,y x,y" in pixels

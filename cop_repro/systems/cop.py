@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOISE_BLOCK', 'ASSETS', 'SHOWN_S', 'Performer', 'CopSystem', 'window_starts', 'window_weights', 'WindowConfig',
-           'locate_keyboard', 'strip_windows', 'film_noise', 'Performance', 'play', 'load_performer',
-           'draw_performance', 'perform_video', 'score_real_video', 'real_results']
+           'locate_keyboard', 'strip_windows', 'film_noise', 'Performance', 'film_pieces', 'decode_pieces', 'play',
+           'sound_blocks', 'load_performer', 'draw_performance', 'perform_video', 'score_real_video', 'real_results']
 
 # %% ../../nbs/systems/70_cop.ipynb #98675973
 import tempfile, time
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,15 @@ from torch import Tensor
 
 from ..benchmark.report import Result, plot_mels, plot_rolls
 from ..core import BadInput, Progress, RATES, atomic_file, file_hash, numpy_rng, silent, torch_rng, write_json
-from ..data.clips import Clip, Prediction, Store, prepare_level
-from ..data.notes import Notes, Roll, drop_unstruck, make_roll, roll_to_notes, write_midi
+from ..data.clips import Clip, LevelMeter, Prediction, Store, prepare_level
+from ..data.notes import NoteReader, Notes, Roll, drop_unstruck, make_roll, roll_to_notes, write_midi
 from ..data.rendering import iter_video, probe_video, read_audio, write_video
 from ..judges.judges import transcribe, transcriber_name
 from ..measure.music_metrics import best_lag_onset_f1, note_scores, random_notes
 from ..model.codec import Codec, check_latents, load_codec
 from ..model.encoders import Encoders, load_encoders
 from ..model.flow import Conditions, SampleConfig, sample, to_latent_rate
-from ..model.keyboard import Keyboard, check_still, find_keyboard, key_profile, parse_corners, plot_keyboard, rectify
+from ..model.keyboard import Keyboard, check_still, find_keyboard, key_profile, keyboard_at, parse_corners, plot_keyboard, rectify
 from ..model.roll import CONTEXT, RollLogits, logits_to_roll, predict_logits, soft_roll
 from ..training.guidance import CoPPiano, load_piano
 
@@ -99,18 +101,23 @@ def window_weights(
     starts: list[int],  # of `window_starts`
     total: int,  # rows
     window: int,  # rows of a window
-) -> list[np.ndarray]:  # one weight a row and window; they sum to one
+) -> Iterator[np.ndarray]:  # one weight a row, window by window; they sum to one
     "Linear cross-fades between neighbouring windows."
     length = min(window, total)
-    weights = [np.ones(length) for _ in starts]
-    for i, (a, b) in enumerate(zip(starts, starts[1:])):
-        shared = a + length - b
-        fade = (np.arange(shared) + .5) / shared
-        weights[i][length - shared:] *= 1 - fade
-        weights[i + 1][:shared] *= fade
-    total_weight = np.zeros(total)
-    for start, weight in zip(starts, weights): total_weight[start:start + length] += weight
-    return [w / total_weight[s:s + length] for s, w in zip(starts, weights)]
+    def faded(i: int) -> np.ndarray:
+        weight = np.ones(length)
+        for near, side in ((i - 1, 1), (i + 1, -1)):
+            if not 0 <= near < len(starts): continue
+            shared = length - abs(starts[near] - starts[i])
+            weight[::side][:shared] *= (np.arange(shared) + .5) / shared
+        return weight
+    for i, start in enumerate(starts):
+        everyone = np.zeros(length)
+        for k in range(bisect_right(starts, start - length), bisect_left(starts, start + length)):
+            low, high = max(start, starts[k]), min(start, starts[k]) + length
+            everyone[low - start:high - start] += faded(k)[low - starts[k]:high - starts[k]]
+        yield faded(i) / everyone
+
 
 # %% ../../nbs/systems/70_cop.ipynb #f793e727
 @dataclass(frozen=True)
@@ -128,8 +135,8 @@ def locate_keyboard(
     frames = np.stack(list(iter_video(video, frame_rate=3.0, end_s=seconds)))
     if corners is None: return find_keyboard(frames), frames[len(frames) // 2]
     info = probe_video(video)
-    points = parse_corners(corners) * (frames.shape[2] / info.width)
-    return Keyboard(points, 1.0), frames[len(frames) // 2]
+    points = parse_corners(corners) * (frames.shape[2] / info.width)  # in pixels of the film; large ones are shrunk
+    return keyboard_at(frames, points), frames[len(frames) // 2]
 
 def strip_windows(
     video: Path,  # film
@@ -171,15 +178,71 @@ def film_noise(
 
 @dataclass
 class Performance:
-    "What was played from a film."
-    wav: np.ndarray  # float32 (s,), as long as the film
+    "What was played from a film; its sound lies in a file."
+    sound: Path  # WAV, mono, as long as the film
+    duration_s: float
     notes: Notes
-    roll: Roll
     keyboard: Keyboard
     frame: np.ndarray  # a sample frame
 
+def film_pieces(
+    video: Path,  # film
+    corners: np.ndarray,  # (4, 2) pixels of decoded frames
+    duration_s: float,  # of the film
+    performer: Performer,
+    text: str,  # caption
+    seed: int,  # of the noise
+    windows: WindowConfig = WindowConfig(),
+    progress: Progress = silent,
+) -> Iterator[tuple[Roll, Tensor]]:  # rows and latents (n, c), piece after piece
+    "Keys and latents of a film, cross-faded; no more than a window is held."
+    total, per, cfg = max(RATES.frames(duration_s), 3), RATES.latents_per_frame, performer.piano.reader.cfg
+    length, channels = min(RATES.frames(windows.window_s), total), performer.codec.channels
+    starts = window_starts(total, length, RATES.frames(windows.overlap_s))
+    keys, pedal, latents = np.zeros((length, 88, 3), np.float32), np.zeros(length, np.float32), torch.zeros(length * per, channels)
+    weights = window_weights(starts, total, length)
+    for i, (start, strips) in enumerate(strip_windows(video, corners, (cfg.height, cfg.strip_width), total, windows)):
+        logits, weight = performer.rolls(strips), next(weights).astype(np.float32)
+        part = logits_to_roll(logits)
+        keys += weight[:, None, None] * np.stack([part.presence, part.onset, part.velocity], 2)
+        pedal += weight * part.pedal
+        latents += torch.from_numpy(weight).repeat_interleave(per)[:, None] * performer.latents(strips, logits, text, film_noise(seed, start * per, length * per, channels))
+        ready = (starts[i + 1] if i + 1 < len(starts) else total) - start  # rows that no later window reaches
+        settled = np.clip(keys[:ready], 0, 1), np.clip(pedal[:ready], 0, 1)  # weights sum to one but for the last bit
+        yield make_roll(*np.moveaxis(settled[0], 2, 0), settled[1], RATES.frame_rate), latents[:ready * per].clone()
+        for held, moved in ((keys, ready), (pedal, ready), (latents, ready * per)):
+            rest = len(held) - moved
+            held[:rest] = held[moved:].copy() if isinstance(held, np.ndarray) else held[moved:].clone()
+            held[rest:] = 0
+        progress(i + 1, len(starts), "playing: windows of film")
+
+def decode_pieces(
+    performer: Performer,
+    pieces: Iterable[Tensor],  # latents (n, c) in order
+    samples: int,  # of the film
+    chunk: int = 750,  # latents decoded at a time
+    context: int = 38,  # more on either side, half a second
+) -> Iterator[np.ndarray]:  # float32, piece after piece, `samples` in all
+    "Sound of latents that come in pieces, without seams; silence beyond the last latent."
+    hop, held, base, start, made = performer.codec.hop_length, None, 0, 0, 0
+    def decoded(until: int) -> Iterator[np.ndarray]:
+        nonlocal start, made
+        while start < until:
+            low, high = max(0, start - context), min(base + len(held), start + chunk + context)
+            part = performer.sound(held[low - base:high - base])[(start - low) * hop:][:min(chunk * hop, samples - made)]
+            start, made = start + chunk, made + len(part)
+            yield part
+    for piece in pieces:
+        held = piece if held is None else torch.cat([held, piece])
+        yield from decoded(base + len(held) - chunk - context + 1)
+        gone = max(0, start - context - base)
+        held, base = held[gone:], base + gone
+    if held is not None: yield from decoded(base + len(held))
+    if made < samples: yield np.zeros(samples - made, np.float32)
+
 def play(
     video: Path,  # film
+    sound: Path,  # WAV to write
     performer: Performer,
     text: str,  # caption
     seed: int,  # of the noise
@@ -187,38 +250,31 @@ def play(
     windows: WindowConfig = WindowConfig(),
     progress: Progress = silent,
 ) -> Performance:
-    "Play a film of any length, rate and size."
+    "Play a film of any length, rate and size; what grows with it goes to the disk, but for its notes."
     info = probe_video(video)
     keyboard, frame = locate_keyboard(video, corners)
-    total = max(RATES.frames(info.duration_s), 3)
-    cfg, per, channels = performer.piano.reader.cfg, RATES.latents_per_frame, performer.codec.channels
-    length = RATES.frames(windows.window_s)
-    starts = window_starts(total, length, RATES.frames(windows.overlap_s))
-    weights = window_weights(starts, total, length)
-    rolls = np.zeros((total, 88, 3), np.float32), np.zeros(total, np.float32)
-    latents = np.zeros((total * per, channels), np.float32)
-    for i, (start, strips) in enumerate(strip_windows(video, keyboard.corners, (cfg.height, cfg.strip_width), total, windows)):
-        logits, weight = performer.rolls(strips), weights[i].astype(np.float32)
-        part, rows = logits_to_roll(logits), slice(start, start + len(strips))
-        rolls[0][rows] += weight[:, None, None] * np.stack([part.presence, part.onset, part.velocity], 2)
-        rolls[1][rows] += weight * part.pedal
-        made = performer.latents(strips, logits, text, film_noise(seed, start * per, len(strips) * per, channels)).numpy()
-        latents[start * per:(start + len(strips)) * per] += np.repeat(weight, per)[:, None] * made
-        progress(i + 1, len(starts), "playing: windows of film")
-    for values in rolls: values.clip(0, 1, out=values)  # weights sum to one but for the last bit
-    roll = drop_unstruck(make_roll(*np.moveaxis(rolls[0], 2, 0), rolls[1], RATES.frame_rate))
-    wav = _decode(performer, latents, round(info.duration_s * RATES.sample_rate))
-    return Performance(prepare_level(wav), roll_to_notes(roll), roll, keyboard, frame)
+    reader, meter, raw = NoteReader(), LevelMeter(), sound.with_suffix(".raw.wav")
+    def latents() -> Iterator[Tensor]:
+        for roll, piece in film_pieces(video, keyboard.corners, info.duration_s, performer, text, seed, windows, progress):
+            reader.read(roll)
+            yield piece
+    try:
+        with soundfile.SoundFile(raw, "w", RATES.sample_rate, 1, "FLOAT") as file:
+            for part in decode_pieces(performer, latents(), round(info.duration_s * RATES.sample_rate)):
+                meter.add(part)
+                file.write(part)
+        with atomic_file(sound) as temporary, soundfile.SoundFile(temporary, "w", RATES.sample_rate, 1, "PCM_16", format="WAV") as file:
+            for part in sound_blocks(raw): file.write(meter.level(part))
+    finally: raw.unlink(missing_ok=True)
+    return Performance(sound, info.duration_s, reader.finish(), keyboard, frame)
 
-def _decode(performer: Performer, latents: np.ndarray, samples: int, chunk: int = 750, context: int = 38) -> np.ndarray:
-    "Latents to so many samples of sound, in chunks with half a second of context on either side; silence beyond the last latent."
-    hop, made = performer.codec.hop_length, np.zeros(samples, np.float32)
-    for start in range(0, len(latents), chunk):
-        low, high = max(0, start - context), min(len(latents), start + chunk + context)
-        wav, room = performer.sound(torch.from_numpy(latents[low:high])), made[start * hop:(start + chunk) * hop]
-        part = wav[(start - low) * hop:][:min(chunk * hop, len(room))]
-        room[:len(part)] = part
-    return made
+def sound_blocks(
+    path: Path,  # WAV
+    seconds: float = 2.0,  # of a block
+) -> Iterator[np.ndarray]:  # float32 (s,), block after block
+    "A sound file, a little at a time."
+    yield from soundfile.blocks(path, round(seconds * RATES.sample_rate), dtype="float32")
+
 
 # %% ../../nbs/systems/70_cop.ipynb #b5a5ffe4
 ASSETS = ("codec.safetensors", "encoders.safetensors", "piano.safetensors")
@@ -251,13 +307,12 @@ def draw_performance(
     axes = figure.subplots(3, 1, height_ratios=(1.2, 2, 1.6))
     plot_keyboard(axes[0], made.frame.mean(-1).astype(np.uint8), made.keyboard)
     axes[0].set(title=title, xticks=[], yticks=[])
-    shown, length = made.notes, len(made.wav) / RATES.sample_rate
-    seen = min(length, SHOWN_S)
+    shown, seen = made.notes, min(made.duration_s, SHOWN_S)
     axes[1].hlines(shown.pitches, shown.onsets_s, shown.offsets_s, lw=3, colors=[str(1 - v / 140) for v in shown.velocities])
     for down, up in made.notes.pedal: axes[1].axvspan(down, up, color="#56B4E9", alpha=.15)
-    part = "" if seen == length else f", of which the first {seen:.0f} s are shown"
+    part = "" if seen == made.duration_s else f", of which the first {seen:.0f} s are shown"
     axes[1].set(ylabel="MIDI pitch", title=f"{len(shown)} notes read from the film{part} (darker is louder; blue: pedal)", xlim=(0, seen))
-    plot_mels([axes[2]], {"The sound that was made": made.wav[:round(seen * RATES.sample_rate)]})
+    plot_mels([axes[2]], {"The sound that was made": soundfile.read(made.sound, round(seen * RATES.sample_rate), dtype="float32")[0]})
     figure.savefig(path, dpi=90)
 
 def perform_video(
@@ -272,20 +327,29 @@ def perform_video(
     "Silent film in; WAV, MIDI, film with sound, picture and report out."
     if out.exists() and not out.is_dir(): raise BadInput(f"{out.name} is a file; a folder is needed for the results")
     began = time.monotonic()
-    made = play(video, performer, text, seed, corners, WindowConfig(), progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-        temporary = Path(folder)
-        soundfile.write(temporary / "sound.wav", made.wav, RATES.sample_rate, subtype="PCM_16")
+    with _new_folder(out) as temporary:
+        made = play(video, temporary / "sound.wav", performer, text, seed, corners, WindowConfig(), progress)
         write_midi(made.notes, temporary / "notes.mid")
         rate = min(probe_video(video).frame_rate, 60.0)
-        write_video(temporary / "video.mp4", iter_video(video, rate), rate, made.wav, RATES.sample_rate)
+        write_video(temporary / "video.mp4", iter_video(video, rate), rate, sound_blocks(made.sound), RATES.sample_rate)
         draw_performance(temporary / "picture.png", made, f"Keyboard found in {video.name}")
         write_json(temporary / "report.json", _report(video, made, performer, text, seed, time.monotonic() - began))
-        out.mkdir(exist_ok=True)
-        for path in sorted(temporary.iterdir()): path.replace(out / path.name)
-    return {"sound.wav": f"{len(made.wav) / RATES.sample_rate:.1f} s of sound", "notes.mid": f"{len(made.notes)} notes, {len(made.notes.pedal)} pedal spans",
+    return {"sound.wav": f"{made.duration_s:.1f} s of sound", "notes.mid": f"{len(made.notes)} notes, {len(made.notes.pedal)} pedal spans",
             "video.mp4": "the film with its new sound", "picture.png": "keyboard, notes and spectrogram", "report.json": "what was done, with which weights"}
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    "A folder beside `out` whose files move there at the end; after an error nothing is left, no folder above it either."
+    missing = [p for p in out.parents if not p.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+            yield Path(folder)
+            out.mkdir(exist_ok=True)
+            for path in sorted(Path(folder).iterdir()): path.replace(out / path.name)
+    except BaseException:
+        for path in missing: path.rmdir()
+        raise
 
 def _report(video: Path, made: Performance, performer: Performer, text: str, seed: int, seconds: float) -> dict:
     "What was done, for machines."
@@ -308,10 +372,10 @@ def score_real_video(
     if wav is None: raise BadInput(f"{video.name} has no sound to compare with")
     heard = transcribe(wav, RATES.sample_rate)
     if not len(heard): raise BadInput(f"the transcriber hears no note in {video.name}")
-    made = play(video, performer, "the sound of playing piano", 0, None, WindowConfig(), progress)
-    duration = len(made.wav) / RATES.sample_rate
+    with tempfile.TemporaryDirectory() as folder:
+        made = play(video, Path(folder) / "sound.wav", performer, "the sound of playing piano", 0, progress=progress)
     scores = lambda notes: dict(zip(("lag_s", "lag_onset_f1"), best_lag_onset_f1(heard, notes))) | {k: v for k, v in note_scores(heard, notes).items() if k.startswith("onset_") and "velocity" not in k}
-    chance = [scores(random_notes(heard, duration, numpy_rng(0, "real", video.name, i), density=len(made.notes) / duration)) for i in range(draws)]
+    chance = [scores(random_notes(heard, made.duration_s, numpy_rng(0, "real", video.name, i), density=len(made.notes) / made.duration_s)) for i in range(draws)]
     if picture is not None:
         from matplotlib.figure import Figure
         figure = Figure(figsize=(11, 4), layout="constrained")

@@ -21,7 +21,7 @@ from ..data.clips import Item, Store, StripSize, piano_store, store_clip
 from ..data.notes import Notes, roll_to_notes
 from ..data.performance import Score
 from ..data.rendering import KNOBS, probe_video, read_audio
-from ..judges.judges import transcribe
+from ..judges.judges import transcribe_piano
 from ..measure.audio_metrics import bootstrap_interval
 from ..measure.music_metrics import best_lag_onset_f1, frame_scores, note_scores
 from ..model.roll import RollConfig, load_roll, predict_roll
@@ -72,7 +72,7 @@ def real_film(
     total = RATES.frames(probe_video(video).duration_s)
     whole = WindowConfig(window_s=total / RATES.frame_rate, overlap_s=0.0)
     strips = next(strip_windows(video, locate_keyboard(video)[0].corners, (size.height, size.width), total, whole))[1]
-    return RealFilm(video.name, strips, transcribe(wav, RATES.sample_rate))
+    return RealFilm(video.name, strips, transcribe_piano(wav, RATES.sample_rate))
 
 def film_scores(
     reader: nn.Module,  # roll predictor, in eval mode

@@ -211,17 +211,20 @@ def build_piano(
 def resume_piano(
     init: Path,  # finished stage-2 model
     base: MultiStreamDiT,  # stage-1 model whose sizes it must have
+    reader: nn.Module,  # roll predictor of stage 2.1, which takes the place of the one in the file
     stream: StreamConfig,  # of the roll stream
     guidance: GuidanceConfig,  # variant
     split: str,  # split hash it must carry
     latents: str | None = None,  # what the latents mean, which it must know
     relearn: bool = False,  # it may know others
 ) -> CoPPiano:
-    "A finished stage-2 model that goes on learning; another variant, size or split, or other latents, are refused by name."
+    "A finished stage-2 model that goes on learning, with the present roll predictor; another variant, size or split, or other latents, are refused by name."
     model, meta = load_piano(init)
     if not relearn: check_latents(init.name, meta, latents)
     for key, value in (("split_hash", split), ("velocity", guidance.guidance == "velocity"), ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.reader.cfg.num_keys)))):
         if meta.get(key) != value: raise AssetMismatch(f"{init.name} has another {key} than this run asks for: use init: null")
+    if reader.cfg != model.reader.cfg: raise AssetMismatch(f"{init.name} has another roll predictor ({model.reader.cfg}) than stage 2.1 ({reader.cfg}): use init: null")
+    model.reader.load_state_dict(reader.state_dict())
     return model
 
 def train_piano(
@@ -244,7 +247,7 @@ def train_piano(
     split, latents = clips.about["split_hash"], latents_of([encoded, general, *place.encoded_recordings()])
     start, meta = load_dit(base)
     check_latents(base.name, meta, latents)
-    model = (build_piano(start, load_roll(reader)[0], stream, guidance, place.seed) if init is None else resume_piano(init, start, stream, guidance, split, latents, relearn)).to(place.device)
+    model = (build_piano(start, load_roll(reader)[0], stream, guidance, place.seed) if init is None else resume_piano(init, start, load_roll(reader)[0], stream, guidance, split, latents, relearn)).to(place.device)
     cfg = replace(cfg, shares=learning_shares(model, guidance))
     columns, rows = with_recorded(place, columns, clips.select(split="train", film="nuisance"), "clips", "encoded", "rolls")
     step = guidance_step(model, columns, rows, cfg, guidance, RATES.latents(crop_s), [(general, general.select(split="train")), *recorded_sources(place, "t2a"), *recorded_sources(place, "foley")], general_items, dropout)

@@ -295,7 +295,7 @@ def doctor(args) -> int:
         bad += not ok
         print(f"{'ok     ' if ok else 'MISSING'} {what}" + (f" -- {remedy}" if not ok and remedy else ""))
     say(sys.version_info[:2] == (3, 11), f"Python {sys.version.split()[0]}", "the lock file is made for 3.11")
-    for name in ("torch", "torchaudio", "encodec", "open_clip_torch", "librosa", "pretty_midi", "matplotlib", "jupyterlab", "papermill", "dvc", "nbdev", "basic-pitch", "music21"):
+    for name in ("torch", "torchaudio", "encodec", "open_clip_torch", "librosa", "pretty_midi", "matplotlib", "jupyterlab", "papermill", "dvc", "nbdev", "basic-pitch", "transkun", "music21"):
         try: say(True, f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError: say(False, name, "run `make setup`")
     say((root / "data" / "manifest.json").exists(), "data folder", "run `make setup`")
@@ -388,7 +388,7 @@ HEADLINES = (("table4", "no_guidance", "si_sdr_spec"), ("table4", "cop_piano", "
              ("table4", "no_guidance", "transcription_f1"), ("table4", "cop_piano", "transcription_f1"), ("table5", "cop_shipped", "transcription_f1"), ("table4", "audeo_style", "transcription_f1"), ("controls", "truth", "transcription_f1"),
              ("table2", "base", "label_accuracy"), ("table2", "base", "event_f1"), ("table2", "base_shuffled", "event_f1"), ("table3", "base", "label_accuracy"), ("table3", "base_direction", "pitch_direction"),
              ("table3", "base_direction", "pace_direction"), ("roll", "video2roll_clean", "onset_f1"), ("roll", "video2roll", "onset_f1"), ("real", "cop_perform", "onset_f1"), ("real", "random_notes", "onset_f1"),
-             ("real", "cop_perform", "lag_onset_f1"), ("real", "random_notes", "lag_onset_f1"))
+             ("real", "cop_perform", "lag_onset_f1"), ("real", "random_notes", "lag_onset_f1"), ("real", "cop_perform_basic_pitch", "lag_onset_f1"), ("real", "basic_pitch", "onset_f1"))
 
 def readme_table(results: list[dict]) -> str:
     "The README's table: headline numbers of reports/results.json, ours beside the paper's."

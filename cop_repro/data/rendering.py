@@ -55,12 +55,13 @@ class Nuisance:
     sleeve: tuple[float, float, float] = (60, 62, 80)  # RGB of the sleeve
     sleeve_mm: float = 60.0  # bare forearm before the sleeve, 0 to 250
     hand_scale: float = 1.0  # 0.85 (small hand) to 1.25
-    hand_reach_mm: float = 0.0  # how far in the fingers play, -20 (at the edge) to 50 (between the black keys)
+    hand_reach_mm: float = 0.0  # how far in the fingers play, -20 (at the edge) to 70 (between the black keys, the knuckles over the white)
+    hand_wander_mm: float = 6.0  # how far either hand moves in and out while it plays, 0 to 20
     finger_width: float = 1.05  # 0.9 (slender) to 1.3 (fleshy)
     curl: float = 0.5  # 0 (flat fingers) to 1 (strongly bent: short from above, knuckles over the keys)
     hover_mm: float = 8.0  # gap between an idle finger and the keys, 1 (resting) to 16
     relief: float = 0.45  # how much darker the side of a finger is that the light does not reach, 0.1 to 0.9
-    light: float = 1.0  # exposure, 0.7 to 1.4; above 1.05 the white keys clip
+    light: float = 1.0  # exposure, 0.7 to 1.5; above 1.05 the white keys clip
     light_slope: tuple[float, float] = (0.0, 0.0)  # fall-off over the length and depth of the keyboard, -0.3 to 0.3
     light_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # gain per channel, 0.85 to 1.15
     drift: float = 0.0  # slow change of exposure while filming, 0 to 0.05
@@ -104,7 +105,7 @@ class Nuisance:
         return Nuisance()
 
 # %% ../../nbs/data/12_rendering.ipynb #96695c27
-_RANGES = dict(sleeve_mm=(0, 250), hand_scale=(.88, 1.25), hand_reach_mm=(-20, 48), finger_width=(.92, 1.28), curl=(0, 1), hover_mm=(1, 15), relief=(.12, .85), light=(.75, 1.4), drift=(0, .04), shadow=(.15, .85),
+_RANGES = dict(sleeve_mm=(0, 250), hand_scale=(.88, 1.25), hand_reach_mm=(-20, 66), hand_wander_mm=(0, 18), finger_width=(.92, 1.28), curl=(0, 1), hover_mm=(1, 15), relief=(.12, .85), light=(.75, 1.4), drift=(0, .04), shadow=(.15, .85),
     shadow_soft_mm=(1, 12), rear_shade=(0, .5), gloss=(0, .6), travel_mm=(8.5, 11), pivot_mm=(40, 200), wall=(.05, .7), crease=(.02, .2), gap_mm=(.7, 2),
     gap=(.2, .95), gap_spread=(0, .6), black_ratio=(.57, .69), black_mm=(11.8, 14.8), tilt=(0, .18), roll_deg=(-2.5, 2.5),
     zoom=(.78, 1), letterbox=(0, .12), corner_jitter_mm=(0, 5), lens=(-3, 3), blur_px=(0, 1), motion_blur=(0, .6), gamma=(.75, 1.35),
@@ -113,14 +114,14 @@ _SKIN = ((238, 196, 172), (224, 166, 138), (196, 134, 104), (150, 98, 72), (96, 
 
 def _colours(rng: np.random.Generator) -> dict:
     "Colours of player, instrument and room."
-    tone = np.array(_SKIN[rng.integers(len(_SKIN))]) * rng.uniform(.7, 1.15)
+    tone = np.array(_SKIN[rng.integers(len(_SKIN))]) * rng.uniform(.62, 1.08)
     white = np.array((244, 242, 236)) - rng.uniform(0, 1) ** 2 * np.array((18, 26, 46)) + rng.uniform(-4, 8)
     room = {name: rng.uniform(5, 170) * rng.uniform(.75, 1.1, 3) for name in ("sleeve", "desk")}
     back = rng.uniform(5, 90) * rng.uniform(.75, 1.1, 3) if rng.random() < .8 else np.array((120, 20, 25)) * rng.uniform(.6, 1.2)
     named = dict(skin=tone + rng.uniform(-8, 8, 3), white=white, black=rng.uniform(12, 48) + rng.uniform(-3, 3, 3), fallboard=back, **room)
     return {k: tuple(float(c) for c in np.clip(v, 4, 252)) for k, v in named.items()}
 
-KNOBS = {"hands": ("hands", "skin", "sleeve", "sleeve_mm", "hand_scale", "hand_reach_mm", "finger_width", "curl", "hover_mm", "relief"),
+KNOBS = {"hands": ("hands", "skin", "sleeve", "sleeve_mm", "hand_scale", "hand_reach_mm", "hand_wander_mm", "finger_width", "curl", "hover_mm", "relief"),
          "light": ("light", "light_slope", "light_color", "drift", "shadow", "shadow_dir", "shadow_soft_mm", "rear_shade", "gloss"),
          "instrument": ("travel_mm", "pivot_mm", "wall", "crease", "gap_mm", "gap", "gap_spread", "white", "black", "black_ratio", "black_mm", "fallboard", "desk"),
          "camera": ("camera_mm", "tilt", "roll_deg", "zoom", "pan", "letterbox", "corner_jitter_mm", "lens"),
@@ -209,7 +210,11 @@ def _hand_path(notes: Notes, fingers: np.ndarray, hand: int, times: np.ndarray, 
         if b - a > 2 and rng.random() < .5: away[(times > a) & (times < b)] = 200.0
     return np.stack([gaussian_filter1d(x, .05 * rate, mode="nearest"), gaussian_filter1d(away, .16 * rate, mode="nearest")], 1)
 
-def _touch_points(notes: Notes, fingers: np.ndarray, nuisance: Nuisance, rng) -> np.ndarray:
+def _wander(times: np.ndarray, hands: np.ndarray, swing: np.ndarray, nuisance: Nuisance) -> np.ndarray:
+    "How far further in a hand (0, 1) is at a moment, mm; `swing` (2, 2) holds periods in s and phases in turns."
+    return nuisance.hand_wander_mm * np.sin(2 * np.pi * (times / swing[0][hands] + swing[1][hands]))
+
+def _touch_points(notes: Notes, fingers: np.ndarray, swing: np.ndarray, nuisance: Nuisance, rng) -> np.ndarray:
     "Where on its key each note is touched, mm (n, 2)."
     key = notes.pitches - LOWEST_PITCH
     centres, half = key_centres(nuisance.black_mm), nuisance.black_mm / 2
@@ -219,8 +224,9 @@ def _touch_points(notes: Notes, fingers: np.ndarray, nuisance: Nuisance, rng) ->
         right = centres[k + 1] - half if k < 87 and IS_BLACK[k + 1] else centres[k] + KEY_MM / 2
         tail[k] = (left + right) / 2
     y = np.where(fingers >= 0, _REST_Y[fingers], 100) - nuisance.hand_reach_mm + rng.uniform(-9, 9, len(key))
+    y -= _wander(notes.onsets_s, np.maximum(fingers, 0) // 5, swing, nuisance)
     edge = nuisance.black_ratio * LENGTH_MM
-    y = np.where(IS_BLACK[key], np.minimum(y, edge - 14), np.clip(y, 30, LENGTH_MM - 8))
+    y = np.where(IS_BLACK[key], np.clip(y, 12, edge - 14), np.clip(y, 16, LENGTH_MM - 8))
     x = np.where(y < edge + 8, tail[key], centres[key] + rng.uniform(-4, 4, len(key)))
     return np.stack([x, y], 1)
 
@@ -233,12 +239,14 @@ def hand_joints(
 ) -> Float[np.ndarray, "f 10 5 3"]:  # mm; fingertip, end joint, middle joint, knuckle, wrist
     "Both hands as ten chains of joints, x along the keyboard, y towards the player, z up."
     rng, scale = numpy_rng(seed, "hands"), nuisance.hand_scale
-    spots = _touch_points(notes, fingers, nuisance, rng)
+    swing = np.stack([rng.uniform(2, 7, 2), rng.uniform(0, 1, 2)])
+    spots = _touch_points(notes, fingers, swing, nuisance, rng)
     path = np.stack([_hand_path(notes, fingers, h, times_s, spots, scale, rng) for h in (0, 1)], 1).repeat(5, 1)
     phase, speed = rng.uniform(0, 2 * np.pi, (2, 10, 3)), rng.uniform(1.5, 9, (2, 10, 3))
     sway = np.sin(times_s[:, None, None, None] * speed + phase).sum(1) * (2.0, 3.5, 3.0)
     lean = np.clip((path[..., 0] - KEYBOARD_MM / 2 - np.repeat((-_ELBOW, _ELBOW), 5)) / 700 + rng.normal(0, .08, 2).repeat(5), -.5, .5)
-    base = np.stack([path[..., 0] + scale * _REST_X, path[..., 1] + _REST_Y + lean * scale * _REST_X - nuisance.hand_reach_mm, np.full(path.shape[:2], 5 + nuisance.hover_mm)], -1)
+    inwards = nuisance.hand_reach_mm + _wander(times_s[:, None], np.arange(10) // 5, swing, nuisance)
+    base = np.stack([path[..., 0] + scale * _REST_X, path[..., 1] + _REST_Y + lean * scale * _REST_X - inwards, np.full(path.shape[:2], 5 + nuisance.hover_mm)], -1)
     tip = base + sway
     for i, (f, on, off, down) in enumerate(zip(fingers, notes.onsets_s, _lift_times(notes), descent_time(notes.velocities))):
         if f < 0: continue

@@ -10,59 +10,118 @@ import torch
 
 from cop_repro.core import RATES, BadInput, numpy_rng
 from cop_repro.data.clips import LevelMeter, prepare_level
-from cop_repro.data.notes import NoteReader, make_notes, make_roll, roll_to_notes
-from cop_repro.data.rendering import Nuisance, probe_video, read_audio, render, write_video
+from cop_repro.data.notes import NoteReader, drop_unstruck, make_roll, read_midi, roll_to_notes
+from cop_repro.data.rendering import probe_video, read_audio, write_video
 from cop_repro.model.flow import SampleConfig
-from cop_repro.model.roll import RollLogits
-from cop_repro.systems.cop import Performer, WindowConfig, film_noise, film_pieces, perform_video, window_starts, window_weights
+from cop_repro.model.keyboard import parse_corners
+from cop_repro.model.roll import RollLogits, logits_to_roll
+from cop_repro.systems.cop import Performer, WindowConfig, film_noise, film_pieces, perform_video, play, sound_blocks, strip_windows, window_starts, window_weights
+
+CHANNELS = 128
 
 class Player(Performer):
-    "Networks in miniature: keys come and go with a clock, latents are the noise, sound is its first channel."
+    "Networks in miniature: keys come and go with the brightness of the film, latents are the noise, sound is its first channel."
     def __init__(self):
         reader = SimpleNamespace(cfg=SimpleNamespace(height=16, strip_width=104))
-        super().__init__(SimpleNamespace(channels=4, hop_length=320), None, SimpleNamespace(reader=reader, velocity=False), SampleConfig())
-        self.seen = 0
+        super().__init__(SimpleNamespace(channels=CHANNELS, hop_length=320), None, SimpleNamespace(reader=reader, velocity=False), SampleConfig())
 
     def rolls(self, strips):
-        rows = torch.arange(len(strips))[:, None] + 7 * torch.arange(88)
-        down = (rows % 40 < 20).float() * 8 - 4
-        return RollLogits(down[None], ((rows % 40 == 0).float() * 8 - 4)[None], None, None)
+        "A frame of brightness 60 + 4 b is row b of a short piece that plays again and again."
+        tick = torch.from_numpy(((np.median(strips, (1, 2)) - 60) / 4).round().astype(int))[:, None] + 3 * torch.arange(88)
+        sure = lambda yes: (yes.float() * 8 - 4)[None]
+        return RollLogits(sure(tick % 40 < 20), sure(tick % 40 == 0), sure(tick % 40 < 10), sure(tick[:, 0] % 40 < 30))
 
-    def latents(self, strips, logits, text, noise): return noise[0, :, :4]
+    def latents(self, strips, logits, text, noise): return noise[0]
     def sound(self, latents): return latents[:, 0].numpy().repeat(320)
 
 CORNERS = "33,80 607,80 607,112 33,112"
 
+def blink(path: Path, frames: int, rate: float = 25.0) -> Path:
+    "A film whose brightness counts to forty, again and again."
+    write_video(path, (np.full((96, 640, 3), 60 + 4 * (i % 40), np.uint8) for i in range(frames)), rate)
+    return path
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory) -> dict[int, Path]:
-    "A keyboard on which nobody plays, for one minute and for four."
+    "One minute and four."
     folder = tmp_path_factory.mktemp("long")
-    still = render(make_notes([], [], [], []), None, 1.0, "top", Nuisance.none(), (96, 640), 5.0, seed=0).frames
-    for minutes in (1, 4): write_video(folder / f"{minutes}.mp4", (still[i % 5] for i in range(300 * minutes)), 5.0)
-    return {minutes: folder / f"{minutes}.mp4" for minutes in (1, 4)}
+    return {minutes: blink(folder / f"{minutes}.mp4", 300 * minutes, 5.0) for minutes in (1, 4)}
+
+@pytest.fixture(autouse=True)
+def any_picture(monkeypatch):
+    "Nothing in these films looks like keys; the corners are taken all the same, and so are cuts."
+    monkeypatch.setattr("cop_repro.model.keyboard.MIN_GIVEN", -1.0)
+    monkeypatch.setattr("cop_repro.systems.cop.check_still", lambda *_: None)
+
+def peak_of(work) -> float:
+    "Most memory that Python and numpy held at once, MiB."
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally: tracemalloc.stop()
 
 def test_memory_does_not_grow_with_the_film(films, tmp_path):
-    peaks = {}
-    for minutes, path in films.items():
-        tracemalloc.start()
-        said = perform_video(path, tmp_path / str(minutes), Player(), corners=CORNERS)
-        peaks[minutes] = tracemalloc.get_traced_memory()[1] / 2**20
-        tracemalloc.stop()
-        wav, rate = soundfile.read(tmp_path / str(minutes) / "sound.wav", dtype="float32")
-        assert len(wav) == 60 * minutes * rate and np.isclose(np.abs(wav).max(), .5, atol=1e-4) and f"{60 * minutes}.0 s" in said["sound.wav"]
-        assert abs(probe_video(tmp_path / str(minutes) / "video.mp4").duration_s - 60 * minutes) < .5
-        assert abs(len(read_audio(tmp_path / str(minutes) / "video.mp4")) - len(wav)) < 4096  # AAC's delay
-        assert not list(tmp_path.glob(".*"))
-    assert peaks[4] < peaks[1] + 12, f"{peaks} MiB: three more minutes hold about 60 MiB of sound, rolls and latents"
+    "Three minutes are 16 MiB of sound, 5 of rolls and 7 of latents: none of them may be held whole."
+    player = Player()
+    plays = {minutes: lambda name, m=minutes: play(films[m], tmp_path / name, player, "", 0, CORNERS) for minutes in films}
+    plays[1]("warm.wav")
+    peaks = {minutes: peak_of(lambda: one(f"{minutes}.wav")) for minutes, one in plays.items()}
+    assert peaks[4] < peaks[1] + 3, f"{peaks} MiB"
+    sounds = {m: peak_of(lambda: write_video(tmp_path / f"{m}.mp4", np.zeros((2, 32, 32, 3), np.uint8), 25.0, sound_blocks(tmp_path / f"{m}.wav"))) for m in films}
+    assert sounds[4] < sounds[1] + 1, f"{sounds} MiB"
 
-def test_windows_join_as_if_the_film_were_one(films):
-    "The same noise track and the same clock in every window: cross-faded pieces are the track itself."
-    windows, player = WindowConfig(4.0, 1.0), Player()
-    corners = np.array([c.split(",") for c in CORNERS.split()], float)
-    pieces = list(film_pieces(films[1], corners, 60.0, player, "", 0, windows))
-    latents = torch.cat([z for _, z in pieces])
-    assert torch.allclose(latents, film_noise(0, 0, 4500, 4)[0], atol=1e-6) and max(len(r) for r, _ in pieces) <= 100
-    assert sum(len(r) for r, _ in pieces) == 1500
+def test_a_film_of_four_minutes(films, tmp_path):
+    said = perform_video(films[4], tmp_path / "out", Player(), corners=CORNERS)
+    wav, rate = soundfile.read(tmp_path / "out" / "sound.wav", dtype="float32")
+    assert len(wav) == 240 * rate and np.isclose(np.abs(wav).max(), .5, atol=1e-4) and said["sound.wav"] == "240.0 s of sound"
+    assert abs(probe_video(tmp_path / "out" / "video.mp4").duration_s - 240) < .5
+    assert abs(len(read_audio(tmp_path / "out" / "video.mp4")) - len(wav)) < 4096  # AAC's delay
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"] and len(list((tmp_path / "out").iterdir())) == 5
+
+def read_at_once(film: Path, player: Player, rows: int):
+    "The roll of a film in one window."
+    return logits_to_roll(player.rolls(next(strip_windows(film, parse_corners(CORNERS), (16, 104), rows, WindowConfig(rows / 25, 0.0)))[1]))
+
+@pytest.mark.parametrize("frames", [1, 3, 10, 50, 51, 249, 250, 251, 300])
+def test_films_of_any_length(frames, tmp_path):
+    "From one picture to a window and a bit: as long as the film, and its notes are those of its rows read at once."
+    made = play(blink(tmp_path / "film.mp4", frames), tmp_path / "sound.wav", player := Player(), "", 0, CORNERS)
+    assert soundfile.info(tmp_path / "sound.wav").frames == round(frames * RATES.sample_rate / 25) and not list(tmp_path.glob("*raw*"))
+    assert made.notes == roll_to_notes(read_at_once(tmp_path / "film.mp4", player, max(frames, 3))) and (frames < 10 or len(made.notes))
+
+def test_windows_join_as_if_the_film_were_one(tmp_path):
+    "One noise track and the same pictures in every window: what leaves the cross-fade is the track itself and the film's roll."
+    pieces = list(film_pieces(blink(tmp_path / "film.mp4", 540), parse_corners(CORNERS), 21.6, player := Player(), "", 0, WindowConfig(4.0, 1.0)))
+    latents, presence, onset, pedal = (np.concatenate(parts) for parts in zip(*((z.numpy(), r.presence, r.onset, r.pedal) for r, z in pieces)))
+    whole = read_at_once(tmp_path / "film.mp4", player, 540)
+    assert np.allclose(latents, film_noise(0, 0, 1620)[0], atol=1e-6) and max(len(r) for r, _ in pieces) <= 100
+    assert whole.presence.std() > .4 and whole.pedal.std() > .4
+    for got, wanted in ((presence, whole.presence), (onset, whole.onset), (pedal, whole.pedal)): assert np.allclose(got, wanted, atol=1e-6)
+
+def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
+    film, out = blink(tmp_path / "film.mp4", 60), tmp_path / "new" / "deep" / "out"
+    monkeypatch.setattr("cop_repro.systems.cop.write_midi", lambda *_: (_ for _ in ()).throw(BadInput("the disk is full")))
+    with pytest.raises(BadInput, match="the disk is full"): perform_video(film, out, Player(), corners=CORNERS)
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+    def crowded(*_):
+        (out.parent / "another").mkdir()
+        raise BadInput("the disk is full")
+    monkeypatch.setattr("cop_repro.systems.cop.write_midi", crowded)
+    with pytest.raises(BadInput, match="the disk is full"): perform_video(film, out, Player(), corners=CORNERS)  # not that a folder is not empty
+    assert [p.name for p in out.parent.iterdir()] == ["another"]
+
+def test_a_folder_in_the_way_of_a_file(tmp_path):
+    (tmp_path / "out" / "sound.wav").mkdir(parents=True)
+    with pytest.raises(BadInput, match="sound.wav is a folder"): perform_video(blink(tmp_path / "film.mp4", 60), tmp_path / "out", Player(), corners=CORNERS)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["sound.wav"]
+
+def test_the_first_minute_is_drawn_whatever_comes_after(films, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.hlines", lambda self, y, *_, **__: drawn.append(len(y)))
+    perform_video(films[4], tmp_path / "out", Player(), corners=CORNERS)
+    notes = read_midi(tmp_path / "out" / "notes.mid")
+    assert drawn == [(notes.onsets_s < 60).sum()] and len(notes) > 2 * drawn[0] > 0
 
 @pytest.mark.parametrize("total, window, overlap", [(1000, 250, 50), (251, 250, 50), (100, 250, 50), (60, 50, 49), (333, 100, 70)])
 def test_weights_are_made_one_at_a_time_and_sum_to_one(total, window, overlap):
@@ -81,13 +140,16 @@ def test_notes_in_pieces_are_the_notes_of_the_whole(seed):
     while at < rows:
         part = slice(at, at := at + int(rng.integers(1, 40)))
         reader.read(make_roll(whole.presence[part], whole.onset[part], whole.velocity[part], whole.pedal[part]))
-    assert (found := reader.finish()) == roll_to_notes(whole) and len(found)
+    assert (found := reader.finish()) == roll_to_notes(whole) == roll_to_notes(drop_unstruck(whole)) and len(found)
 
 def test_reader_of_notes_refuses_what_it_cannot_join():
     reader = NoteReader()
     reader.read(make_roll(np.zeros((2, 88))))
     with pytest.raises(BadInput, match="at least 3"): reader.finish()
     with pytest.raises(BadInput, match="one rate"): reader.read(make_roll(np.zeros((9, 88)), frame_rate=50.0))
+    reader.read(make_roll(np.zeros((9, 88))))
+    assert len(reader.finish()) == 0
+    with pytest.raises(BadInput, match="new NoteReader"): reader.read(make_roll(np.zeros((9, 88))))
 
 def test_level_of_pieces_is_the_level_of_the_whole():
     wav = numpy_rng(0, "level").normal(.1, .2, 10_001).astype(np.float32)

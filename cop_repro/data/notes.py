@@ -181,19 +181,24 @@ def notes_to_roll(
 # %% ../../nbs/data/10_notes.ipynb #d52b631e
 REACH = 2  # rows on either side of a note's first row in which its onset is looked for
 
-def _strikes(presence: ndarray, onset: ndarray, presence_threshold: float, onset_threshold: float) -> tuple[ndarray, ndarray, ndarray]:
-    "Boolean (rows + 1, 88) maps from a few rows around each: where notes may start, which keys look down, near which rows an onset is heard."
+def _strikes(presence: ndarray, onset: ndarray, presence_threshold: float, onset_threshold: float) -> tuple[ndarray, ...]:
+    "Boolean (rows + 1, 88) maps from a few rows around each: rises, onset peaks of keys that look down, keys that do, rows near which an onset is heard."
     up = np.zeros((1, presence.shape[1]), bool)
-    back = lambda x, n=1: np.concatenate([np.repeat(up, n, 0), x[:-n]])  # x of n rows earlier
-    ahead = lambda x: np.concatenate([x[1:], up])
+    back, ahead = (lambda x: np.concatenate([up, x[:-1]])), (lambda x: np.concatenate([x[1:], up]))
     down = np.concatenate([presence >= presence_threshold, up])
     level = np.concatenate([onset, np.zeros(up.shape, onset.dtype)])
     before, after = np.concatenate([level[:1] * 0, level[:-1]]), np.concatenate([level[1:], level[:1] * 0])
     peak = (level >= onset_threshold) & (level > before) & (level >= after)
     down = down | (~down & back(down) & ahead(down) & ~(peak | ahead(peak) | ahead(ahead(peak))))
-    rise = down & ~back(down)
-    start = rise | (peak & down & ~(rise | back(rise) | back(rise, 2)))
-    return start, down, maximum_filter1d(level, 2 * REACH + 1, axis=0, mode="constant") >= onset_threshold
+    return down & ~back(down), peak & down, down, maximum_filter1d(level, 2 * REACH + 1, axis=0, mode="constant") >= onset_threshold
+
+def _starts(rise: ndarray, peak: ndarray, quiet: ndarray) -> tuple[ndarray, ndarray]:
+    "Where notes start: at rises, and at peaks three rows or more after a start; `quiet` (88,) counts the rows since the last one, before and after these rows."
+    start = rise.copy()
+    for row, struck in zip(start, peak):
+        row |= struck & (quiet > 2)
+        quiet = np.where(row, 1, quiet + 1)
+    return start, quiet
 
 def _struck(start: ndarray, down: ndarray, heard: ndarray, struck: ndarray) -> tuple[ndarray, ndarray]:
     "`start` and `down` without the stretches that begin unheard; `struck` (88,) says so of what began before the first row."
@@ -207,7 +212,9 @@ def drop_unstruck(
     onset_threshold: float = .5,  # onset that a stretch needs within two rows of its beginning
 ) -> Roll:  # presence and velocity 0 in stretches without an onset
     "A key that goes down was struck (Hawthorne et al. 2018, arXiv 1710.11153: no note without an onset)."
-    down = _struck(*_strikes(roll.presence, roll.onset, presence_threshold, onset_threshold), np.zeros(roll.presence.shape[1], bool))[1][:-1]
+    rise, peak, down, heard = _strikes(roll.presence, roll.onset, presence_threshold, onset_threshold)
+    start, _ = _starts(rise, peak, np.full(NUM_KEYS, REACH + 1))
+    down = _struck(start, down, heard, np.zeros(NUM_KEYS, bool))[1][:-1]
     phantom = (roll.presence >= presence_threshold) & ~down
     return replace(roll, presence=np.where(phantom, 0, roll.presence), velocity=np.where(phantom, 0, roll.velocity))
 
@@ -223,14 +230,15 @@ class NoteReader:
     ):
         self.thresholds, self.min_duration_s = (presence_threshold, onset_threshold), min_duration_s
         self.rows, self.base, self.done = None, 0, 0  # rows held; number of the first one; rows decided
-        self.struck, self.down, self.first = np.zeros(NUM_KEYS, bool), np.zeros(NUM_KEYS, bool), np.zeros(NUM_KEYS, int)
+        self.quiet, self.struck, self.down, self.first = np.full(NUM_KEYS, REACH + 1), np.zeros(NUM_KEYS, bool), np.zeros(NUM_KEYS, bool), np.zeros(NUM_KEYS, int)
         self.loud = np.zeros((NUM_KEYS, 3))  # velocity in the first rows of the note that each key sounds
-        self.notes, self.pedal = [], []
+        self.notes, self.pedal, self.finished = [], [], False
 
     def read(self,
         roll: Roll,  # the next rows
     ) -> None:
         "Take in rows; those at the end wait for the next ones."
+        if self.finished: raise BadInput("the notes of this roll were asked for already: begin a new NoteReader")
         if self.rows is not None and roll.frame_rate != self.rows.frame_rate:
             raise BadInput(f"rows at {roll.frame_rate:g} a second after rows at {self.rows.frame_rate:g}: one rate is needed")
         held = roll if self.rows is None else Roll(*(np.concatenate(pair) for pair in zip(self._channels(self.rows), self._channels(roll))), roll.frame_rate)
@@ -245,7 +253,8 @@ class NoteReader:
         if total < 1: return Notes.empty()
         if total < 3: raise BadInput(f"a roll of {total} rows: at least 3 are needed to tell onsets")
         self._decide(total + 1)
-        keys, first, last, loudness = np.concatenate(self.notes).T if self.notes else np.zeros((4, 0))
+        self.finished = True
+        keys, first, last, loudness = np.concatenate(self.notes).T
         long = (last - first) / self.rows.frame_rate >= self.min_duration_s
         turns = np.concatenate(self.pedal)
         velocity = np.clip(np.round(loudness * 127), 1, 127).astype(np.int64)
@@ -259,8 +268,9 @@ class NoteReader:
         "Rows up to number `until`; the one after the last row ends every note."
         if until <= self.done: return
         part = slice(self.done - self.base, until - self.base)
-        maps = [x[part] for x in _strikes(self.rows.presence, self.rows.onset, *self.thresholds)]
-        start, down = _struck(*maps, self.struck)
+        rise, peak, down, heard = (x[part] for x in _strikes(self.rows.presence, self.rows.onset, *self.thresholds))
+        begins, self.quiet = _starts(rise, peak, self.quiet)
+        start, down = _struck(begins, down, heard, self.struck)
         stop = np.concatenate([self.down[None], down[:-1]]) & (~down | start)
         keys, begun = np.nonzero(start.T)
         rows = np.minimum(begun[:, None] + part.start + np.arange(3), len(self.rows) - 1)
@@ -273,8 +283,8 @@ class NoteReader:
         inside = begun[:, None] + np.arange(3) < ended[:, None]
         self.notes.append(np.stack([keys, begun, ended, (loud * inside).sum(1) / inside.sum(1)], 1)[over])
         self.first[keys[~over]], self.loud[keys[~over]] = begun[~over], loud[~over]
-        latest = len(down) - 1 - np.argmax(maps[0][::-1], 0)
-        self.struck = np.where(maps[0].any(0), np.take_along_axis(maps[2], latest[None], 0)[0], self.struck)
+        latest = len(begins) - 1 - np.argmax(begins[::-1], 0)
+        self.struck = np.where(begins.any(0), np.take_along_axis(heard, latest[None], 0)[0], self.struck)
         sustain = np.append(self.rows.pedal >= .5, False)[part]
         was = sum(map(len, self.pedal)) % 2 == 1  # after an odd number of turns it is down
         self.pedal.append(np.flatnonzero(np.diff(np.concatenate([[was], sustain]).astype(int))) + self.done)

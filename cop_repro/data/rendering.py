@@ -234,7 +234,7 @@ def hand_joints(
     notes: Notes,  # what is played
     fingers: Int[np.ndarray, " n"],  # 0 left little finger .. 9 right little finger, -1 none
     times_s: Float[np.ndarray, " f"],  # increasing moments, s
-    nuisance: Nuisance,  # hand size and reach
+    nuisance: Nuisance,  # size and pose of the hands, travel of the keys
     seed: int,  # of the hands' own motion
 ) -> Float[np.ndarray, "f 10 5 3"]:  # mm; fingertip, end joint, middle joint, knuckle, wrist
     "Both hands as ten chains of joints, x along the keyboard, y towards the player, z up."

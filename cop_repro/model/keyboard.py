@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'MODES', 'SEARCH_WIDTH', 'FIT_WIDTH', 'MIN_COARSE', 'MIN_CONFIDENCE',
-           'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'MAX_SHIFT', 'MIN_LIKENESS', 'to_grey',
-           'background', 'black_pattern', 'Keyboard', 'find_keyboard', 'keyboard_at', 'parse_corners', 'check_corners',
-           'rectify', 'plot_keyboard', 'key_profile', 'key_shift', 'check_still']
+           'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'MIN_GIVEN', 'MAX_SHIFT', 'MIN_LIKENESS',
+           'to_grey', 'background', 'black_pattern', 'Keyboard', 'find_keyboard', 'keyboard_at', 'parse_corners',
+           'check_corners', 'rectify', 'plot_keyboard', 'key_profile', 'key_shift', 'check_still']
 
 # %% ../../nbs/model/34_keyboard.ipynb #1d1d4b25
 from collections.abc import Iterator
@@ -253,15 +253,18 @@ def find_keyboard(
                        f"All 88 keys must be visible, else notes would be misnamed; if they are, {ADVICE}")
     return best
 
+MIN_GIVEN = 0.1  # match below which corners given by hand are a slip
+
 def keyboard_at(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames
     corners: Float[np.ndarray, "4 2"],  # in their pixels, as a person gave them
 ) -> Keyboard:
-    "Given corners, with the match that they reach; they are taken as they are."
+    "Given corners, with the match that they reach; a poor one is taken, none is a slip."
     check_corners(corners)
     large, factor = _scaled(background(frames), FIT_WIDTH)
     template = _template(32, 624)
     score, octaves = (_fit_score(large, corners * factor, template, parts) for parts in (1, 7))
+    if score[0] < MIN_GIVEN: raise BadInput(f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like 88 keys (match {score[0]:.2f}, {MIN_GIVEN} is needed): they are pixels of the film as it is stored and shown; {ADVICE}")
     return Keyboard(corners, float(score[0]), tuple(octaves.round(3).tolist()))
 
 def parse_corners(

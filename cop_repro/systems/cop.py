@@ -11,7 +11,7 @@ __all__ = ['NOISE_BLOCK', 'ASSETS', 'SHOWN_S', 'Performer', 'CopSystem', 'window
 import tempfile, time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def locate_keyboard(
     seconds: float = 20.0,  # how much of the beginning is looked at
 ) -> tuple[Keyboard, np.ndarray]:  # keyboard and a sample frame, in pixels of that frame
     "Find the keyboard in frames sampled from the beginning, or take the corners as given."
-    frames = np.stack(list(iter_video(video, frame_rate=3.0, end_s=seconds)))
+    frames = np.stack(list(iter_video(video, frame_rate=3.0, end_s=seconds)) or [next(iter_video(video))])  # a film may end before a third of a second
     if corners is None: return find_keyboard(frames), frames[len(frames) // 2]
     info = probe_video(video)
     points = parse_corners(corners) * (frames.shape[2] / info.width)  # in pixels of the film; large ones are shrunk
@@ -197,23 +197,18 @@ def film_pieces(
 ) -> Iterator[tuple[Roll, Tensor]]:  # rows and latents (n, c), piece after piece
     "Keys and latents of a film, cross-faded; no more than a window is held."
     total, per, cfg = max(RATES.frames(duration_s), 3), RATES.latents_per_frame, performer.piano.reader.cfg
-    length, channels = min(RATES.frames(windows.window_s), total), performer.codec.channels
-    starts = window_starts(total, length, RATES.frames(windows.overlap_s))
-    keys, pedal, latents = np.zeros((length, 88, 3), np.float32), np.zeros(length, np.float32), torch.zeros(length * per, channels)
-    weights = window_weights(starts, total, length)
+    starts, channels = window_starts(total, RATES.frames(windows.window_s), RATES.frames(windows.overlap_s)), performer.codec.channels
+    length = min(RATES.frames(windows.window_s), total)
+    weights, held = window_weights(starts, total, length), np.zeros((length, 88 * 3 + 1 + per * channels), np.float32)
     for i, (start, strips) in enumerate(strip_windows(video, corners, (cfg.height, cfg.strip_width), total, windows)):
-        logits, weight = performer.rolls(strips), next(weights).astype(np.float32)
-        part = logits_to_roll(logits)
-        keys += weight[:, None, None] * np.stack([part.presence, part.onset, part.velocity], 2)
-        pedal += weight * part.pedal
-        latents += torch.from_numpy(weight).repeat_interleave(per)[:, None] * performer.latents(strips, logits, text, film_noise(seed, start * per, length * per, channels))
+        logits = performer.rolls(strips)
+        part, made = logits_to_roll(logits), performer.latents(strips, logits, text, film_noise(seed, start * per, length * per, channels)).numpy()
+        columns = part.presence, part.onset, part.velocity, part.pedal[:, None], made.reshape(length, -1)
+        held += next(weights).astype(np.float32)[:, None] * np.concatenate(columns, 1)
         ready = (starts[i + 1] if i + 1 < len(starts) else total) - start  # rows that no later window reaches
-        settled = np.clip(keys[:ready], 0, 1), np.clip(pedal[:ready], 0, 1)  # weights sum to one but for the last bit
-        yield make_roll(*np.moveaxis(settled[0], 2, 0), settled[1], RATES.frame_rate), latents[:ready * per].clone()
-        for held, moved in ((keys, ready), (pedal, ready), (latents, ready * per)):
-            rest = len(held) - moved
-            held[:rest] = held[moved:].copy() if isinstance(held, np.ndarray) else held[moved:].clone()
-            held[rest:] = 0
+        *keys, pedal, latents = np.split(held[:ready], (88, 176, 264, 265), 1)
+        yield make_roll(*(k.clip(0, 1) for k in keys), pedal[:, 0].clip(0, 1), RATES.frame_rate), torch.from_numpy(latents.reshape(ready * per, channels))  # weights sum to one but for the last bit
+        held = np.concatenate([held[ready:], np.zeros_like(held[:ready])])
         progress(i + 1, len(starts), "playing: windows of film")
 
 def decode_pieces(
@@ -307,11 +302,12 @@ def draw_performance(
     axes = figure.subplots(3, 1, height_ratios=(1.2, 2, 1.6))
     plot_keyboard(axes[0], made.frame.mean(-1).astype(np.uint8), made.keyboard)
     axes[0].set(title=title, xticks=[], yticks=[])
-    shown, seen = made.notes, min(made.duration_s, SHOWN_S)
+    seen = min(made.duration_s, SHOWN_S)
+    shown = made.notes.crop(0, seen)
     axes[1].hlines(shown.pitches, shown.onsets_s, shown.offsets_s, lw=3, colors=[str(1 - v / 140) for v in shown.velocities])
-    for down, up in made.notes.pedal: axes[1].axvspan(down, up, color="#56B4E9", alpha=.15)
+    for down, up in shown.pedal: axes[1].axvspan(down, up, color="#56B4E9", alpha=.15)
     part = "" if seen == made.duration_s else f", of which the first {seen:.0f} s are shown"
-    axes[1].set(ylabel="MIDI pitch", title=f"{len(shown)} notes read from the film{part} (darker is louder; blue: pedal)", xlim=(0, seen))
+    axes[1].set(ylabel="MIDI pitch", title=f"{len(made.notes)} notes read from the film{part} (darker is louder; blue: pedal)", xlim=(0, seen))
     plot_mels([axes[2]], {"The sound that was made": soundfile.read(made.sound, round(seen * RATES.sample_rate), dtype="float32")[0]})
     figure.savefig(path, dpi=90)
 
@@ -339,23 +335,27 @@ def perform_video(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    "A folder beside `out` whose files move there at the end; after an error nothing is left, no folder above it either."
+    "A folder beside `out` whose files move there when all are complete; after an error nothing of it is left, nor a folder made for it."
     missing = [p for p in out.parents if not p.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             yield Path(folder)
+            made = sorted(Path(folder).iterdir())
+            if blocked := [p.name for p in made if (out / p.name).is_dir()]: raise BadInput(f"{out.name}/{blocked[0]} is a folder; a file of that name is to be written: give another folder for the results")
             out.mkdir(exist_ok=True)
-            for path in sorted(Path(folder).iterdir()): path.replace(out / path.name)
+            for path in made: path.replace(out / path.name)
     except BaseException:
-        for path in missing: path.rmdir()
+        with suppress(OSError):  # somebody else's file in it keeps a folder
+            for path in missing: path.rmdir()
         raise
 
 def _report(video: Path, made: Performance, performer: Performer, text: str, seed: int, seconds: float) -> dict:
     "What was done, for machines."
     info = probe_video(video)
+    corners = made.keyboard.corners * (info.width / made.frame.shape[1])  # in pixels of the film, as `--corners` takes them
     return {"video": video.name, "duration_s": round(info.duration_s, 3), "frame_rate": round(float(info.frame_rate), 3), "size": [info.width, info.height], "text": text, "seed": seed,
-            "keyboard": {"corners": np.round(made.keyboard.corners, 1).tolist(), "confidence": round(float(made.keyboard.confidence), 3)},
+            "keyboard": {"corners": np.round(corners, 1).tolist(), "confidence": round(float(made.keyboard.confidence), 3)},
             "notes": len(made.notes), "pedal_spans": len(made.notes.pedal), "solver": asdict(performer.sample), "weights": performer.hashes,
             "velocity_guidance": performer.piano.velocity, "pedal_source": "inferred from the top view's hands and keys; the foot is not seen", "seconds": round(seconds, 1)}
 

@@ -218,11 +218,12 @@ def resume_piano(
     latents: str | None = None,  # what the latents mean, which it must know
     relearn: bool = False,  # it may know others
 ) -> CoPPiano:
-    "A finished stage-2 model that goes on learning, with the present roll predictor; another variant, size or split, or other latents, are refused by name."
+    "A finished stage-2 model that goes on learning, with the present roll predictor (but for a variant without guidance, which has its own); another variant, size or split, or other latents, are refused by name."
     model, meta = load_piano(init)
     if not relearn: check_latents(init.name, meta, latents)
     for key, value in (("split_hash", split), ("velocity", guidance.guidance == "velocity"), ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.reader.cfg.num_keys)))):
         if meta.get(key) != value: raise AssetMismatch(f"{init.name} has another {key} than this run asks for: use init: null")
+    if guidance.guidance == "none": return model  # its own predictor, learnt from the sound alone: another would be guidance
     if reader.cfg != model.reader.cfg: raise AssetMismatch(f"{init.name} has another roll predictor ({model.reader.cfg}) than stage 2.1 ({reader.cfg}): use init: null")
     model.reader.load_state_dict(reader.state_dict())
     return model

@@ -51,7 +51,7 @@ def key_centres(
 class Nuisance:
     "Everything about a recording that is not the music; lengths in mm, brightness relative to white paper."
     hands: bool = True  # a player is seen
-    skin: tuple[float, float, float] = (214, 160, 132)  # RGB, from (70, 45, 35) to (240, 200, 180)
+    skin: tuple[float, float, float] = (214, 160, 132)  # RGB, from (60, 38, 28) to (250, 212, 186)
     sleeve: tuple[float, float, float] = (60, 62, 80)  # RGB of the sleeve
     sleeve_mm: float = 60.0  # bare forearm before the sleeve, 0 to 250
     hand_scale: float = 1.0  # 0.85 (small hand) to 1.25
@@ -65,7 +65,7 @@ class Nuisance:
     light_slope: tuple[float, float] = (0.0, 0.0)  # fall-off over the length and depth of the keyboard, -0.3 to 0.3
     light_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # gain per channel, 0.85 to 1.15
     drift: float = 0.0  # slow change of exposure while filming, 0 to 0.05
-    shadow: float = 0.45  # darkness of cast shadows, 0.1 to 0.8
+    shadow: float = 0.45  # darkness of cast shadows, 0.1 to 0.9
     shadow_dir: tuple[float, float] = (0.35, 0.1)  # shadow length per height, x and y, -0.9 to 0.9
     shadow_soft_mm: float = 5.0  # penumbra, 1 (lamp) to 14 (window)
     rear_shade: float = 0.25  # shade of the fallboard on the far ends of the keys, 0 to 0.5

@@ -12,7 +12,7 @@ def bench_loader(folder: Path, clips: int = 64, batch: int = 16, repeats: int = 
     from cop_repro.core import RATES, torch_rng
     from cop_repro.data.clips import fill_store
     from cop_repro.data.shards import fill_shards
-    from cop_repro.training.general import general_batch
+    from cop_repro.training.features import general_batch
     rng = np.random.default_rng(0)
     columns = {"latents": ((RATES.latents(10.0), 128), "float16"), "video": ((RATES.frames(10.0), 128), "float16"), "has_video": ((), "bool"), "text": ((40, 96), "float16"), "text_mask": ((40,), "bool")}
     make = lambda i: {n: rng.standard_normal(shape).astype(kind) if kind == "float16" else np.ones(shape, bool) for n, (shape, kind) in columns.items()}
@@ -121,7 +121,7 @@ def bench_scoring(clips: int = 100) -> list[dict]:
 def bench_scoring_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
     "Largest memory of this process, MB, after `cop score` of folders with few and with many clips: ten sounds a side under many names."
     import numpy as np, soundfile
-    from cop_repro.benchmark.score import score_folders
+    from cop_repro.evaluation.folders import score_folders
     made, rng = [], np.random.default_rng(0)
     for count in (min(10, *counts), *counts):  # the first run loads libraries and does not count
         for side in ("ref", "est"):

@@ -178,7 +178,7 @@ def plan(args) -> int:
     "Say what the training runs of a profile will need, before anything starts."
     from cop_repro.data.clips import keep_items, read_manifest
     from cop_repro.plans import Costs, make_plan, plan_text
-    from cop_repro.training.plan import Machine
+    from cop_repro.training.planning import Machine
     root = project_root()
     params = profile_params(root, args.profile)
     manifest = root / params["prepare"]["manifest"]
@@ -243,7 +243,7 @@ def shards(args) -> int:
 
 def compare(args) -> int:
     "Hold two result files against each other, with a tolerance per metric."
-    from cop_repro.benchmark.report import compare_results
+    from cop_repro.evaluation.report import compare_results
     tables = []
     for name in (args.a, args.b):
         path = Path(name)
@@ -320,7 +320,8 @@ def perform(args) -> int:
 
 def real(args) -> int:
     "Score shipped models on real piano videos against a transcription of their own sound."
-    from cop_repro.systems.cop import load_performer, score_real_video
+    from cop_repro.evaluation.real_videos import score_real_video
+    from cop_repro.systems.cop import load_performer
     root = project_root(Path(__file__).parent)
     performer = load_performer(root / "data" / "assets")
     made = [score_real_video(Path(v), performer, picture=Path(args.picture) if args.picture else None, progress=progress) for v in args.videos]
@@ -355,7 +356,7 @@ def _judge(args):
 
 def score(args) -> int:
     "Score a folder of sounds, MIDI files or films against the true ones."
-    from cop_repro.benchmark.score import score_folders
+    from cop_repro.evaluation.folders import score_folders
     works, texts, _last["at"] = _mapping(args.works), _mapping(args.texts), time.monotonic()
     made = score_folders(args.ref, args.est, [n for part in args.metrics for n in part.split(",") if n] if args.metrics else None, _judge(args), works, texts, args.cut, args.seed, partial(progress, beside=True))
     if args.output: write_json(args.output, made)

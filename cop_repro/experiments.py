@@ -21,7 +21,7 @@ def nuisance(args, params: dict, progress) -> int:
     "Which nuisance of the rendered films buys what: predictors from scratch, one group of knobs left out."
     from cop_repro.data.clips import StripSize, load_works
     from cop_repro.model.roll import RollConfig
-    from cop_repro.systems.ablation import VARIANTS, nuisance_ablation, real_film
+    from cop_repro.evaluation.nuisance_ablation import VARIANTS, nuisance_ablation, real_film
     from cop_repro.training.loop import TrainConfig
     root, wanted = project_root(), args.variants or list(VARIANTS)
     if unknown := sorted(set(wanted) - set(VARIANTS)): raise CopError(f"no variant {unknown[0]!r}; variants are {', '.join(VARIANTS)}")
@@ -42,7 +42,7 @@ def codecs(args, params: dict, progress) -> int:
     import torch
     from cop_repro.data.clips import store_wav
     from cop_repro.model.codec import CodecConfig, load_codec, make_codec, prepare_wav
-    from cop_repro.training.codec_choice import codec_trial
+    from cop_repro.evaluation.codec_choice import codec_trial
     from cop_repro.training.loop import TrainConfig
     root = project_root()
     _, split, stores = _piano(root, params)
@@ -60,9 +60,9 @@ def codecs(args, params: dict, progress) -> int:
 def verdicts(args, params: dict, progress) -> int:
     "The claims as a profile's scored rows judge them, published; rows that it has not scored are not run."
     import yaml
-    from cop_repro.benchmark.report import CLAIMS, row_name, verdict
+    from cop_repro.evaluation.report import CLAIMS, row_name, verdict
     from cop_repro.parameters import load_params, settings_hash
-    from cop_repro.systems.rows import load_scores, row_folders
+    from cop_repro.evaluation.rows import load_scores, row_folders
     root = project_root()
     variants = {group: rows for group, rows in params["evaluate"]["variants"].items() if group in ("read", "piano")}
     folders = {row: path for row, path in row_folders(root / "work" / "profiles" / args.name / "models" / "evaluate", variants).items() if (path / "scores.json").exists()}

@@ -26,7 +26,7 @@ KEYS = {  # keys of a plain section; * is any name. What becomes a dataclass is 
     "report": "paper real seeds nuisance examples", "release": "assets",
 }
 
-TRAIN, SCENES, DROPOUT, SAMPLE = "training.loop.TrainConfig", "training.sources.SceneData", "model.flow.DropoutConfig", "model.flow.SampleConfig"
+TRAIN, SCENES, DROPOUT, SAMPLE = "training.loop.TrainConfig", "training.features.SceneData", "model.flow.DropoutConfig", "model.flow.SampleConfig"
 SHAPES = {  # place -> its dataclass, or several of which the stage chooses; the first that fits counts
     "machines": "training.launch.Machines", "manifest.sizes": "data.clips.SetSizes", "prepare.strip": "data.clips.StripSize",
     "train_codec.codec": "model.codec.CodecConfig", "train_codec.data": SCENES, "train_codec.train": TRAIN,
@@ -37,7 +37,7 @@ SHAPES = {  # place -> its dataclass, or several of which the stage chooses; the
     "train_piano.roll_stream": "model.dit.StreamConfig", "train_piano.dropout": DROPOUT, "train_piano.train": TRAIN, "train_piano.variants.*": "training.guidance.GuidanceConfig",
     "train_preference.dropout": DROPOUT, "train_preference.variants.*.train": TRAIN,
     "train_preference.variants.*.settings": "training.contrast.ContrastConfig training.preference.PreferenceConfig",
-    "evaluate.sample": SAMPLE, "evaluate.variants.*.*.sample": SAMPLE, "evaluate.variants.*.*": "systems.rows.RowEntry",
+    "evaluate.sample": SAMPLE, "evaluate.variants.*.*.sample": SAMPLE, "evaluate.variants.*.*": "evaluation.rows.RowEntry",
 }
 PARTS = ("evaluate.variants.*.*.sample",)  # fields that differ from another mapping: none is missing
 ENTRIES = ("train_piano.variants", "train_preference.variants", "evaluate.variants", "evaluate.variants.*")  # a profile drops an entry of these with null

@@ -11,14 +11,14 @@ class Costs:
     def __init__(self, path: Path | None = None):
         import torch
         self.path, self.known, self.counted = path, {}, 0
-        self.code = f"{code_fingerprint('cop_repro.training.plan', 'cop_repro.model.dit', 'cop_repro.model.roll', 'cop_repro.model.flow')} torch {torch.__version__}"
+        self.code = f"{code_fingerprint('cop_repro.training.planning', 'cop_repro.model.dit', 'cop_repro.model.roll', 'cop_repro.model.flow')} torch {torch.__version__}"
         try: kept = json.loads(path.read_text()) if path else {}
         except (OSError, ValueError): kept = {}
         if isinstance(kept, dict) and kept.get("code") == self.code: self.known = kept["costs"]
 
     def __call__(self, kind: str, config, length: int, tokens: int, precision: str = "fp32"):
         "Cost of one clip (`dit`, `reader`), or operations alone (`flops`)."
-        from cop_repro.training import plan as P
+        from cop_repro.training import planning as P
         key = repr((kind, config, length, tokens, precision))
         if key not in self.known:
             made = {"dit": lambda: P.dit_cost(config, length, tokens, precision), "reader": lambda: P.reader_cost(config, length, precision), "flops": lambda: P.dit_flops(config, length, tokens)}[kind]()
@@ -34,16 +34,17 @@ def make_plan(params: dict, machine, manifest_items: list | None = None, costs: 
     from cop_repro.model.dit import DiTConfig, StreamConfig
     from cop_repro.model.encoders import EncodersConfig
     from cop_repro.model.roll import RollConfig
-    from cop_repro.training import plan as P
+    from cop_repro.training import planning as P
     from cop_repro.training.contrast import ContrastConfig
-    from cop_repro.training.guidance import GuidanceConfig
+    from cop_repro.training.guidance import GuidanceConfig, guidance_job
+    from cop_repro.training.stages import OBJECTIVES, published_counts
     from cop_repro.training.loop import TrainConfig
     def section(cls, value, where, drop=()): return from_dict(cls, {k: v for k, v in value.items() if k not in drop}, where)
     general, rolls, piano, later = (params[n] for n in ("train_general", "train_roll", "train_piano", "train_preference"))
     dit, stream = section(DiTConfig, general["dit"], "train_general.dit"), section(StreamConfig, piano["roll_stream"], "train_piano.roll_stream")
     reader, tokens = section(RollConfig, rolls["roll"], "train_roll.roll"), params["encode"]["max_tokens"]
     heads = section(ContrastConfig, later["variants"]["cl"]["settings"], "train_preference.variants.cl.settings")
-    counts = P.published_counts(dit, stream, reader.width, heads.width)
+    counts = published_counts(dit, stream, reader.width, heads.width)
     train = {"stage1": section(TrainConfig, general["train"], "train_general.train"), "roll": section(TrainConfig, rolls["train"], "train_roll.train"),
              "piano": section(TrainConfig, piano["train"], "train_piano.train"), **{n: section(TrainConfig, v["train"], f"train_preference.variants.{n}.train") for n, v in later["variants"].items()}}
     costs = costs or Costs()
@@ -53,14 +54,15 @@ def make_plan(params: dict, machine, manifest_items: list | None = None, costs: 
     both = lambda seconds, cfg: (cost("dit", grown, seconds, cfg.precision), cost("reader", reader, seconds, cfg.precision))
     first = replace(train["stage1"], steps=general["t2a_steps"], warmup_steps=0, ema=0.0) if general["t2a_steps"] else None
     def jobs():
-        if first: yield P.stage1_job("train_general: sound and text", base(general["crop_s"], first), first)
-        yield P.stage1_job("train_general", base(general["crop_s"], train["stage1"]), train["stage1"])
-        yield P.stage1_job("train_roll", cost("reader", reader, rolls["crop_s"], train["roll"].precision), train["roll"])
+        if first: yield P.network_job("train_general: sound and text", base(general["crop_s"], first), first)
+        yield P.network_job("train_general", base(general["crop_s"], train["stage1"]), train["stage1"])
+        yield P.network_job("train_roll", cost("reader", reader, rolls["crop_s"], train["roll"].precision), train["roll"])
         for n, v in piano["variants"].items():
-            yield P.stage2_job(f"train_piano@{n}", *both(piano["crop_s"], train["piano"]), train["piano"], section(GuidanceConfig, v, f"train_piano.variants.{n}"), piano["general_items"])
+            yield guidance_job(f"train_piano@{n}", *both(piano["crop_s"], train["piano"]), train["piano"], section(GuidanceConfig, v, f"train_piano.variants.{n}"), piano["general_items"])
         for n, v in later["variants"].items():
-            if v["objective"] == "cl": yield P.contrast_job(f"train_preference@{n}", base(later["crop_s"], train[n]), train[n], dit.depth, counts["base_cl"] - counts["base"])
-            else: yield P.preference_job(f"train_preference@{n}", *both(later["crop_s"], train[n]), train[n], v["settings"].get("joint_items"))
+            objective, where = OBJECTIVES[v["objective"]], f"train_preference.variants.{n}.settings"
+            networks = P.NetworkCosts(dit, base(later["crop_s"], train[n]), *both(later["crop_s"], train[n]))
+            yield objective.cost(f"train_preference@{n}", networks, train[n], section(objective.settings, v["settings"], where))
     def planned(job):
         exact = P.fit_as_written(job, machine)
         try: return job, exact, P.fit_job(job, machine)
@@ -101,7 +103,7 @@ def _plan_assumptions(machine, real_encoders: bool) -> list[str]:
             "not counted: loading, communication between GPUs, evaluation (codec, encoders and models on the parameters' device; judges, transcription and rendering on the CPU), the decoded recordings themselves"]
 
 def _peaks(kind: str) -> dict[str, float]:
-    from cop_repro.training.plan import PEAK_TFLOPS
+    from cop_repro.training.planning import PEAK_TFLOPS
     return PEAK_TFLOPS[kind]
 
 def plan_text(made: dict) -> str:

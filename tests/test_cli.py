@@ -10,7 +10,8 @@ from cop_repro.cli import main
 from cop_repro.core import load_weights, save_weights
 from cop_repro.data.notes import read_midi
 from cop_repro.data.performance import PIANISTS, assign_fingers, etudes, perform
-from cop_repro.data.rendering import Nuisance, iter_video, probe_video, render, write_video
+from cop_repro.data.rendering import Nuisance, render
+from cop_repro.data.video import iter_video, probe_video, write_video
 from cop_repro.measure.music_metrics import onset_scores
 
 @pytest.fixture(scope="module")

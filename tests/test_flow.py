@@ -71,7 +71,7 @@ def test_conditions_are_encoded_once_a_clip(monkeypatch):
     from cop_repro.model.encoders import Encoders, EncodersConfig, EmbeddedSizes, build_encoders, learn_words
     from cop_repro.model.roll import RollConfig, build_roll
     from cop_repro.systems.cop import Performer
-    from cop_repro.training.guidance import grow_piano
+    from cop_repro.model.cop_piano import grow_piano
     encoders = build_encoders(EncodersConfig(embedded=EmbeddedSizes(text_dim=32, image_dim=32, image_width=4, max_tokens=16, image_size=32)), learn_words(["the sound of playing piano"])).eval()
     base = MultiStreamDiT(DiTConfig(1, StreamConfig(16, 1, 16), StreamConfig(32, 1, 32), latent_channels=4, text_width=32, video_features=32, num_registers=2, max_positions=40, time_frequencies=4))
     piano = grow_piano(base, build_roll(RollConfig(width=2, height=16, strip_width=104)), StreamConfig(16, 1, 16)).eval()

@@ -7,9 +7,10 @@ from cop_repro.core import AssetMismatch, BadInput, ParamsError, from_dict, nump
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions, DropoutConfig
 from cop_repro.model.roll import RollConfig, build_roll, roll_loss
-from cop_repro.training.general import general_batch
-from cop_repro.training.guidance import (CoPPiano, GuidanceConfig, aligned_starts, batch_roll, grow_piano, guidance_loss, guidance_step, load_piano,
-                                         piano_batch, save_piano, store_rolls)
+from cop_repro.training.features import general_batch
+from cop_repro.model.cop_piano import grow_piano, load_piano, save_piano
+from cop_repro.training.features import aligned_starts, store_rolls
+from cop_repro.training.guidance import CoPPiano, GuidanceConfig, batch_roll, guidance_loss, guidance_step, piano_batch
 from cop_repro.training.loop import TrainConfig, train
 
 SIZES = DiTConfig(2, StreamConfig(16, 1, 16), StreamConfig(8, 1, 8), latent_channels=4, text_width=6, video_features=5, num_registers=2, max_positions=48, time_frequencies=4)

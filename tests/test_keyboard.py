@@ -7,7 +7,7 @@ import pytest
 from cop_repro.core import BadInput, numpy_rng
 from cop_repro.data.notes import make_notes
 from cop_repro.data.rendering import IS_BLACK, KEY_MM, NUM_WHITE, key_centres, render, sample_nuisance
-from cop_repro.model.keyboard import background, black_pattern, find_keyboard, parse_corners, rectify
+from cop_repro.data.keyboard import background, black_pattern, find_keyboard, parse_corners, rectify
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 NOTES = make_notes(np.arange(48, 78), np.arange(30) * .1, np.arange(30) * .1 + .3, np.full(30, 80))

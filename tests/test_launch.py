@@ -22,7 +22,8 @@ from cop_repro.model.roll import RollConfig, build_roll
 from cop_repro.training import launch as launching
 from cop_repro.training.contrast import ContrastConfig, build_heads, contrast_step
 from cop_repro.training.general import general_step
-from cop_repro.training.guidance import GuidanceConfig, grow_piano, guidance_step
+from cop_repro.model.cop_piano import grow_piano
+from cop_repro.training.guidance import GuidanceConfig, guidance_step
 from cop_repro.training.launch import Machines, launch, run_lock
 from cop_repro.training.loop import TrainConfig, list_checkpoints, load_ema, ranks, train
 

@@ -11,9 +11,9 @@ import torch
 from cop_repro.core import RATES, BadInput, numpy_rng
 from cop_repro.data.clips import LevelMeter, prepare_level
 from cop_repro.data.notes import NoteReader, drop_unstruck, make_roll, read_midi, roll_to_notes
-from cop_repro.data.rendering import probe_video, read_audio, write_video
+from cop_repro.data.video import probe_video, read_audio, write_video
 from cop_repro.model.flow import SampleConfig
-from cop_repro.model.keyboard import parse_corners
+from cop_repro.data.keyboard import parse_corners
 from cop_repro.model.roll import RollLogits, logits_to_roll
 from cop_repro.systems.cop import Performer, WindowConfig, film_noise, film_pieces, perform_video, play, sound_blocks, strip_windows, window_starts, window_weights
 
@@ -50,7 +50,7 @@ def films(tmp_path_factory) -> dict[int, Path]:
 @pytest.fixture(autouse=True)
 def any_picture(monkeypatch):
     "Nothing in these films looks like keys; the corners are taken all the same, and so are cuts."
-    monkeypatch.setattr("cop_repro.model.keyboard.MIN_GIVEN", -1.0)
+    monkeypatch.setattr("cop_repro.data.keyboard.MIN_GIVEN", -1.0)
     monkeypatch.setattr("cop_repro.systems.cop.check_still", lambda *_: None)
 
 def peak_of(work) -> float:

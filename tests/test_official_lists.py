@@ -10,7 +10,7 @@ from cop_repro.data.clips import StripSize, store_clip, works_of
 from cop_repro.data.notes import make_notes, read_midi, synthesise, write_midi
 from cop_repro.data.official_lists import READERS, RealClips, read_set, real_stores, write_pseudo_midi
 from cop_repro.data.real_sets import REAL_SETS
-from cop_repro.data.rendering import write_video
+from cop_repro.data.video import write_video
 
 PLAYED = make_notes([60, 72], [.2, .9], [.8, 1.6], [50, 100])
 
@@ -54,7 +54,7 @@ def test_no_work_is_in_two_splits(tmp_path):
 
 def test_pianoyt_from_video_to_rows(tmp_path):
     "Transcribed where MIDI is missing; refused where the box does not fit the picture; coverage says so."
-    from cop_repro.judges.judges import transcribe
+    from cop_repro.judges.transcription import transcribe
     folder = tmp_path / "pianoyt"
     put(folder / "pianoyt.csv", "7,https://youtu.be/x,1,4,20,2,100\n8,https://youtu.be/y,3,400,700,60,1860\n9,https://youtu.be/z,3,4,20,2,100\n")
     sound = synthesise(make_notes([60, 64, 67], [.1, .6, 1.1], [.5, 1.0, 1.8], [90, 90, 90]), 2.0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cop_repro.benchmark.report import LABELS, TABLES
+from cop_repro.evaluation.claims import LABELS, TABLES
 
 def cop(root, *arguments):
     done = subprocess.run([sys.executable, "-m", "cop_repro.cli", *arguments], cwd=root, capture_output=True, text=True)

@@ -12,9 +12,11 @@ from cop_repro.model.flow import Conditions
 from cop_repro.plans import Costs, plan_text
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig
-from cop_repro.training import plan as counting
-from cop_repro.training.plan import (Cost, Machine, checkpoint_bytes, contrast_job, count_cost, dit_cost, encoder_flops, fit_as_written, fit_job, hours, job_memory, preference_job,
-                                     stage1_job, stage2_job, transformer_flops)
+from cop_repro.training import planning as counting
+from cop_repro.training.contrast import ContrastConfig, contrast_cost
+from cop_repro.training.guidance import guidance_job
+from cop_repro.training.planning import Cost, Machine, NetworkCosts, checkpoint_bytes, count_cost, dit_cost, encoder_flops, fit_as_written, fit_job, hours, job_memory, network_job, transformer_flops
+from cop_repro.training.preference import PreferenceConfig, preference_cost
 
 COST, READER = Cost(1_000_000, 10_000_000, 5_000_000, 0, 1_000_000), Cost(200_000, 4_000_000, 20_000_000)
 TRAIN = TrainConfig(steps=10, batch_size=16, learning_rate=1e-3)
@@ -49,14 +51,14 @@ def test_what_cannot_be_planned(root, capsys, monkeypatch):
     assert main(["plan", "--profile", "papre"]) == 2 and "paper" in capsys.readouterr().err
 
 def test_memory_by_hand():
-    job, bare = stage1_job("x", COST, replace(TRAIN, ema=.9)), dict(waste=0.0, context_gb=0.0)
+    job, bare = network_job("x", COST, replace(TRAIN, ema=.9)), dict(waste=0.0, context_gb=0.0)
     assert job_memory(job, Machine(gpus=4, **bare))["total"] == pytest.approx((20 * 1e6 + 4 * 5e6) / 1e9)
     assert job_memory(job, Machine(gpus=4, **bare), 2, True)["total"] == pytest.approx((20 * 1e6 + 2 * 1e6) / 1e9)
     assert job_memory(job, Machine(gpus=4, sharded=True, **bare))["total"] == pytest.approx((5 * 1e6 + 4 * 5e6) / 1e9)
     assert checkpoint_bytes(1000) == 3 * 12_000 and checkpoint_bytes(1000, True, 1) == 2 * 16_000
 
 def test_help_comes_in_order():
-    job, bare = stage1_job("x", COST, TRAIN), dict(gpus=1, waste=0.0, context_gb=0.0)
+    job, bare = network_job("x", COST, TRAIN), dict(gpus=1, waste=0.0, context_gb=0.0)
     fits = [fit_job(job, Machine(memory_gb=m, **bare)) for m in (.1, .06, .0215, .0175)]
     assert [(f.accumulate, f.checkpointing) for f in fits] == [(1, False), (2, False), (16, False), (16, True)]
     assert fits[3].flops == pytest.approx(fits[0].flops * 4 / 3) and fits[1].hours == fits[0].hours == hours(fits[0].flops, Machine(**bare), "fp32")
@@ -66,11 +68,13 @@ def test_help_comes_in_order():
 
 def test_operations_of_every_stage():
     one = 3 * 16 * 10e6
-    assert stage1_job("1", COST, TRAIN).flops == 10 * one
-    joint = stage2_job("2", COST, READER, TRAIN, GuidanceConfig(joint_every=2, joint_items=4), 8)
+    assert network_job("1", COST, TRAIN).flops == 10 * one
+    joint = guidance_job("2", COST, READER, TRAIN, GuidanceConfig(joint_every=2, joint_items=4), 8)
     assert joint.flops == pytest.approx(10 * (3 * 24 * 10e6 + 3 * 2 * 4e6)) and joint.trained == 1_200_000 and joint.batch == 8
-    assert contrast_job("cl", COST, TRAIN, 10, 5).flops == pytest.approx(10 * one * 1.1)
-    dpo = preference_job("dpo", COST, READER, TRAIN, 0)
+    ten = DiTConfig(10, StreamConfig(32, 2, 16), StreamConfig(16, 1, 16), latent_channels=8, text_width=6, video_features=5)
+    networks = NetworkCosts(ten, COST, COST, READER)
+    assert contrast_cost("cl", networks, TRAIN, ContrastConfig()).flops == pytest.approx(10 * one * 1.1)
+    dpo = preference_cost("dpo", networks, TRAIN, PreferenceConfig(joint_items=0))
     assert dpo.flops == 10 * 4 * 32 * 10e6 and dpo.frozen == dpo.trained
     assert transformer_flops(2, 8, 32, 5) == 2 * (8 * 5 * 64 + 4 * 5 * 8 * 32 + 4 * 25 * 8) and encoder_flops(2, 0) == 2 * encoder_flops(1, 0)
 
@@ -116,7 +120,7 @@ def test_one_pass_over_many_equals_two():
 def test_as_written():
     "What the parameters say is planned first: parts, recomputed layers, divided weights; memory and operations by hand."
     bare = dict(gpus=4, waste=0.0, context_gb=0.0)
-    job = replace(stage1_job("x", COST, replace(TRAIN, accumulate=2, sharding="full")), checkpointing=True)
+    job = replace(network_job("x", COST, replace(TRAIN, accumulate=2, sharding="full")), checkpointing=True)
     assert (job.accumulate, job.sharded) == (2, True)
     fit = fit_as_written(job, Machine(memory_gb=.001, **bare))
     assert fit.memory["total"] == pytest.approx((16 * 1e6 / 4 + 2 * 1e6) / 1e9) and (fit.clips_per_gpu, fit.accumulate, fit.checkpointing) == (2, 2, True), "too much, and said so"

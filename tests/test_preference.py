@@ -11,7 +11,7 @@ from cop_repro.core import BadInput, ParamsError, from_dict, numpy_rng, torch_rn
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions, draw_noise_and_time, fm_loss
 from cop_repro.model.roll import RollConfig, build_roll
-from cop_repro.training.guidance import grow_piano
+from cop_repro.model.cop_piano import grow_piano
 from cop_repro.training.loop import TrainConfig, train
 from cop_repro.training.preference import (PreferenceConfig, dpo_margin, frozen_copy, pair_batch, preference_loss, preference_step, reference_of, winner_drifts)
 

@@ -6,7 +6,7 @@ from cop_repro.core import BadInput, DatasetMissing
 from cop_repro.data.clips import Item
 from cop_repro.data.notes import make_notes, write_midi
 from cop_repro.data.real_sets import REAL_SETS, coverage, folder_items, load_real_clip, require
-from cop_repro.data.rendering import write_video
+from cop_repro.data.video import write_video
 
 def film(path, seconds=2.0, rate=25, wav=None):
     frames = np.repeat(np.linspace(20, 220, round(seconds * rate)).astype(np.uint8), 32 * 48 * 3).reshape(-1, 32, 48, 3)

@@ -21,7 +21,7 @@ from cop_repro.model.roll import RollConfig, load_roll
 from cop_repro.stage import Stage
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig
-from cop_repro.training.sources import encode_shards, encode_stores, soft_store
+from cop_repro.training.features import encode_shards, encode_stores, soft_store
 from cop_repro.training.stages import Place, piano_columns, recorded_rolls, recorded_sources, train_general, train_piano, train_roll, with_recorded
 from test_encoders import SMALL
 from test_official_lists import PLAYED, film, put, tone

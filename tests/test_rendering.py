@@ -9,8 +9,8 @@ import pytest
 
 from cop_repro.core import BadInput, numpy_rng
 from cop_repro.data.notes import Notes, make_notes
-from cop_repro.data.rendering import (VIEWS, Nuisance, descent_time, hand_joints, iter_video, key_centres, key_depth, pedal_depth, probe_video,
-                                      read_audio, read_video, render, render_strip, sample_nuisance, write_video)
+from cop_repro.data.rendering import VIEWS, Nuisance, descent_time, hand_joints, key_centres, key_depth, pedal_depth, render, render_strip, sample_nuisance
+from cop_repro.data.video import iter_video, probe_video, read_audio, read_video, write_video
 
 NOTES = make_notes([48, 60, 63], [.2, .3, .5], [.5, .6, .8], [60, 90, 110], pedal=[(.3, .7)])
 FINGERS = np.array([2, 5, 7])

@@ -4,7 +4,8 @@ import pytest
 
 from dataclasses import asdict
 
-from cop_repro.benchmark.report import CLAIMS, Claim, Result, compare_results, overall_verdict, summarise, verdict, write_report
+from cop_repro.evaluation.claims import Claim, overall_verdict
+from cop_repro.evaluation.report import CLAIMS, Result, compare_results, summarise, verdict, write_report
 from cop_repro.judges.extractors import Features, set_score
 from cop_repro.measure.audio_metrics import bootstrap_draws, draws_interval, frechet_distance, kl_per_clip
 
@@ -92,13 +93,13 @@ def test_report_prints_a_line_a_metric(tmp_path):
 
 def test_seeds_side_by_side():
     run = [verdict(CLAIMS[4], {"cop_piano": [{**s, "metrics": {"si_sdr_spec": 1.0 + sign * .1}} for s in GOOD[0]], "no_guidance": [{**s, "metrics": {"si_sdr_spec": 1.0}} for s in GOOD[0]]}) for sign in (1, -1)]
-    from cop_repro.benchmark.report import _seed_table
+    from cop_repro.evaluation.report import _seed_table
     assert _seed_table({"default": run[:1]}) == ""
     table = _seed_table({"default": run[:1], "seed1": run[1:]}).splitlines()
     assert table[-1].startswith("| C5") and "+0.10" in table[-1] and "-0.10" in table[-1] and table[-1].endswith("| no |")
 
 def test_ablation_has_intervals_over_works():
-    from cop_repro.systems.ablation import ablation_results
+    from cop_repro.evaluation.nuisance_ablation import ablation_results
     clips = [{"work_id": f"w{i // 2}", "metrics": {"onset_f1": .1 * i}} for i in range(6)]
     several, one = ablation_results({"all": {"clean": clips, "real": clips[:1]}}, "default")
     assert (several.row, several.n, several.value) == ("all_clean", 6, pytest.approx(.25)) and several.ci_low < .25 < several.ci_high
@@ -165,7 +166,7 @@ def test_two_style_judges_are_both_named():
 def test_scored_clips_name_their_style_judge(monkeypatch):
     from dataclasses import replace
     from pathlib import Path
-    from cop_repro.systems import rows as r
+    from cop_repro.evaluation import rows as r
     class Judge:
         passport = "style judge 01"
         def __call__(self, wav): return .25

@@ -9,8 +9,8 @@ import torch
 from cop_repro.core import AssetMismatch, ParamsError, RATES, load_weights, save_weights, torch_rng
 from cop_repro.data.clips import Clip
 from cop_repro.model.flow import Sampled
-from cop_repro.systems import rows
-from cop_repro.systems.rows import Row, RowEntry
+from cop_repro.evaluation import rows
+from cop_repro.evaluation.rows import Row, RowEntry
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import soundfile
 
 from cop_repro.cli import _last, main, progress
 from cop_repro.data.notes import make_notes, write_midi
-from cop_repro.data.rendering import write_video
+from cop_repro.data.video import write_video
 from cop_repro.judges.networks import JudgeSizes, make_judges, save_judges
 from cop_repro.measure import audio_metrics as m
 from cop_repro.measure.music_metrics import note_scores

@@ -8,7 +8,8 @@ import torch
 from cop_repro.core import AssetMismatch, BadInput, torch_rng
 from cop_repro.data.clips import Store, fill_store
 from cop_repro.data.shards import ShardedStore, fill_shards, open_store
-from cop_repro.training.general import general_batch, mixed_batch
+from cop_repro.training.features import general_batch
+from cop_repro.training.general import mixed_batch
 
 COLUMNS = {"latents": ((30, 4), "float16"), "video": ((10, 6), "float16"), "has_video": ((), "bool"), "text": ((5, 3), "float16"), "text_mask": ((5,), "bool")}
 

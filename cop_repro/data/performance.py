@@ -9,9 +9,13 @@ __all__ = ['KEYBOARD_WORKS', 'CHORALES', 'DEFAULT_WORKS', 'PIANISTS', 'MIN_GAP_S
            'split_hands', 'assign_fingers']
 
 # %% ../../nbs/data/11_performance.ipynb #91243dfc
-import hashlib, itertools, json, re, warnings
+import hashlib
+import itertools
+import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 

@@ -5,7 +5,19 @@
 # %% ../nbs/00_core.ipynb #398ce961
 from __future__ import annotations
 
-import ast, ctypes, difflib, hashlib, importlib.util, json, os, shutil, signal, sys, tempfile, types, typing
+import ast
+import ctypes
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -28,14 +40,18 @@ __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError'
 class CopError(Exception):
     "Something the caller can mend; the message says how."
 
+
 class BadInput(CopError):
     "A file or an array that cannot be used as it is."
+
 
 class ParamsError(CopError):
     "A parameters file with an unknown, missing or ill-typed key."
 
+
 class DatasetMissing(CopError):
     "A data set that is not on this machine."
+
 
 class AssetMismatch(CopError):
     "Weights or features made under another configuration or split."
@@ -44,14 +60,17 @@ class AssetMismatch(CopError):
 @dataclass(frozen=True)
 class Rates:
     "The one owner of every length (method of arXiv 2503.22200, section on the audio latent)."
+
     sample_rate: int = 24_000  # samples per second of the waveform
     hop_length: int = 320  # samples per latent frame
     frame_rate: int = 25  # video frames and piano-roll rows per second
 
     def __post_init__(self):
         if self.sample_rate % self.hop_length or self.latent_rate % self.frame_rate:
-            raise ParamsError(f"{self.sample_rate} Hz / hop {self.hop_length} = {self.sample_rate / self.hop_length:g} latents a second, "
-                              f"not a whole multiple of {self.frame_rate} fps: sound and picture would drift apart")
+            raise ParamsError(
+                f"{self.sample_rate} Hz / hop {self.hop_length} = {self.sample_rate / self.hop_length:g} latents a second, "
+                f"not a whole multiple of {self.frame_rate} fps: sound and picture would drift apart"
+            )
 
     @property
     def latent_rate(self) -> int:  # latent frames per second
@@ -61,9 +80,15 @@ class Rates:
     def latents_per_frame(self) -> int:  # latent frames per video frame
         return self.latent_rate // self.frame_rate
 
-    def samples(self, duration_s: float) -> int: return round(duration_s * self.sample_rate)
-    def latents(self, duration_s: float) -> int: return round(duration_s * self.latent_rate)
-    def frames(self, duration_s: float) -> int: return round(duration_s * self.frame_rate)
+    def samples(self, duration_s: float) -> int:
+        return round(duration_s * self.sample_rate)
+
+    def latents(self, duration_s: float) -> int:
+        return round(duration_s * self.latent_rate)
+
+    def frames(self, duration_s: float) -> int:
+        return round(duration_s * self.frame_rate)
+
 
 RATES = Rates()
 NUM_KEYS = 88
@@ -73,28 +98,41 @@ LOWEST_PITCH = 21
 def _convert(kind, value, where: str):
     "One YAML value as the annotated type, or a `ParamsError` that names the place."
     origin = typing.get_origin(kind)
-    if is_dataclass(kind): return from_dict(kind, value, where)
+    if is_dataclass(kind):
+        return from_dict(kind, value, where)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind): return None
+        if value is None and type(None) in typing.get_args(kind):
+            return None
         options = [a for a in typing.get_args(kind) if a is not type(None)]
         return _convert(options[0], value, where) if len(options) == 1 else value
     if origin is typing.Literal:
-        if value in typing.get_args(kind): return value
+        if value in typing.get_args(kind):
+            return value
         raise ParamsError(f"{where} is {value!r}; it must be one of {list(typing.get_args(kind))}")
     if origin is tuple:
         item, *rest = typing.get_args(kind)
         if isinstance(value, (list, tuple)):
             kinds = [item] * len(value) if rest in ([], [Ellipsis]) else [item, *rest]
-            if len(kinds) == len(value): return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+            if len(kinds) == len(value):
+                return tuple(
+                    _convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value))
+                )
         raise ParamsError(f"{where} is {value!r}; a list of {kind} is needed")
     if origin in (dict, Mapping) or kind is dict:
-        if isinstance(value, Mapping): return dict(value)
+        if isinstance(value, Mapping):
+            return dict(value)
         raise ParamsError(f"{where} is {value!r}; a mapping is needed")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool): return float(value)
-    if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise ParamsError(f"{where} is {value!r} ({type(value).__name__}); {kind.__name__} is needed" +
-                          (" (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float else ""))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool) and (
+        not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    ):
+        raise ParamsError(
+            f"{where} is {value!r} ({type(value).__name__}); {kind.__name__} is needed"
+            + (" (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float else "")
+        )
     return value
+
 
 def did_you_mean(
     word: str,  # what was written
@@ -104,18 +142,30 @@ def did_you_mean(
     near = difflib.get_close_matches(str(word), map(str, known), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
+
 def from_dict(
     cls: type,  # a frozen dataclass
     mapping: Mapping | None,  # one section of a parameters file
     where: str = "params",  # name of the section, for messages
 ):  # an instance of `cls`
     "Build a dataclass from a mapping; unknown and missing keys are errors by name."
-    if not isinstance(mapping, Mapping): raise ParamsError(f"{where} is {mapping!r}; a mapping with {[f.name for f in fields(cls)]} is needed")
+    if not isinstance(mapping, Mapping):
+        raise ParamsError(
+            f"{where} is {mapping!r}; a mapping with {[f.name for f in fields(cls)]} is needed"
+        )
     hints, known = typing.get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
     unknown = [k for k in mapping if k not in known]
-    missing = [n for n, f in known.items() if n not in mapping and f.default is MISSING and f.default_factory is MISSING]
-    if unknown: raise ParamsError(f"{where}: unknown parameter {', '.join(map(repr, unknown))}{did_you_mean(unknown[0], known)}; known are {', '.join(known)}")
-    if missing: raise ParamsError(f"{where}: missing parameter {', '.join(map(repr, missing))}")
+    missing = [
+        n
+        for n, f in known.items()
+        if n not in mapping and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if unknown:
+        raise ParamsError(
+            f"{where}: unknown parameter {', '.join(map(repr, unknown))}{did_you_mean(unknown[0], known)}; known are {', '.join(known)}"
+        )
+    if missing:
+        raise ParamsError(f"{where}: missing parameter {', '.join(map(repr, missing))}")
     return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in mapping.items()})
 
 # %% ../nbs/00_core.ipynb #5cfede45
@@ -128,6 +178,7 @@ def derive_seed(
     digest = hashlib.sha256(json.dumps([seed, purpose, *index]).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
+
 def torch_rng(
     seed: int,  # the run's seed
     purpose: str,  # what the numbers are for
@@ -135,7 +186,9 @@ def torch_rng(
 ) -> torch.Generator:  # CPU generator
     "A torch generator of its own for one purpose."
     import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *index))
+
 
 def numpy_rng(
     seed: int,  # the run's seed
@@ -148,6 +201,7 @@ def numpy_rng(
 # %% ../nbs/00_core.ipynb #4a958e52
 Progress = Callable[[int, int, str], None]
 
+
 def silent(
     done: int,  # steps done
     total: int,  # steps in all
@@ -158,7 +212,8 @@ def silent(
 # %% ../nbs/00_core.ipynb #3b8758fe
 def die_with_parent() -> None:
     "Ask Linux to end this process when its parent ends; elsewhere nothing happens."
-    if sys.platform == "linux": ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
 
 # %% ../nbs/00_core.ipynb #90ef0243
 def project_root(
@@ -167,8 +222,12 @@ def project_root(
     "The nearest folder above `start` that holds `settings.ini`."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder / "settings.ini").exists() and (folder / "params.yaml").exists(): return folder
-    raise CopError(f"{start} is not inside a checkout of the project (no folder above it holds settings.ini and params.yaml): change into the checkout")
+        if (folder / "settings.ini").exists() and (folder / "params.yaml").exists():
+            return folder
+    raise CopError(
+        f"{start} is not inside a checkout of the project (no folder above it holds settings.ini and params.yaml): change into the checkout"
+    )
+
 
 @contextmanager
 def atomic_file(
@@ -182,12 +241,15 @@ def atomic_file(
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb+") as file: os.fsync(file.fileno())
-        umask = os.umask(0); os.umask(umask)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
 
 @contextmanager
 def atomic_folder(
@@ -199,23 +261,27 @@ def atomic_folder(
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         yield temporary
-        umask = os.umask(0); os.umask(umask)
+        umask = os.umask(0)
+        os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
             path.replace(old / path.name)
             temporary.replace(path)
             shutil.rmtree(old)
-        else: temporary.replace(path)
+        else:
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
 
 def write_json(
     path: Path | str,  # file to write
     value: object,  # anything JSON can say
 ) -> None:
     "Atomic JSON with sorted keys and a final newline."
-    with atomic_file(path) as temporary: temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 # %% ../nbs/00_core.ipynb #fd168f11
 def save_weights(
@@ -225,27 +291,37 @@ def save_weights(
 ) -> None:
     "Atomic safetensors with a JSON description in the header."
     from safetensors.torch import save_file
+
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_file(path) as temporary: save_file(plain, temporary, metadata={"meta": json.dumps(dict(meta), sort_keys=True)})
+    with atomic_file(path) as temporary:
+        save_file(plain, temporary, metadata={"meta": json.dumps(dict(meta), sort_keys=True)})
+
 
 def load_weights(
     path: Path | str,  # file written by `save_weights`
 ) -> tuple[dict[str, Tensor], dict]:  # tensors and their description
     "Tensors and description of a safetensors file; anything else is a clear error."
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"no weights at {path.name}: the file does not exist (has the stage that makes it run, or `make setup`?)")
+    if not path.is_file():
+        raise BadInput(
+            f"no weights at {path.name}: the file does not exist (has the stage that makes it run, or `make setup`?)"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             return {k: file.get_tensor(k) for k in file.keys()}, meta
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path.name} is not a readable safetensors file ({error}); pickled checkpoints are not loaded here") from None
+        raise BadInput(
+            f"{path.name} is not a readable safetensors file ({error}); pickled checkpoints are not loaded here"
+        ) from None
+
 
 def file_hash(
     path: Path | str,  # any file
 ) -> str:  # first 16 hex digits of SHA-256
     "A short content hash, printed beside every value that depends on the file."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #89001d81
 def _bare_tree(source: str) -> str:
@@ -253,9 +329,16 @@ def _bare_tree(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], "value", None), ast.Constant) \
-                and isinstance(body[0].value.value, str): node.body = body[1:]
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(getattr(body[0], "value", None), ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            node.body = body[1:]
     return ast.dump(tree)
+
 
 def code_fingerprint(
     *modules: str,  # module names, e.g. "cop_repro.core"
@@ -264,17 +347,31 @@ def code_fingerprint(
     digest = hashlib.sha256()
     for name in modules:
         spec = importlib.util.find_spec(name)
-        if spec is None or not spec.origin: raise CopError(f"no module {name!r} to fingerprint")
+        if spec is None or not spec.origin:
+            raise CopError(f"no module {name!r} to fingerprint")
         digest.update(_bare_tree(Path(spec.origin).read_text()).encode())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #c29e720e
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
+
 def set_plot_style() -> None:
     "One look for every figure; imported lazily so that training needs no display library."
     import matplotlib
     from cycler import cycler
-    matplotlib.rcParams.update({"axes.prop_cycle": cycler(color=COLORS), "figure.dpi": 60, "savefig.dpi": 110, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": False, "font.size": 10, "image.cmap": "magma", "figure.constrained_layout.use": True,
-        "svg.hashsalt": "cop_repro"})
+
+    matplotlib.rcParams.update(
+        {
+            "axes.prop_cycle": cycler(color=COLORS),
+            "figure.dpi": 60,
+            "savefig.dpi": 110,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": False,
+            "font.size": 10,
+            "image.cmap": "magma",
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "cop_repro",
+        }
+    )

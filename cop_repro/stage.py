@@ -1,5 +1,9 @@
 "What stage notebooks share: where things are, this stage's parameters, progress, metrics. A door: library code never imports it."
-import hashlib, json, math, time
+
+import hashlib
+import json
+import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,12 +11,21 @@ import torch
 import yaml
 
 from cop_repro.cli import progress
-from cop_repro.core import ParamsError, file_hash, from_dict, project_root, set_plot_style, write_json
+from cop_repro.core import (
+    ParamsError,
+    file_hash,
+    from_dict,
+    project_root,
+    set_plot_style,
+    write_json,
+)
 from cop_repro.parameters import check_params, load_params
+
 
 @dataclass
 class Stage:
     "One run of one stage."
+
     name: str  # section of the parameters file
     params: dict  # the whole file
     item: str = ""  # entry of the stage's matrix
@@ -20,18 +33,24 @@ class Stage:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def seed(self) -> int: return int(self.params["seed"])
+    def seed(self) -> int:
+        return int(self.params["seed"])
 
     @property
-    def profile(self) -> str: return self.params["profile"]
+    def profile(self) -> str:
+        return self.params["profile"]
 
     @property
-    def label(self) -> str: return "smoke" if self.profile == "smoke" else "embedded"
+    def label(self) -> str:
+        return "smoke" if self.profile == "smoke" else "embedded"
 
     @property
     def device(self) -> torch.device:
         name = str(self.params["device"])
-        if name.startswith("cuda") and not torch.cuda.is_available(): raise ParamsError(f"device is {name!r}, but this machine has no GPU that torch can use: choose a profile for CPUs")
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ParamsError(
+                f"device is {name!r}, but this machine has no GPU that torch can use: choose a profile for CPUs"
+            )
         return torch.device(name)
 
     progress = staticmethod(progress)
@@ -40,44 +59,76 @@ class Stage:
         "A mapping of this stage's section."
         value = self.params[self.name]
         for key in keys:
-            if key not in value: raise ParamsError(f"{self.name}: missing parameter {key!r}")
+            if key not in value:
+                raise ParamsError(f"{self.name}: missing parameter {key!r}")
             value = value[key]
         return value
 
     def variant(self) -> dict:
         "The parameters of this run's matrix entry."
         entries = self.section("variants")
-        if self.item not in entries: raise ParamsError(f"{self.name}: no variant {self.item!r}; variants are {', '.join(entries)}")
+        if self.item not in entries:
+            raise ParamsError(
+                f"{self.name}: no variant {self.item!r}; variants are {', '.join(entries)}"
+            )
         return entries[self.item]
 
     def config(self, cls: type, *keys: str, of: str | None = None):
         "A frozen dataclass from this stage's section (or from section `of`)."
         value, where = (self.params[of] if of else self.params[self.name]), of or self.name
         for key in keys:
-            if key not in value: raise ParamsError(f"{where}: missing parameter {key!r}")
+            if key not in value:
+                raise ParamsError(f"{where}: missing parameter {key!r}")
             value, where = value[key], f"{where}.{key}"
-        own = {"seed": self.seed} if "seed" in cls.__dataclass_fields__ and "seed" not in value else {}  # batches and noise follow the run's seed
+        own = (
+            {"seed": self.seed}
+            if "seed" in cls.__dataclass_fields__ and "seed" not in value
+            else {}
+        )  # batches and noise follow the run's seed
         return from_dict(cls, {**value, **own}, where)
 
-    def path(self, *parts: str) -> Path: return self.root.joinpath(*parts)
+    def path(self, *parts: str) -> Path:
+        return self.root.joinpath(*parts)
 
     def inputs(self, *files: Path | None, **stores: str) -> dict[str, str]:
         "What a run is made from: hashes of the code, of each store's index and of each file. A checkpoint of other inputs is another run's."
         listed = yaml.safe_load(self.path("fingerprints.yaml").read_text())
-        found = {f"code of {name}": str(listed[name]) for name in dict.fromkeys((self.name, "prepare", "encode"))}
-        paths = [p for p in (*files, *(self.path("features", folder, "index.json") for folder in stores.values())) if p is not None and p.is_file()]
+        found = {
+            f"code of {name}": str(listed[name])
+            for name in dict.fromkeys((self.name, "prepare", "encode"))
+        }
+        paths = [
+            p
+            for p in (
+                *files,
+                *(self.path("features", folder, "index.json") for folder in stores.values()),
+            )
+            if p is not None and p.is_file()
+        ]
         return found | {p.relative_to(self.root).as_posix(): file_hash(p) for p in paths}
 
     def scratch(self, inputs: dict[str, str]) -> Path:
         "Git-ignored folder for checkpoints of this very run: its parameters, and what it is made from."
-        key = hashlib.sha256(json.dumps([self.params[self.name], self.item, self.seed, inputs], sort_keys=True).encode()).hexdigest()[:12]
-        return self.path("work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key)
+        key = hashlib.sha256(
+            json.dumps(
+                [self.params[self.name], self.item, self.seed, inputs], sort_keys=True
+            ).encode()
+        ).hexdigest()[:12]
+        return self.path(
+            "work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key
+        )
 
     def recorded(self) -> dict[str, dict[str, Path]]:
         "Stores of recorded sets that `prepare` listed: name -> folders by kind. Without a list there are none."
         listed = self.path("features", "clips", "real.json")
-        return {name: {"clips": self.path("features", "real", name), "encoded": self.path("features", "real_encoded", name), "rolls": self.path("features", "rolls", "real", name)}
-                for name in (json.loads(listed.read_text()) if listed.is_file() else ())}
+        return {
+            name: {
+                "clips": self.path("features", "real", name),
+                "encoded": self.path("features", "real_encoded", name),
+                "rolls": self.path("features", "rolls", "real", name),
+            }
+            for name in (json.loads(listed.read_text()) if listed.is_file() else ())
+        }
 
     def list_recorded(self, folder: str, known: dict) -> None:
         "Hashes of recorded stores in an output that DVC watches, so that later stages run again when a set has changed."
@@ -87,25 +138,40 @@ class Stage:
     def place(self, made: str, *files: Path | None, **stores: str) -> dict:
         "Where this run reads (models that it starts from, name -> store below features/), computes and writes, for `training.stages.Place`."
         inputs = self.inputs(*files, **stores)
-        return {"stores": {name: self.path("features", folder) for name, folder in stores.items()}, "scratch": self.scratch(inputs), "inputs": inputs, "device": str(self.device), "seed": self.seed,
-                "made": self.path("models", self.name, *([self.item] if self.item else []), made), "progress": progress, "recorded": self.recorded()}
+        return {
+            "stores": {name: self.path("features", folder) for name, folder in stores.items()},
+            "scratch": self.scratch(inputs),
+            "inputs": inputs,
+            "device": str(self.device),
+            "seed": self.seed,
+            "made": self.path("models", self.name, *([self.item] if self.item else []), made),
+            "progress": progress,
+            "recorded": self.recorded(),
+        }
 
     def metrics(self, **values) -> dict:
         "Write models/<stage>/metrics.json: what was measured and what it cost."
         made = {**_finite(values), "seconds": round(time.monotonic() - self.began, 1)}
-        write_json(self.path("models", self.name, *([self.item] if self.item else []), "metrics.json"), made)
+        write_json(
+            self.path("models", self.name, *([self.item] if self.item else []), "metrics.json"),
+            made,
+        )
         return made
+
 
 def _finite(value):
     "NaN (not measured) as null: JSON has no NaN."
-    if isinstance(value, dict): return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 def open_stage(name: str, params_file: str = "params.yaml", item: str = "") -> Stage:
     "Begin a stage: parameters, threads, figure style."
     root = project_root()
     params = load_params(root / params_file)
-    if name not in params: raise ParamsError(f"{params_file} has no section {name!r}")
+    if name not in params:
+        raise ParamsError(f"{params_file} has no section {name!r}")
     check_params(params, name, "machines")
     torch.set_num_threads(int(params["threads"]))
     set_plot_style()

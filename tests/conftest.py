@@ -1,4 +1,5 @@
 "What tests share: one process, one thread, no display, no network."
+
 import os
 from pathlib import Path
 
@@ -11,16 +12,21 @@ import torch
 
 torch.set_num_threads(1)
 
+
 def pytest_collection_modifyitems(items: list) -> None:
     "What takes minutes begins first, so that two workers end together."
     items.sort(key=lambda item: "slow" not in item.keywords)
 
+
 @pytest.fixture(scope="session")
-def root() -> Path: return Path(__file__).resolve().parents[1]
+def root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(scope="session")
 def real_folder(root) -> Path:
     "Real recordings lie beside the checkout where they are at hand at all; they are never part of it."
     folder = Path(os.environ.get("COP_REAL_CLIPS", root.parent / "shared" / "real"))
-    if not folder.is_dir(): pytest.skip("no real recordings at hand (set COP_REAL_CLIPS to a folder that holds them)")
+    if not folder.is_dir():
+        pytest.skip("no real recordings at hand (set COP_REAL_CLIPS to a folder that holds them)")
     return folder

@@ -1,5 +1,7 @@
 "The command line: a rendered film in, five files out; damaged films give one clear line, exit code 2 and nothing on disk."
-import json, shutil
+
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,90 +16,203 @@ from cop_repro.data.rendering import Nuisance, render
 from cop_repro.data.video import iter_video, probe_video, write_video
 from cop_repro.measure.music_metrics import onset_scores
 
+
 @pytest.fixture(scope="module")
 def film(root, tmp_path_factory):
     "Four seconds of an étude at 30 fps, 640 x 192, and its notes."
-    notes = perform(etudes(root / "data" / "etudes")[3], PIANISTS["crisp"], PIANISTS["crisp"], 1).crop(1, 5)
+    notes = perform(
+        etudes(root / "data" / "etudes")[3], PIANISTS["crisp"], PIANISTS["crisp"], 1
+    ).crop(1, 5)
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(path, render(notes, assign_fingers(notes), 4.0, "top", Nuisance.none(), (192, 640), 30.0, seed=0).frames, 30.0)
+    write_video(
+        path,
+        render(
+            notes, assign_fingers(notes), 4.0, "top", Nuisance.none(), (192, 640), 30.0, seed=0
+        ).frames,
+        30.0,
+    )
     return path, notes
+
 
 def test_perform(film, tmp_path, capsys):
     path, notes = film
     assert main(["perform", str(path), "-o", str(tmp_path / "out"), "--seed", "3"]) == 0
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["notes.mid", "picture.png", "report.json", "sound.wav", "video.mp4"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "notes.mid",
+        "picture.png",
+        "report.json",
+        "sound.wav",
+        "video.mp4",
+    ]
     wav, rate = soundfile.read(out / "sound.wav")
-    assert rate == 24000 and abs(len(wav) / rate - 4.0) < .05 and np.abs(wav).max() > .1
+    assert rate == 24000 and abs(len(wav) / rate - 4.0) < 0.05 and np.abs(wav).max() > 0.1
     info = probe_video(out / "video.mp4")
-    assert info.sample_rate and (info.width, info.height) == (640, 192) and abs(info.frame_rate - 30) < .1
+    assert (
+        info.sample_rate
+        and (info.width, info.height) == (640, 192)
+        and abs(info.frame_rate - 30) < 0.1
+    )
     report, found = json.loads((out / "report.json").read_text()), read_midi(out / "notes.mid")
-    assert report["notes"] == len(found) > len(notes) // 3 and report["keyboard"]["confidence"] > .3
-    near = sum(any(p == q and abs(a - b) < .1 for p, a in zip(found.pitches, found.onsets_s)) for q, b in zip(notes.pitches, notes.onsets_s))
-    assert near > .5 * len(notes), f"{near} of {len(notes)} notes found on a clean film"
+    assert (
+        report["notes"] == len(found) > len(notes) // 3 and report["keyboard"]["confidence"] > 0.3
+    )
+    near = sum(
+        any(p == q and abs(a - b) < 0.1 for p, a in zip(found.pitches, found.onsets_s))
+        for q, b in zip(notes.pitches, notes.onsets_s)
+    )
+    assert near > 0.5 * len(notes), f"{near} of {len(notes)} notes found on a clean film"
+
 
 def test_perform_twice_is_the_same(film, tmp_path):
-    for name in ("a", "b"): assert main(["perform", str(film[0]), "-o", str(tmp_path / name)]) == 0
-    assert (tmp_path / "a" / "sound.wav").read_bytes() == (tmp_path / "b" / "sound.wav").read_bytes()
-    assert (tmp_path / "a" / "notes.mid").read_bytes() == (tmp_path / "b" / "notes.mid").read_bytes()
+    for name in ("a", "b"):
+        assert main(["perform", str(film[0]), "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a" / "sound.wav").read_bytes() == (
+        tmp_path / "b" / "sound.wav"
+    ).read_bytes()
+    assert (tmp_path / "a" / "notes.mid").read_bytes() == (
+        tmp_path / "b" / "notes.mid"
+    ).read_bytes()
+
 
 def test_corners_given_by_hand(film, tmp_path):
     "The corners that the finder reports, typed in, make the same performance; the report tells how well they match."
     assert main(["perform", str(film[0]), "-o", str(tmp_path / "found")]) == 0
     found = json.loads((tmp_path / "found" / "report.json").read_text())["keyboard"]
-    assert main(["perform", str(film[0]), "-o", str(tmp_path / "typed"), "--corners", " ".join(f"{x},{y}" for x, y in found["corners"])]) == 0
+    assert (
+        main(
+            [
+                "perform",
+                str(film[0]),
+                "-o",
+                str(tmp_path / "typed"),
+                "--corners",
+                " ".join(f"{x},{y}" for x, y in found["corners"]),
+            ]
+        )
+        == 0
+    )
     typed = json.loads((tmp_path / "typed" / "report.json").read_text())["keyboard"]
-    assert typed["corners"] == found["corners"] and abs(typed["confidence"] - found["confidence"]) < .1
+    assert (
+        typed["corners"] == found["corners"]
+        and abs(typed["confidence"] - found["confidence"]) < 0.1
+    )
     one, other = (read_midi(tmp_path / name / "notes.mid") for name in ("found", "typed"))
-    assert onset_scores(one.onsets_s, one.pitches, other.onsets_s, other.pitches)["onset_f1"] > .9
+    assert onset_scores(one.onsets_s, one.pitches, other.onsets_s, other.pitches)["onset_f1"] > 0.9
+
 
 def refused(arguments: list[str], capsys, *words: str, folder: Path | None = None) -> str:
     assert main(arguments) == 2
     text = capsys.readouterr().err.strip()
     assert len(text.splitlines()) == 1 and all(w in text for w in words), text
-    if folder is not None: assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}*")), "something half-written is left"
+    if folder is not None:
+        assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}*")), (
+            "something half-written is left"
+        )
     return text
+
 
 def test_camera_on_its_side(film, tmp_path):
     "A telephone held upright: the same keys are read."
     frames = list(iter_video(film[0], 30.0))
     write_video(tmp_path / "side.mp4", [np.ascontiguousarray(np.rot90(f)) for f in frames], 30.0)
-    for name, path in (("up", film[0]), ("side", tmp_path / "side.mp4")): assert main(["perform", str(path), "-o", str(tmp_path / name)]) == 0
+    for name, path in (("up", film[0]), ("side", tmp_path / "side.mp4")):
+        assert main(["perform", str(path), "-o", str(tmp_path / name)]) == 0
     up, side = (read_midi(tmp_path / name / "notes.mid") for name in ("up", "side"))
-    assert onset_scores(up.onsets_s, up.pitches, side.onsets_s, side.pitches)["onset_f1"] > .8
+    assert onset_scores(up.onsets_s, up.pitches, side.onsets_s, side.pitches)["onset_f1"] > 0.8
+
 
 def test_camera_that_moves(film, tmp_path, capsys):
     frames = list(iter_video(film[0], 30.0))
-    write_video(tmp_path / "pushed.mp4", [np.roll(f, 9 * (i > 75), axis=1) for i, f in enumerate(frames)], 30.0)  # by most of a key after 2.5 s
-    refused(["perform", str(tmp_path / "pushed.mp4"), "-o", str(tmp_path / "out")], capsys, "camera moves", "2 s", folder=tmp_path / "out")
+    write_video(
+        tmp_path / "pushed.mp4",
+        [np.roll(f, 9 * (i > 75), axis=1) for i, f in enumerate(frames)],
+        30.0,
+    )  # by most of a key after 2.5 s
+    refused(
+        ["perform", str(tmp_path / "pushed.mp4"), "-o", str(tmp_path / "out")],
+        capsys,
+        "camera moves",
+        "2 s",
+        folder=tmp_path / "out",
+    )
+
 
 def test_damaged_films(film, tmp_path, capsys):
     whole = film[0].read_bytes()
-    cases = {"empty.mp4": b"", "text.mp4": b"not a film at all" * 10, "cut.mp4": whole[:len(whole) // 3]}
+    cases = {
+        "empty.mp4": b"",
+        "text.mp4": b"not a film at all" * 10,
+        "cut.mp4": whole[: len(whole) // 3],
+    }
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
-        refused(["perform", str(tmp_path / name), "-o", str(tmp_path / "out")], capsys, name, folder=tmp_path / "out")
-    refused(["perform", str(tmp_path / "nothing.mp4"), "-o", str(tmp_path / "out")], capsys, "nothing.mp4", folder=tmp_path / "out")
+        refused(
+            ["perform", str(tmp_path / name), "-o", str(tmp_path / "out")],
+            capsys,
+            name,
+            folder=tmp_path / "out",
+        )
+    refused(
+        ["perform", str(tmp_path / "nothing.mp4"), "-o", str(tmp_path / "out")],
+        capsys,
+        "nothing.mp4",
+        folder=tmp_path / "out",
+    )
     soundfile.write(tmp_path / "sound.wav", np.zeros(24000), 24000)
     shutil.move(tmp_path / "sound.wav", tmp_path / "sound.mp4")
-    refused(["perform", str(tmp_path / "sound.mp4"), "-o", str(tmp_path / "out")], capsys, "sound.mp4", folder=tmp_path / "out")
+    refused(
+        ["perform", str(tmp_path / "sound.mp4"), "-o", str(tmp_path / "out")],
+        capsys,
+        "sound.mp4",
+        folder=tmp_path / "out",
+    )
+
 
 def test_no_keyboard(tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 255, (30, 120, 320, 3), dtype=np.uint8)
     write_video(tmp_path / "noise.mp4", frames, 25.0)
-    refused(["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out")], capsys, "keyboard", "--corners", folder=tmp_path / "out")
-    refused(["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out"), "--corners", "1,2 3"], capsys, "corners", folder=tmp_path / "out")
+    refused(
+        ["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out")],
+        capsys,
+        "keyboard",
+        "--corners",
+        folder=tmp_path / "out",
+    )
+    refused(
+        ["perform", str(tmp_path / "noise.mp4"), "-o", str(tmp_path / "out"), "--corners", "1,2 3"],
+        capsys,
+        "corners",
+        folder=tmp_path / "out",
+    )
+
 
 def test_asset_of_another_split_or_codec(film, root, tmp_path, capsys):
     assets = tmp_path / "assets"
     shutil.copytree(root / "data" / "assets", assets)
     tensors, meta = load_weights(assets / "piano.safetensors")
     save_weights(assets / "piano.safetensors", tensors, {**meta, "split_hash": "0" * 16})
-    refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "split", folder=tmp_path / "out")
+    refused(
+        ["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
+        capsys,
+        "split",
+        folder=tmp_path / "out",
+    )
     save_weights(assets / "piano.safetensors", tensors, {**meta, "latents": "0" * 12})
-    refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "learnt latents 000000000000", folder=tmp_path / "out")
+    refused(
+        ["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
+        capsys,
+        "learnt latents 000000000000",
+        folder=tmp_path / "out",
+    )
     (assets / "codec.safetensors").unlink()
-    refused(["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)], capsys, "codec.safetensors", folder=tmp_path / "out")
+    refused(
+        ["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
+        capsys,
+        "codec.safetensors",
+        folder=tmp_path / "out",
+    )
+
 
 def test_unknown_things(root, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(root)
@@ -105,28 +220,39 @@ def test_unknown_things(root, tmp_path, capsys, monkeypatch):
     refused(["run", "prepare", "--params", "nothing.yaml"], capsys, "nothing.yaml")
     refused(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")], capsys, "a.json")
     (tmp_path / "bad.json").write_text("{}")
-    refused(["compare", str(tmp_path / "bad.json"), str(tmp_path / "bad.json")], capsys, "not a result file")
+    refused(
+        ["compare", str(tmp_path / "bad.json"), str(tmp_path / "bad.json")],
+        capsys,
+        "not a result file",
+    )
+
 
 def test_unknown_parameter_stops_a_stage(root, tmp_path, monkeypatch):
     "A misspelt key in a stage's section ends the run with its name."
     import yaml
+
     from cop_repro.core import ParamsError
     from cop_repro.model.roll import RollConfig
     from cop_repro.stage import open_stage
+
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["train_roll"]["roll"]["widht"] = 3
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(root)
-    with pytest.raises(ParamsError, match="widht"): open_stage("train_roll", str(tmp_path / "params.yaml")).config(RollConfig, "roll")
+    with pytest.raises(ParamsError, match="widht"):
+        open_stage("train_roll", str(tmp_path / "params.yaml")).config(RollConfig, "roll")
+
 
 def test_committed_results_compare_with_themselves(root, capsys):
     path = str(root / "reports" / "results.json")
     assert main(["compare", path, path]) == 0 and " 0 differ" in capsys.readouterr().out
 
+
 def test_doctor(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     main(["doctor"])
     assert "torch" in capsys.readouterr().out
+
 
 def test_release_names_its_assets(capsys):
     assert main(["release", "codek.safetensors"]) == 2
@@ -138,74 +264,180 @@ def test_real_clip(real_folder, tmp_path):
     video = next(real_folder.glob("pianoyt_*.mp4"))
     assert main(["perform", str(video), "-o", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["keyboard"]["confidence"] > .5 and report["notes"] > 20 and abs(report["duration_s"] - 10) < .1
+    assert (
+        report["keyboard"]["confidence"] > 0.5
+        and report["notes"] > 20
+        and abs(report["duration_s"] - 10) < 0.1
+    )
+
 
 def test_race_car_is_no_piano(real_folder, tmp_path, capsys):
-    refused(["perform", str(next(real_folder.glob("vggsound_*.mp4"))), "-o", str(tmp_path / "out")], capsys, "keyboard", folder=tmp_path / "out")
+    refused(
+        ["perform", str(next(real_folder.glob("vggsound_*.mp4"))), "-o", str(tmp_path / "out")],
+        capsys,
+        "keyboard",
+        folder=tmp_path / "out",
+    )
+
 
 def test_readme_shows_the_committed_results(root, monkeypatch):
     monkeypatch.chdir(root)
     assert main(["readme", "--check"]) == 0
 
-@pytest.mark.parametrize("place, key, why", [
-    ("train_general", "t2a_stepz", "t2a_steps"), ("evaluate", "clipz", "clips"), ("evaluate.variants.piano.cop_piano", "smaple", "sample"), ("", "sed", "seed"), ("train_piano.variants.cop_piano", "base_shar", "base_share"),
-    ("evaluate.variants.general.base.sample", "cfg_strenght", "cfg_strength"), ("train_preference.variants.dpo.settings", "ancor", "anchor"), ("train_general.dit.audio", "widht", "width"), ("machines", "proceses", "processes")])
+
+@pytest.mark.parametrize(
+    "place, key, why",
+    [
+        ("train_general", "t2a_stepz", "t2a_steps"),
+        ("evaluate", "clipz", "clips"),
+        ("evaluate.variants.piano.cop_piano", "smaple", "sample"),
+        ("", "sed", "seed"),
+        ("train_piano.variants.cop_piano", "base_shar", "base_share"),
+        ("evaluate.variants.general.base.sample", "cfg_strenght", "cfg_strength"),
+        ("train_preference.variants.dpo.settings", "ancor", "anchor"),
+        ("train_general.dit.audio", "widht", "width"),
+        ("machines", "proceses", "processes"),
+    ],
+)
 def test_unknown_and_missing_parameters(root, tmp_path, monkeypatch, place, key, why):
     "A misspelt key ends every stage that its section belongs to, with the key that was meant; a key that is not there, too."
     import yaml
+
     from cop_repro.core import ParamsError
     from cop_repro.parameters import check_params
     from cop_repro.stage import open_stage
+
     monkeypatch.chdir(root)
     params = yaml.safe_load((root / "params.yaml").read_text())
     section = params
-    for part in place.split(".") if place else (): section = section[part]
+    for part in place.split(".") if place else ():
+        section = section[part]
     section[key] = section.get(why, 1)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    stage = place.split(".")[0] if place.split(".")[0] in ("train_general", "evaluate", "train_piano", "train_preference") else "prepare"
-    with pytest.raises(ParamsError, match=f"{key}.*did you mean '{why}'"): open_stage(stage, str(tmp_path / "params.yaml"))
+    stage = (
+        place.split(".")[0]
+        if place.split(".")[0] in ("train_general", "evaluate", "train_piano", "train_preference")
+        else "prepare"
+    )
+    with pytest.raises(ParamsError, match=f"{key}.*did you mean '{why}'"):
+        open_stage(stage, str(tmp_path / "params.yaml"))
     del section[key], params["train_roll"]["crop_s"]
-    with pytest.raises(ParamsError, match="missing parameter 'train_roll.crop_s'"): check_params(params)
+    with pytest.raises(ParamsError, match="missing parameter 'train_roll.crop_s'"):
+        check_params(params)
+
 
 def test_a_row_of_the_evaluation_is_checked(root):
     from cop_repro.core import ParamsError
-    from cop_repro.parameters import check_params, load_params, merge
+    from cop_repro.parameters import check_params, load_params
+
     params = load_params(root / "params.yaml")
-    for row, why in (({"kind": "pino", "model": "x"}, "did you mean 'piano'"), ({"kind": "piano"}, "needs a model"), ({"kind": "roll", "film": "dirty"}, "film"), ({"model": "x"}, "kind")):
+    for row, why in (
+        ({"kind": "pino", "model": "x"}, "did you mean 'piano'"),
+        ({"kind": "piano"}, "needs a model"),
+        ({"kind": "roll", "film": "dirty"}, "film"),
+        ({"model": "x"}, "kind"),
+    ):
         params["evaluate"]["variants"]["read"]["mine"] = row
-        with pytest.raises(ParamsError, match=why): check_params(params, "evaluate")
+        with pytest.raises(ParamsError, match=why):
+            check_params(params, "evaluate")
+
 
 def test_profiles_set_every_documented_switch(root):
     "Fields that params.yaml leaves at their default can be set; null drops a variant; what no dataclass has is refused."
     from cop_repro.core import ParamsError
     from cop_repro.parameters import check_params, load_params, merge
+
     base = load_params(root / "params.yaml")
-    over = {"train_piano": {"dropout": {"roll_given_both": 0.4}, "variants": {"no_guidance": {"reader_share": 0.5}, "cop_piano": {"base_share": 1.0, "restart_fusion": True}}},
-            "train_general": {"dropout": {"roll": 0.0}, "dit": {"soft_clamp": 50.0, "audio": {"head_width": 32}}}, "train_preference": {"variants": {"dpo": {"settings": {"reference": "live", "shared": False, "both": 1.0}}}},
-            "evaluate": {"variants": {"piano": {"cop_piano": {"sample": {"num_steps": 4}}, "cop_shipped": None}, "general": {"base": {"sample": {"method": "midpoint"}}}}}, "train_encoders": {"encoders": {"strip_stride": 1, "embedded": {"text_dim": 48}}}}
+    over = {
+        "train_piano": {
+            "dropout": {"roll_given_both": 0.4},
+            "variants": {
+                "no_guidance": {"reader_share": 0.5},
+                "cop_piano": {"base_share": 1.0, "restart_fusion": True},
+            },
+        },
+        "train_general": {
+            "dropout": {"roll": 0.0},
+            "dit": {"soft_clamp": 50.0, "audio": {"head_width": 32}},
+        },
+        "train_preference": {
+            "variants": {"dpo": {"settings": {"reference": "live", "shared": False, "both": 1.0}}}
+        },
+        "evaluate": {
+            "variants": {
+                "piano": {"cop_piano": {"sample": {"num_steps": 4}}, "cop_shipped": None},
+                "general": {"base": {"sample": {"method": "midpoint"}}},
+            }
+        },
+        "train_encoders": {"encoders": {"strip_stride": 1, "embedded": {"text_dim": 48}}},
+    }
     made = merge(base, over)
     check_params(made)
-    assert made["train_piano"]["variants"]["cop_piano"] == {**base["train_piano"]["variants"]["cop_piano"], "base_share": 1.0, "restart_fusion": True}
-    assert made["evaluate"]["variants"]["piano"]["cop_piano"]["sample"] == {"num_steps": 4} and list(base["evaluate"]["variants"]["piano"])[:-1] == list(made["evaluate"]["variants"]["piano"])
-    assert made["evaluate"]["variants"]["general"]["base"]["sample"] == {"cfg_strength": 2.0, "roll_strength": 0.0, "method": "midpoint"}
-    assert merge(base, {"train_general": {"init": None}})["train_general"]["init"] is None, "null is a value outside the variants"
-    for wrong, why in (({"train_piano": {"variants": {"cop_piano": {"tau": 1}}}}, "train_piano.variants.cop_piano.tau"), ({"evaluate": {"variants": {"piano": {"cop_pian": None}}}}, "did you mean 'cop_piano'"), ({"train_preference": {"variants": {"dpo": {"referenc": "live"}}}}, "referenc")):
-        with pytest.raises(ParamsError, match=why): merge(base, wrong)
+    assert made["train_piano"]["variants"]["cop_piano"] == {
+        **base["train_piano"]["variants"]["cop_piano"],
+        "base_share": 1.0,
+        "restart_fusion": True,
+    }
+    assert made["evaluate"]["variants"]["piano"]["cop_piano"]["sample"] == {
+        "num_steps": 4
+    } and list(base["evaluate"]["variants"]["piano"])[:-1] == list(
+        made["evaluate"]["variants"]["piano"]
+    )
+    assert made["evaluate"]["variants"]["general"]["base"]["sample"] == {
+        "cfg_strength": 2.0,
+        "roll_strength": 0.0,
+        "method": "midpoint",
+    }
+    assert merge(base, {"train_general": {"init": None}})["train_general"]["init"] is None, (
+        "null is a value outside the variants"
+    )
+    for wrong, why in (
+        (
+            {"train_piano": {"variants": {"cop_piano": {"tau": 1}}}},
+            "train_piano.variants.cop_piano.tau",
+        ),
+        ({"evaluate": {"variants": {"piano": {"cop_pian": None}}}}, "did you mean 'cop_piano'"),
+        ({"train_preference": {"variants": {"dpo": {"referenc": "live"}}}}, "referenc"),
+    ):
+        with pytest.raises(ParamsError, match=why):
+            merge(base, wrong)
+
 
 def test_a_profile_publishes_what_it_made(tmp_path):
     from cop_repro.cli import publish
-    given = ("results.json", "tables.md", "verdicts.json", "figures/rolls.png", "profiles/seed1/verdicts.json", "real.json", "real_picture.png", "codecs.json", "nuisance.json")
+
+    given = (
+        "results.json",
+        "tables.md",
+        "verdicts.json",
+        "figures/rolls.png",
+        "profiles/seed1/verdicts.json",
+        "real.json",
+        "real_picture.png",
+        "codecs.json",
+        "nuisance.json",
+    )
     for name in given:
         (tmp_path / "reports" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "reports" / name).write_text(name)
     publish(tmp_path / "reports", tmp_path / "out")
-    assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(given[:4])
+    assert sorted(
+        p.relative_to(tmp_path / "out").as_posix()
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
+    ) == sorted(given[:4])
+
 
 def test_own_programs_are_found_without_activation(root, monkeypatch, capsys):
-    import os, sys
+    import os
+    import sys
+
     monkeypatch.chdir(root)
     monkeypatch.setenv("PATH", "/usr/bin")
     main(["lock"])
-    assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"] and shutil.which("dvc")
+    assert os.environ["PATH"].split(os.pathsep) == [
+        str(Path(sys.executable).parent),
+        "/usr/bin",
+    ] and shutil.which("dvc")
     main(["lock"])
     assert os.environ["PATH"].count(str(Path(sys.executable).parent)) == 1, "once"

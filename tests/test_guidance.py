@@ -1,19 +1,44 @@
 "Stage 2: what is told, where gradients go, aligned windows, variants, files."
+
 import numpy as np
 import pytest
 import torch
 
-from cop_repro.core import AssetMismatch, BadInput, ParamsError, from_dict, numpy_rng, save_weights, torch_rng
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    from_dict,
+    numpy_rng,
+    save_weights,
+    torch_rng,
+)
+from cop_repro.model.cop_piano import grow_piano, load_piano, save_piano
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions, DropoutConfig
 from cop_repro.model.roll import RollConfig, build_roll, roll_loss
-from cop_repro.training.features import general_batch
-from cop_repro.model.cop_piano import grow_piano, load_piano, save_piano
-from cop_repro.training.features import aligned_starts, store_rolls
-from cop_repro.training.guidance import CoPPiano, GuidanceConfig, batch_roll, guidance_loss, guidance_step, piano_batch
+from cop_repro.training.features import aligned_starts, general_batch, store_rolls
+from cop_repro.training.guidance import (
+    CoPPiano,
+    GuidanceConfig,
+    batch_roll,
+    guidance_loss,
+    guidance_step,
+    piano_batch,
+)
 from cop_repro.training.loop import TrainConfig, train
 
-SIZES = DiTConfig(2, StreamConfig(16, 1, 16), StreamConfig(8, 1, 8), latent_channels=4, text_width=6, video_features=5, num_registers=2, max_positions=48, time_frequencies=4)
+SIZES = DiTConfig(
+    2,
+    StreamConfig(16, 1, 16),
+    StreamConfig(8, 1, 8),
+    latent_channels=4,
+    text_width=6,
+    video_features=5,
+    num_registers=2,
+    max_positions=48,
+    time_frequencies=4,
+)
 KEEP_ALL = DropoutConfig(0, 0, 0, 0, 0)
 
 
@@ -25,20 +50,31 @@ def reader(velocity=True):
 def piano(velocity=True, stir=True):
     model = grow_piano(MultiStreamDiT(SIZES), reader(), StreamConfig(16, 1, 16), velocity)
     with torch.no_grad():
-        for i, p in enumerate(model.dit.parameters() if stir else ()): p.add_(torch.randn(p.shape, generator=torch_rng(0, "stir", i)), alpha=0.1)
+        for i, p in enumerate(model.dit.parameters() if stir else ()):
+            p.add_(torch.randn(p.shape, generator=torch_rng(0, "stir", i)), alpha=0.1)
     return model.train()
 
 
 def toy(clips=8, f=8):
     rng = numpy_rng(0, "store")
     held = np.repeat(rng.random((clips, f, 11)) < 0.4, 8, 2).astype(np.float16)
-    return {"latents": rng.standard_normal((clips, 3 * f, 4)).astype(np.float16), "text": np.ones((clips, 2, 6), np.float16), "text_mask": np.ones((clips, 2), bool),
-            "video": rng.standard_normal((clips, f, 5)).astype(np.float16), "strips": rng.integers(0, 255, (clips, f, 16, 104), np.uint8),
-            "presence": held, "onset": held, "velocity": (held * 0.5).astype(np.float16), "pedal": np.zeros((clips, f), np.float16),
-            "soft_presence": held, "soft_velocity": (held * 0.5).astype(np.float16)}
+    return {
+        "latents": rng.standard_normal((clips, 3 * f, 4)).astype(np.float16),
+        "text": np.ones((clips, 2, 6), np.float16),
+        "text_mask": np.ones((clips, 2), bool),
+        "video": rng.standard_normal((clips, f, 5)).astype(np.float16),
+        "strips": rng.integers(0, 255, (clips, f, 16, 104), np.uint8),
+        "presence": held,
+        "onset": held,
+        "velocity": (held * 0.5).astype(np.float16),
+        "pedal": np.zeros((clips, f), np.float16),
+        "soft_presence": held,
+        "soft_velocity": (held * 0.5).astype(np.float16),
+    }
 
 
-def batch(**k): return piano_batch(toy(), range(5), torch_rng(0, "batch"), 12, **k)
+def batch(**k):
+    return piano_batch(toy(), range(5), torch_rng(0, "batch"), 12, **k)
 
 
 def test_new_stream_is_silent_at_first_and_learns():
@@ -49,43 +85,85 @@ def test_new_stream_is_silent_at_first_and_learns():
     told = model.told(b.cond, model.read(b.strips), 12)
     assert torch.allclose(model(b.x1, t, told), base.eval()(b.x1, t, b.cond), atol=1e-5)
     model(b.x1, t, told).square().mean().backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.dit.named_parameters() if "fusion" in n)
+    assert any(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for n, p in model.dit.named_parameters()
+        if "fusion" in n
+    )
 
 
-@pytest.mark.parametrize("latents, frames, grid", [(750, 250, 3), (750, 300, 5), (750, 240, 25), (750, 750, 1)])
+@pytest.mark.parametrize(
+    "latents, frames, grid", [(750, 250, 3), (750, 300, 5), (750, 240, 25), (750, 750, 1)]
+)
 def test_windows_begin_with_a_frame(latents, frames, grid):
     starts = aligned_starts(latents, frames, 150, 500, torch_rng(0, "starts"))
-    assert {s % grid for s in starts} == {0} and min(starts) >= 0 and max(starts) <= latents - 150 and len(set(starts)) > 10
+    assert (
+        {s % grid for s in starts} == {0}
+        and min(starts) >= 0
+        and max(starts) <= latents - 150
+        and len(set(starts)) > 10
+    )
     if grid > 1:
-        with pytest.raises(BadInput, match=f"multiple of {grid}"): aligned_starts(latents, frames, 151, 1, torch_rng(0, "starts"))
+        with pytest.raises(BadInput, match=f"multiple of {grid}"):
+            aligned_starts(latents, frames, 151, 1, torch_rng(0, "starts"))
 
 
 def test_windows_are_the_same_time_in_every_column():
     store, f = toy(), np.arange(8)
     store["presence"] = np.broadcast_to(f[None, :, None], (8, 8, 88)).astype(np.float16)
-    store["latents"] = np.broadcast_to((np.arange(24) // 3)[None, :, None], (8, 24, 4)).astype(np.float16)
+    store["latents"] = np.broadcast_to((np.arange(24) // 3)[None, :, None], (8, 24, 4)).astype(
+        np.float16
+    )
     store["video"] = np.broadcast_to(f[None, :, None], (8, 8, 5)).astype(np.float16)
     store["strips"] = np.broadcast_to(f[None, :, None, None], (8, 8, 16, 104)).astype(np.uint8)
     b = piano_batch(store, range(8), torch_rng(3, "batch"), 12)
-    assert torch.equal(b.x1[:, ::3, 0], b.target.presence[..., 0]) and torch.equal(b.strips[..., 0, 0].float(), b.target.presence[..., 0])
+    assert torch.equal(b.x1[:, ::3, 0], b.target.presence[..., 0]) and torch.equal(
+        b.strips[..., 0, 0].float(), b.target.presence[..., 0]
+    )
     assert torch.equal(b.cond.video[..., 0], b.x1[..., 0]) and len(b.x1[:, 0, 0].unique()) > 1
 
 
-@pytest.mark.parametrize("joint, source, reached", [(5, "predicted", True), (2, "predicted", True), (0, "predicted", False), (0, "cached", False), (2, "cached", True)])
+@pytest.mark.parametrize(
+    "joint, source, reached",
+    [
+        (5, "predicted", True),
+        (2, "predicted", True),
+        (0, "predicted", False),
+        (0, "cached", False),
+        (2, "cached", True),
+    ],
+)
 def test_where_the_gradient_goes(joint, source, reached):
     model = piano()
-    loss, logs = guidance_loss(model, batch(cached="soft_velocity"), torch_rng(0, "loss"), GuidanceConfig(roll_source=source, lambda_roll=0.0, heads_weight=0.0), joint)
+    loss, logs = guidance_loss(
+        model,
+        batch(cached="soft_velocity"),
+        torch_rng(0, "loss"),
+        GuidanceConfig(roll_source=source, lambda_roll=0.0, heads_weight=0.0),
+        joint,
+    )
     loss.backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.reader.parameters()) == reached
-    assert ("roll" in logs) == bool(joint) and loss.item() == pytest.approx(logs["fm_piano"].item(), abs=1e-6)
+    assert (
+        any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.reader.parameters())
+        == reached
+    )
+    assert ("roll" in logs) == bool(joint) and loss.item() == pytest.approx(
+        logs["fm_piano"].item(), abs=1e-6
+    )
 
 
 def test_loss_is_the_sum_of_its_parts():
     model, b = piano(), batch()
-    loss, logs = guidance_loss(model, b, torch_rng(0, "loss"), GuidanceConfig(lambda_roll=7.0, heads_weight=2.0))
-    assert loss.item() == pytest.approx((logs["fm_piano"] + 7 * logs["roll"] + 2 * logs["heads"]).item(), rel=1e-5)
+    loss, logs = guidance_loss(
+        model, b, torch_rng(0, "loss"), GuidanceConfig(lambda_roll=7.0, heads_weight=2.0)
+    )
+    assert loss.item() == pytest.approx(
+        (logs["fm_piano"] + 7 * logs["roll"] + 2 * logs["heads"]).item(), rel=1e-5
+    )
     model.eval()
-    assert logs["roll"].item() == pytest.approx(roll_loss(model.reader(b.strips), b.target, "joint")["loss"].item(), rel=1e-5)
+    assert logs["roll"].item() == pytest.approx(
+        roll_loss(model.reader(b.strips), b.target, "joint")["loss"].item(), rel=1e-5
+    )
     bare, logs = guidance_loss(model.train(), b, torch_rng(0, "loss"), GuidanceConfig("none"))
     assert bare.item() == pytest.approx(logs["fm_piano"].item(), abs=1e-6)
 
@@ -96,11 +174,18 @@ def test_presence_variant_does_not_look_at_velocity():
     model.eval()
     logits = model.reader(b.strips)
     assert torch.allclose(roll, logits.presence.sigmoid(), atol=1e-6)
-    assert losses["roll"].item() == pytest.approx(((b.target.presence - 0.1).abs() * (logits.presence.sigmoid() - b.target.presence).square()).mean().item(), rel=1e-5)
+    assert losses["roll"].item() == pytest.approx(
+        ((b.target.presence - 0.1).abs() * (logits.presence.sigmoid() - b.target.presence).square())
+        .mean()
+        .item(),
+        rel=1e-5,
+    )
 
 
 def test_batch_statistics_move_only_from_scratch():
-    norms = lambda m: torch.cat([b.flatten().float() for n, b in m.reader.named_buffers() if "running" in n])
+    norms = lambda m: torch.cat(
+        [b.flatten().float() for n, b in m.reader.named_buffers() if "running" in n]
+    )
     for guidance, moves in (("velocity", False), ("none", True)):
         model = piano()
         before = norms(model).clone()
@@ -115,25 +200,48 @@ def test_general_clips_have_no_roll():
     seen = []
     model.dit.register_forward_pre_hook(lambda m, args: seen.append(args[2]))
     _, logs = guidance_loss(model, b, torch_rng(0, "loss"), GuidanceConfig(), 0, general, KEEP_ALL)
-    assert seen[0].roll_keep.tolist() == [True] * 5 + [False] * 3 and seen[0].kept("roll")[5:].abs().sum() == 0 and "fm_general" in logs
+    assert (
+        seen[0].roll_keep.tolist() == [True] * 5 + [False] * 3
+        and seen[0].kept("roll")[5:].abs().sum() == 0
+        and "fm_general" in logs
+    )
 
 
 def test_a_short_run_of_all_variants(tmp_path):
     store, plan = toy(), TrainConfig(3, 4, 1e-3)
-    for i, (cfg, velocity) in enumerate(((GuidanceConfig("none"), True), (GuidanceConfig("presence", "cached", 2, 1), False), (GuidanceConfig("velocity", "cached", 3, 2), True))):
+    for i, (cfg, velocity) in enumerate(
+        (
+            (GuidanceConfig("none"), True),
+            (GuidanceConfig("presence", "cached", 2, 1), False),
+            (GuidanceConfig("velocity", "cached", 3, 2), True),
+        )
+    ):
         model = piano(velocity)
-        result = train({"piano": model}, guidance_step(model, store, range(8), plan, cfg, 12, [(toy(), range(4))], 2), plan, tmp_path / str(i))
+        result = train(
+            {"piano": model},
+            guidance_step(model, store, range(8), plan, cfg, 12, [(toy(), range(4))], 2),
+            plan,
+            tmp_path / str(i),
+        )
         assert np.isfinite(result.losses).all()
-        assert (~np.isnan(result.logs["roll"])).tolist() == [s % cfg.joint_every == 0 for s in range(3)]
-    with pytest.raises(ParamsError, match="velocity=True"): guidance_step(piano(), store, range(8), plan, GuidanceConfig("presence"))
-    with pytest.raises(ParamsError, match="general store"): guidance_step(piano(), store, range(8), plan, general_items=2)
+        assert (~np.isnan(result.logs["roll"])).tolist() == [
+            s % cfg.joint_every == 0 for s in range(3)
+        ]
+    with pytest.raises(ParamsError, match="velocity=True"):
+        guidance_step(piano(), store, range(8), plan, GuidanceConfig("presence"))
+    with pytest.raises(ParamsError, match="general store"):
+        guidance_step(piano(), store, range(8), plan, general_items=2)
 
 
 def test_stored_rolls_are_what_the_reader_says():
     model, strips = piano().eval(), toy()["strips"][0]
     rolls = store_rolls(model.reader, strips)
     assert rolls["soft_velocity"].dtype == np.float16
-    assert np.allclose(rolls["soft_velocity"], model.read(torch.from_numpy(strips)[None])[0].detach().numpy(), atol=1e-3)
+    assert np.allclose(
+        rolls["soft_velocity"],
+        model.read(torch.from_numpy(strips)[None])[0].detach().numpy(),
+        atol=1e-3,
+    )
     assert set(store_rolls(reader(False), strips)) == {"soft_presence"}
 
 
@@ -147,13 +255,24 @@ def test_files(tmp_path):
         assert torch.equal(model(b.x1, t, told[0]), again(b.x1, t, told[1]))
     assert meta["split_hash"] == "abc" and not again.training
     save_weights(tmp_path / "other.safetensors", {"a": torch.ones(1)}, {"asset": "roll"})
-    with pytest.raises(AssetMismatch, match="'roll'"): load_piano(tmp_path / "other.safetensors")
+    with pytest.raises(AssetMismatch, match="'roll'"):
+        load_piano(tmp_path / "other.safetensors")
 
 
 def test_bad_input():
-    with pytest.raises(BadInput, match="no roll stream"): CoPPiano(MultiStreamDiT(SIZES), reader())
-    with pytest.raises(ParamsError, match="velocity=False"): grow_piano(MultiStreamDiT(SIZES), reader(False), StreamConfig(16, 1, 16))
-    with pytest.raises(BadInput, match="no column 'soft_x'"): batch(cached="soft_x")
-    for wrong in ({"guidance": "none", "roll_source": "cached"}, {"joint_every": 0}, {"joint_items": 0}, {"lambda_roll": -1.0}, {"guidance": "midi"}):
-        with pytest.raises(ParamsError): from_dict(GuidanceConfig, wrong)
+    with pytest.raises(BadInput, match="no roll stream"):
+        CoPPiano(MultiStreamDiT(SIZES), reader())
+    with pytest.raises(ParamsError, match="velocity=False"):
+        grow_piano(MultiStreamDiT(SIZES), reader(False), StreamConfig(16, 1, 16))
+    with pytest.raises(BadInput, match="no column 'soft_x'"):
+        batch(cached="soft_x")
+    for wrong in (
+        {"guidance": "none", "roll_source": "cached"},
+        {"joint_every": 0},
+        {"joint_items": 0},
+        {"lambda_roll": -1.0},
+        {"guidance": "midi"},
+    ):
+        with pytest.raises(ParamsError):
+            from_dict(GuidanceConfig, wrong)
     assert Conditions().batch is None

@@ -1,4 +1,5 @@
 "A long film needs no more memory than a short one, and its pieces make the same performance as the whole."
+
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,36 +11,69 @@ import torch
 
 from cop_repro.core import RATES, BadInput, numpy_rng
 from cop_repro.data.clips import LevelMeter, prepare_level
+from cop_repro.data.keyboard import parse_corners
 from cop_repro.data.notes import NoteReader, drop_unstruck, make_roll, read_midi, roll_to_notes
 from cop_repro.data.video import probe_video, read_audio, write_video
 from cop_repro.model.flow import SampleConfig
-from cop_repro.data.keyboard import parse_corners
 from cop_repro.model.roll import RollLogits, logits_to_roll
-from cop_repro.systems.cop import Performer, WindowConfig, film_noise, film_pieces, perform_video, play, sound_blocks, strip_windows, window_starts, window_weights
+from cop_repro.systems.cop import (
+    Performer,
+    WindowConfig,
+    film_noise,
+    film_pieces,
+    perform_video,
+    play,
+    sound_blocks,
+    strip_windows,
+    window_starts,
+    window_weights,
+)
 
 CHANNELS = 128
 
+
 class Player(Performer):
     "Networks in miniature: keys come and go with the brightness of the film, latents are the noise, sound is its first channel."
+
     def __init__(self):
         reader = SimpleNamespace(cfg=SimpleNamespace(height=16, strip_width=104))
-        super().__init__(SimpleNamespace(channels=CHANNELS, hop_length=320), None, SimpleNamespace(reader=reader, velocity=False), SampleConfig())
+        super().__init__(
+            SimpleNamespace(channels=CHANNELS, hop_length=320),
+            None,
+            SimpleNamespace(reader=reader, velocity=False),
+            SampleConfig(),
+        )
 
     def rolls(self, strips):
         "A frame of brightness 60 + 4 b is row b of a short piece that plays again and again."
-        tick = torch.from_numpy(((np.median(strips, (1, 2)) - 60) / 4).round().astype(int))[:, None] + 3 * torch.arange(88)
+        tick = torch.from_numpy(((np.median(strips, (1, 2)) - 60) / 4).round().astype(int))[
+            :, None
+        ] + 3 * torch.arange(88)
         sure = lambda yes: (yes.float() * 8 - 4)[None]
-        return RollLogits(sure(tick % 40 < 20), sure(tick % 40 == 0), sure(tick % 40 < 10), sure(tick[:, 0] % 40 < 30))
+        return RollLogits(
+            sure(tick % 40 < 20),
+            sure(tick % 40 == 0),
+            sure(tick % 40 < 10),
+            sure(tick[:, 0] % 40 < 30),
+        )
 
-    def latents(self, strips, logits, text, noise): return noise[0]
-    def sound(self, latents): return latents[:, 0].numpy().repeat(320)
+    def latents(self, strips, logits, text, noise):
+        return noise[0]
+
+    def sound(self, latents):
+        return latents[:, 0].numpy().repeat(320)
+
 
 CORNERS = "33,80 607,80 607,112 33,112"
 
+
 def blink(path: Path, frames: int, rate: float = 25.0) -> Path:
     "A film whose brightness counts to forty, again and again."
-    write_video(path, (np.full((96, 640, 3), 60 + 4 * (i % 40), np.uint8) for i in range(frames)), rate)
+    write_video(
+        path, (np.full((96, 640, 3), 60 + 4 * (i % 40), np.uint8) for i in range(frames)), rate
+    )
     return path
+
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory) -> dict[int, Path]:
@@ -47,11 +81,13 @@ def films(tmp_path_factory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("long")
     return {minutes: blink(folder / f"{minutes}.mp4", 300 * minutes, 5.0) for minutes in (1, 4)}
 
+
 @pytest.fixture(autouse=True)
 def any_picture(monkeypatch):
     "Nothing in these films looks like keys; the corners are taken all the same, and so are cuts."
     monkeypatch.setattr("cop_repro.data.keyboard.MIN_GIVEN", -1.0)
     monkeypatch.setattr("cop_repro.systems.cop.check_still", lambda *_: None)
+
 
 def peak_of(work) -> float:
     "Most memory that Python and numpy held at once, MiB."
@@ -59,111 +95,214 @@ def peak_of(work) -> float:
     try:
         work()
         return tracemalloc.get_traced_memory()[1] / 2**20
-    finally: tracemalloc.stop()
+    finally:
+        tracemalloc.stop()
+
 
 def test_memory_does_not_grow_with_the_film(films, tmp_path):
     "Three minutes are 16 MiB of sound, 5 of rolls and 7 of latents: none of them may be held whole."
     player = Player()
-    plays = {minutes: lambda name, m=minutes: play(films[m], tmp_path / name, player, "", 0, CORNERS) for minutes in films}
+    plays = {
+        minutes: lambda name, m=minutes: play(films[m], tmp_path / name, player, "", 0, CORNERS)
+        for minutes in films
+    }
     plays[1]("warm.wav")
     peaks = {minutes: peak_of(lambda: one(f"{minutes}.wav")) for minutes, one in plays.items()}
     assert peaks[4] < peaks[1] + 3, f"{peaks} MiB"
-    sounds = {m: peak_of(lambda: write_video(tmp_path / f"{m}.mp4", np.zeros((2, 32, 32, 3), np.uint8), 25.0, sound_blocks(tmp_path / f"{m}.wav"))) for m in films}
+    sounds = {
+        m: peak_of(
+            lambda: write_video(
+                tmp_path / f"{m}.mp4",
+                np.zeros((2, 32, 32, 3), np.uint8),
+                25.0,
+                sound_blocks(tmp_path / f"{m}.wav"),
+            )
+        )
+        for m in films
+    }
     assert sounds[4] < sounds[1] + 1, f"{sounds} MiB"
+
 
 def test_a_film_of_four_minutes(films, tmp_path):
     said = perform_video(films[4], tmp_path / "out", Player(), corners=CORNERS)
     wav, rate = soundfile.read(tmp_path / "out" / "sound.wav", dtype="float32")
-    assert len(wav) == 240 * rate and np.isclose(np.abs(wav).max(), .5, atol=1e-4) and said["sound.wav"] == "240.0 s of sound"
-    assert abs(probe_video(tmp_path / "out" / "video.mp4").duration_s - 240) < .5
+    assert (
+        len(wav) == 240 * rate
+        and np.isclose(np.abs(wav).max(), 0.5, atol=1e-4)
+        and said["sound.wav"] == "240.0 s of sound"
+    )
+    assert abs(probe_video(tmp_path / "out" / "video.mp4").duration_s - 240) < 0.5
     assert abs(len(read_audio(tmp_path / "out" / "video.mp4")) - len(wav)) < 4096  # AAC's delay
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"] and len(list((tmp_path / "out").iterdir())) == 5
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+        and len(list((tmp_path / "out").iterdir())) == 5
+    )
+
 
 def read_at_once(film: Path, player: Player, rows: int):
     "The roll of a film in one window."
-    return logits_to_roll(player.rolls(next(strip_windows(film, parse_corners(CORNERS), (16, 104), rows, WindowConfig(rows / 25, 0.0)))[1]))
+    return logits_to_roll(
+        player.rolls(
+            next(
+                strip_windows(
+                    film, parse_corners(CORNERS), (16, 104), rows, WindowConfig(rows / 25, 0.0)
+                )
+            )[1]
+        )
+    )
+
 
 @pytest.mark.parametrize("frames", [1, 3, 10, 50, 51, 249, 250, 251, 300])
 def test_films_of_any_length(frames, tmp_path):
     "From one picture to a window and a bit: as long as the film, and its notes are those of its rows read at once."
-    made = play(blink(tmp_path / "film.mp4", frames), tmp_path / "sound.wav", player := Player(), "", 0, CORNERS)
-    assert soundfile.info(tmp_path / "sound.wav").frames == round(frames * RATES.sample_rate / 25) and not list(tmp_path.glob("*raw*"))
-    assert made.notes == roll_to_notes(read_at_once(tmp_path / "film.mp4", player, max(frames, 3))) and (frames < 10 or len(made.notes))
+    made = play(
+        blink(tmp_path / "film.mp4", frames),
+        tmp_path / "sound.wav",
+        player := Player(),
+        "",
+        0,
+        CORNERS,
+    )
+    assert soundfile.info(tmp_path / "sound.wav").frames == round(
+        frames * RATES.sample_rate / 25
+    ) and not list(tmp_path.glob("*raw*"))
+    assert made.notes == roll_to_notes(
+        read_at_once(tmp_path / "film.mp4", player, max(frames, 3))
+    ) and (frames < 10 or len(made.notes))
+
 
 def test_windows_join_as_if_the_film_were_one(tmp_path):
     "One noise track and the same pictures in every window: what leaves the cross-fade is the track itself and the film's roll."
-    pieces = list(film_pieces(blink(tmp_path / "film.mp4", 540), parse_corners(CORNERS), 21.6, player := Player(), "", 0, WindowConfig(4.0, 1.0)))
-    latents, presence, onset, pedal = (np.concatenate(parts) for parts in zip(*((z.numpy(), r.presence, r.onset, r.pedal) for r, z in pieces)))
+    pieces = list(
+        film_pieces(
+            blink(tmp_path / "film.mp4", 540),
+            parse_corners(CORNERS),
+            21.6,
+            player := Player(),
+            "",
+            0,
+            WindowConfig(4.0, 1.0),
+        )
+    )
+    latents, presence, onset, pedal = (
+        np.concatenate(parts)
+        for parts in zip(*((z.numpy(), r.presence, r.onset, r.pedal) for r, z in pieces))
+    )
     whole = read_at_once(tmp_path / "film.mp4", player, 540)
-    assert np.allclose(latents, film_noise(0, 0, 1620)[0], atol=1e-6) and max(len(r) for r, _ in pieces) <= 100
-    assert whole.presence.std() > .4 and whole.pedal.std() > .4
-    for got, wanted in ((presence, whole.presence), (onset, whole.onset), (pedal, whole.pedal)): assert np.allclose(got, wanted, atol=1e-6)
+    assert (
+        np.allclose(latents, film_noise(0, 0, 1620)[0], atol=1e-6)
+        and max(len(r) for r, _ in pieces) <= 100
+    )
+    assert whole.presence.std() > 0.4 and whole.pedal.std() > 0.4
+    for got, wanted in ((presence, whole.presence), (onset, whole.onset), (pedal, whole.pedal)):
+        assert np.allclose(got, wanted, atol=1e-6)
+
 
 def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
     film, out = blink(tmp_path / "film.mp4", 60), tmp_path / "new" / "deep" / "out"
-    monkeypatch.setattr("cop_repro.systems.cop.write_midi", lambda *_: (_ for _ in ()).throw(BadInput("the disk is full")))
-    with pytest.raises(BadInput, match="the disk is full"): perform_video(film, out, Player(), corners=CORNERS)
+    monkeypatch.setattr(
+        "cop_repro.systems.cop.write_midi",
+        lambda *_: (_ for _ in ()).throw(BadInput("the disk is full")),
+    )
+    with pytest.raises(BadInput, match="the disk is full"):
+        perform_video(film, out, Player(), corners=CORNERS)
     assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+
     def crowded(*_):
         (out.parent / "another").mkdir()
         raise BadInput("the disk is full")
+
     monkeypatch.setattr("cop_repro.systems.cop.write_midi", crowded)
-    with pytest.raises(BadInput, match="the disk is full"): perform_video(film, out, Player(), corners=CORNERS)  # not that a folder is not empty
+    with pytest.raises(BadInput, match="the disk is full"):
+        perform_video(film, out, Player(), corners=CORNERS)  # not that a folder is not empty
     assert [p.name for p in out.parent.iterdir()] == ["another"]
+
 
 def test_a_folder_in_the_way_of_a_file(tmp_path):
     (tmp_path / "out" / "sound.wav").mkdir(parents=True)
-    with pytest.raises(BadInput, match="sound.wav is a folder"): perform_video(blink(tmp_path / "film.mp4", 60), tmp_path / "out", Player(), corners=CORNERS)
+    with pytest.raises(BadInput, match="sound.wav is a folder"):
+        perform_video(blink(tmp_path / "film.mp4", 60), tmp_path / "out", Player(), corners=CORNERS)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["sound.wav"]
+
 
 def test_the_first_minute_is_drawn_whatever_comes_after(films, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("matplotlib.axes.Axes.hlines", lambda self, y, *_, **__: drawn.append(len(y)))
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.hlines", lambda self, y, *_, **__: drawn.append(len(y))
+    )
     perform_video(films[4], tmp_path / "out", Player(), corners=CORNERS)
     notes = read_midi(tmp_path / "out" / "notes.mid")
     assert drawn == [(notes.onsets_s < 60).sum()] and len(notes) > 2 * drawn[0] > 0
 
-@pytest.mark.parametrize("total, window, overlap", [(1000, 250, 50), (251, 250, 50), (100, 250, 50), (60, 50, 49), (333, 100, 70)])
+
+@pytest.mark.parametrize(
+    "total, window, overlap",
+    [(1000, 250, 50), (251, 250, 50), (100, 250, 50), (60, 50, 49), (333, 100, 70)],
+)
 def test_weights_are_made_one_at_a_time_and_sum_to_one(total, window, overlap):
     starts = window_starts(total, window, overlap)
     covered = np.zeros(total)
-    for start, weight in zip(starts, window_weights(starts, total, window), strict=True): covered[start:start + len(weight)] += weight
+    for start, weight in zip(starts, window_weights(starts, total, window), strict=True):
+        covered[start : start + len(weight)] += weight
     assert np.allclose(covered, 1)
+
 
 @pytest.mark.parametrize("seed", range(8))
 def test_notes_in_pieces_are_the_notes_of_the_whole(seed):
     rng = numpy_rng(seed, "pieces")
     rows = int(rng.integers(3, 400))
-    rough = lambda *shape: np.clip(np.cumsum(rng.normal(0, .25, shape), 0) % 2 - .5, 0, 1)
+    rough = lambda *shape: np.clip(np.cumsum(rng.normal(0, 0.25, shape), 0) % 2 - 0.5, 0, 1)
     whole = make_roll(rough(rows, 88), rough(rows, 88), rough(rows, 88), rough(rows))
     reader, at = NoteReader(), 0
     while at < rows:
         part = slice(at, at := at + int(rng.integers(1, 40)))
-        reader.read(make_roll(whole.presence[part], whole.onset[part], whole.velocity[part], whole.pedal[part]))
-    assert (found := reader.finish()) == roll_to_notes(whole) == roll_to_notes(drop_unstruck(whole)) and len(found)
+        reader.read(
+            make_roll(
+                whole.presence[part], whole.onset[part], whole.velocity[part], whole.pedal[part]
+            )
+        )
+    assert (found := reader.finish()) == roll_to_notes(whole) == roll_to_notes(
+        drop_unstruck(whole)
+    ) and len(found)
+
 
 def test_reader_of_notes_refuses_what_it_cannot_join():
     reader = NoteReader()
     reader.read(make_roll(np.zeros((2, 88))))
-    with pytest.raises(BadInput, match="at least 3"): reader.finish()
-    with pytest.raises(BadInput, match="one rate"): reader.read(make_roll(np.zeros((9, 88)), frame_rate=50.0))
+    with pytest.raises(BadInput, match="at least 3"):
+        reader.finish()
+    with pytest.raises(BadInput, match="one rate"):
+        reader.read(make_roll(np.zeros((9, 88)), frame_rate=50.0))
     reader.read(make_roll(np.zeros((9, 88))))
     assert len(reader.finish()) == 0
-    with pytest.raises(BadInput, match="new NoteReader"): reader.read(make_roll(np.zeros((9, 88))))
+    with pytest.raises(BadInput, match="new NoteReader"):
+        reader.read(make_roll(np.zeros((9, 88))))
+
 
 def test_level_of_pieces_is_the_level_of_the_whole():
-    wav = numpy_rng(0, "level").normal(.1, .2, 10_001).astype(np.float32)
+    wav = numpy_rng(0, "level").normal(0.1, 0.2, 10_001).astype(np.float32)
     meter = LevelMeter()
-    for part in np.array_split(wav, 7): meter.add(part)
-    assert np.allclose(np.concatenate([meter.level(part) for part in np.array_split(wav, 7)]), prepare_level(wav), atol=1e-6)
-    assert np.isclose(np.abs(prepare_level(wav)).max(), .5) and abs(prepare_level(wav).mean()) < 1e-4
-    assert not prepare_level(np.full(99, .3, np.float32)).any() and prepare_level(np.zeros(0, np.float32)).shape == (0,)
+    for part in np.array_split(wav, 7):
+        meter.add(part)
+    assert np.allclose(
+        np.concatenate([meter.level(part) for part in np.array_split(wav, 7)]),
+        prepare_level(wav),
+        atol=1e-6,
+    )
+    assert (
+        np.isclose(np.abs(prepare_level(wav)).max(), 0.5) and abs(prepare_level(wav).mean()) < 1e-4
+    )
+    assert not prepare_level(np.full(99, 0.3, np.float32)).any() and prepare_level(
+        np.zeros(0, np.float32)
+    ).shape == (0,)
+
 
 def test_sound_in_pieces_is_the_same_film(tmp_path):
-    wav = numpy_rng(0, "voice").uniform(-.5, .5, 24_000).astype(np.float32)
+    wav = numpy_rng(0, "voice").uniform(-0.5, 0.5, 24_000).astype(np.float32)
     frames = np.zeros((25, 32, 32, 3), np.uint8)
     write_video(tmp_path / "whole.mp4", frames, 25.0, wav)
     write_video(tmp_path / "pieces.mp4", frames, 25.0, (p for p in np.array_split(wav, 11)))
     assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "pieces.mp4").read_bytes()
-    with pytest.raises(BadInput, match="finite"): write_video(tmp_path / "bad.mp4", frames, 25.0, iter([np.full(9, np.nan, np.float32)]))
+    with pytest.raises(BadInput, match="finite"):
+        write_video(tmp_path / "bad.mp4", frames, 25.0, iter([np.full(9, np.nan, np.float32)]))
     assert not (tmp_path / "bad.mp4").exists()

@@ -1,4 +1,5 @@
 "The training loop: exact resume, atomic checkpoints, guard, order. What needs several processes is in test_launch.py."
+
 import dataclasses
 import json
 import resource
@@ -9,9 +10,25 @@ import pytest
 import torch
 from torch import nn
 
-from cop_repro.core import AssetMismatch, BadInput, CopError, ParamsError, from_dict, load_weights, save_weights, torch_rng
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    CopError,
+    ParamsError,
+    from_dict,
+    load_weights,
+    torch_rng,
+)
 from cop_repro.training import loop
-from cop_repro.training.loop import TrainConfig, learning_rate_at, list_checkpoints, load_checkpoint, rows_for_step, save_checkpoint, train
+from cop_repro.training.loop import (
+    TrainConfig,
+    learning_rate_at,
+    list_checkpoints,
+    load_checkpoint,
+    rows_for_step,
+    save_checkpoint,
+    train,
+)
 
 CFG = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, save_every=4, ema=0.9)
 
@@ -21,12 +38,21 @@ class Net(nn.Module):
 
     def __init__(self, dropout=0.2):
         super().__init__()
-        self.one, self.norm, self.drop, self.two, self.side = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 1), nn.Linear(3, 1)
+        self.one, self.norm, self.drop, self.two, self.side = (
+            nn.Linear(3, 8),
+            nn.BatchNorm1d(8),
+            nn.Dropout(dropout),
+            nn.Linear(8, 1),
+            nn.Linear(3, 1),
+        )
         with torch.no_grad():
-            for i, p in enumerate(self.parameters()): p.copy_(torch.randn(p.shape, generator=torch_rng(0, "test", i)) / 3)
+            for i, p in enumerate(self.parameters()):
+                p.copy_(torch.randn(p.shape, generator=torch_rng(0, "test", i)) / 3)
 
     def forward(self, x, side):
-        return self.two(self.drop(torch.relu(self.norm(self.one(x))))) + (self.side(x) if side else 0)
+        return self.two(self.drop(torch.relu(self.norm(self.one(x))))) + (
+            self.side(x) if side else 0
+        )
 
 
 DATA = torch.randn(20, 3, generator=torch_rng(1, "data"))
@@ -39,23 +65,50 @@ def make(cfg, dropout=0.2):
         x = DATA[rows_for_step(range(20), step, cfg.batch_size, cfg.seed, part, parts)]
         loss = (net(x, step % 3 == 0) - x.sum(1, keepdim=True)).square().mean()
         return loss, {"rare": loss.detach()} if step > 5 else {}
+
     return net, step_fn
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"decay": "cosine", "ema": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"decay": "cosine", "ema": 0.0}]
+)
 def test_resume_is_bit_for_bit(tmp_path, changes):
-    cfg = TrainConfig(**({k: getattr(CFG, k) for k in ("steps", "batch_size", "learning_rate", "warmup_steps", "save_every", "ema")} | changes))
+    cfg = TrainConfig(
+        **(
+            {
+                k: getattr(CFG, k)
+                for k in (
+                    "steps",
+                    "batch_size",
+                    "learning_rate",
+                    "warmup_steps",
+                    "save_every",
+                    "ema",
+                )
+            }
+            | changes
+        )
+    )
     net, fn = make(cfg)
     whole = train({"net": net}, fn, cfg, tmp_path / "whole")
     broken, fn = make(cfg)
     with pytest.raises(RuntimeError):
-        train({"net": broken}, lambda s, p, n: fn(s, p, n) if s < 7 else (_ for _ in ()).throw(RuntimeError("killed")), cfg, tmp_path / "broken")
+        train(
+            {"net": broken},
+            lambda s, p, n: fn(s, p, n) if s < 7 else (_ for _ in ()).throw(RuntimeError("killed")),
+            cfg,
+            tmp_path / "broken",
+        )
     again, fn = make(cfg)
     torch.rand(5)
     resumed = train({"net": again}, fn, cfg, tmp_path / "broken")
     assert resumed.resumed_from == 4 and np.array_equal(whole.losses, resumed.losses)
-    assert all(np.array_equal(whole.logs[k], resumed.logs[k], equal_nan=True) for k in whole.logs | resumed.logs)
-    for (name, a), b in zip(net.state_dict().items(), again.state_dict().values()): assert torch.equal(a, b), name
+    assert all(
+        np.array_equal(whole.logs[k], resumed.logs[k], equal_nan=True)
+        for k in whole.logs | resumed.logs
+    )
+    for (name, a), b in zip(net.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(a, b), name
     assert all(torch.equal(whole.ema[k], resumed.ema[k]) for k in whole.ema | resumed.ema)
     done = train({"net": make(cfg)[0]}, fn, cfg, tmp_path / "whole")
     assert done.resumed_from == done.step == 12 and np.array_equal(done.losses, whole.losses)
@@ -66,14 +119,28 @@ def test_checkpoint_of_the_middle_equals_too(tmp_path):
     for folder, stop in (("whole", 99), ("broken", 6)):
         for limit in (stop, 99):
             net, fn = make(CFG)
-            try: train({"net": net}, lambda s, p, n: fn(s, p, n) if s < limit else 1 / 0, CFG, tmp_path / folder)
-            except ZeroDivisionError: pass
+            try:
+                train(
+                    {"net": net},
+                    lambda s, p, n: fn(s, p, n) if s < limit else 1 / 0,
+                    CFG,
+                    tmp_path / folder,
+                )
+            except ZeroDivisionError:
+                pass
     a, b = (list_checkpoints(tmp_path / f)[-1] for f in ("whole", "broken"))
     files = sorted(p.name for p in a.glob("*.safetensors"))
-    assert files == ["ema.safetensors", "history.safetensors", "model.safetensors", "optimizer.safetensors"]
+    assert files == [
+        "ema.safetensors",
+        "history.safetensors",
+        "model.safetensors",
+        "optimizer.safetensors",
+    ]
     for name in files:
         left, right = load_weights(a / name)[0], load_weights(b / name)[0]
-        assert left.keys() == right.keys() and all(torch.equal(left[k].nan_to_num(7), right[k].nan_to_num(7)) for k in left)
+        assert left.keys() == right.keys() and all(
+            torch.equal(left[k].nan_to_num(7), right[k].nan_to_num(7)) for k in left
+        )
 
 
 def test_global_generator_is_left_alone(tmp_path):
@@ -92,13 +159,17 @@ def test_kill_during_save_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     def photographed(good):
         def call(*args, **kwargs):
             for when in (0, 1):
-                if when == 1: out = good(*args, **kwargs)
+                if when == 1:
+                    out = good(*args, **kwargs)
                 if len(list_checkpoints(run)) and not (run / "step-00000012").exists():
                     pictures.append(tmp_path / f"picture-{len(pictures)}")
                     shutil.copytree(run, pictures[-1])
             return out
+
         return call
-    for name in ("save_weights", "write_json", "_flush_folder"): monkeypatch.setattr(loop, name, photographed(getattr(loop, name)))
+
+    for name in ("save_weights", "write_json", "_flush_folder"):
+        monkeypatch.setattr(loop, name, photographed(getattr(loop, name)))
     net, fn = make(CFG)
     whole = train({"net": net}, fn, CFG, run)
     monkeypatch.undo()
@@ -112,7 +183,8 @@ def test_kill_during_save_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 def test_incomplete_checkpoints_do_not_count(tmp_path):
-    for step in (1, 2, 3): save_checkpoint(tmp_path, step, {"model": {"w": torch.ones(3) * step}}, {}, keep=3)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"model": {"w": torch.ones(3) * step}}, {}, keep=3)
     (tmp_path / "step-00000003" / loop.MARKER).unlink()
     assert load_checkpoint(tmp_path, {})[0] == 2
     file = tmp_path / "step-00000002" / "model.safetensors"
@@ -126,8 +198,10 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     net, fn = make(CFG)
     train({"net": net}, fn, CFG, tmp_path, identity={"split": "a"})
     other = TrainConfig(steps=12, batch_size=8, learning_rate=2e-2, warmup_steps=3, ema=0.9)
-    with pytest.raises(AssetMismatch, match="config.learning_rate was 0.01, is 0.02"): train({"net": net}, fn, other, tmp_path, identity={"split": "a"})
-    with pytest.raises(AssetMismatch, match="identity.split was 'a', is 'b'"): train({"net": net}, fn, CFG, tmp_path, identity={"split": "b"})
+    with pytest.raises(AssetMismatch, match="config.learning_rate was 0.01, is 0.02"):
+        train({"net": net}, fn, other, tmp_path, identity={"split": "a"})
+    with pytest.raises(AssetMismatch, match="identity.split was 'a', is 'b'"):
+        train({"net": net}, fn, CFG, tmp_path, identity={"split": "b"})
     with pytest.raises(AssetMismatch, match="trained.net.side.bias"):
         net.side.requires_grad_(False)
         train({"net": net}, fn, CFG, tmp_path, identity={"split": "a"})
@@ -138,7 +212,16 @@ def test_another_configuration_is_refused_by_name(tmp_path):
 def test_saving_more_often_is_not_another_configuration(tmp_path):
     net, fn = make(CFG)
     train({"net": net}, fn, CFG, tmp_path)
-    often = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, ema=0.9, save_every=1, keep=5, report_every=1)
+    often = TrainConfig(
+        steps=12,
+        batch_size=8,
+        learning_rate=1e-2,
+        warmup_steps=3,
+        ema=0.9,
+        save_every=1,
+        keep=5,
+        report_every=1,
+    )
     assert train({"net": net}, fn, often, tmp_path).resumed_from == 12
 
 
@@ -149,10 +232,17 @@ def test_nan_raises_and_touches_no_weight(tmp_path, poison):
 
     def step_fn(step, part, parts):
         loss, logs = fn(step, part, parts)
-        if step < 5: return loss, logs
+        if step < 5:
+            return loss, logs
         seen.update({n: p.detach().clone() for n, p in net.named_parameters()})
-        return (loss * float("nan"), {}) if poison == "loss" else (loss + torch.sqrt(net.one.weight.sum() * 0), {})
-    with pytest.raises(CopError, match="step 5"): train({"net": net}, step_fn, CFG, tmp_path)
+        return (
+            (loss * float("nan"), {})
+            if poison == "loss"
+            else (loss + torch.sqrt(net.one.weight.sum() * 0), {})
+        )
+
+    with pytest.raises(CopError, match="step 5"):
+        train({"net": net}, step_fn, CFG, tmp_path)
     assert all(torch.equal(seen[n], p) for n, p in net.named_parameters())
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000004"]
 
@@ -163,7 +253,8 @@ def test_frozen_modules_stay(tmp_path):
     before = net.one.weight.clone()
     train({"net": net}, fn, CFG, tmp_path)
     assert torch.equal(net.one.weight, before)
-    with pytest.raises(BadInput, match="nothing to train"): train({"net": net.requires_grad_(False)}, fn, CFG, tmp_path / "x")
+    with pytest.raises(BadInput, match="nothing to train"):
+        train({"net": net.requires_grad_(False)}, fn, CFG, tmp_path / "x")
 
 
 def test_parameters_without_gradient_do_not_move(tmp_path):
@@ -174,6 +265,7 @@ def test_parameters_without_gradient_do_not_move(tmp_path):
     def step_fn(step, part, parts):
         moved.append(net.side.weight.detach().clone())
         return fn(step, part, parts)
+
     train({"net": net}, step_fn, CFG, tmp_path)
     steps_that_moved = [s for s in range(11) if not torch.equal(moved[s], moved[s + 1])]
     assert steps_that_moved == [0, 3, 6, 9]
@@ -198,32 +290,65 @@ def test_order_is_a_pure_function():
     rows = np.arange(100, 107)
     steps = [rows_for_step(rows, s, 3, seed=5) for s in range(7)]
     ribbon = np.concatenate(steps)
-    assert all(sorted(ribbon[7 * e:7 * e + 7]) == list(rows) for e in range(3))
+    assert all(sorted(ribbon[7 * e : 7 * e + 7]) == list(rows) for e in range(3))
     assert not np.array_equal(ribbon[:7], ribbon[7:14])
-    assert all((np.concatenate([rows_for_step(rows, s, 6, 5, p, n) for p in range(n)]) == rows_for_step(rows, s, 6, 5)).all() for s in (0, 9) for n in (1, 2, 3, 6))
+    assert all(
+        (
+            np.concatenate([rows_for_step(rows, s, 6, 5, p, n) for p in range(n)])
+            == rows_for_step(rows, s, 6, 5)
+        ).all()
+        for s in (0, 9)
+        for n in (1, 2, 3, 6)
+    )
     assert not np.array_equal(rows_for_step(rows, 0, 7, seed=5), rows_for_step(rows, 0, 7, seed=6))
     assert len(rows_for_step(rows, 0, 20, seed=0)) == 20
-    with pytest.raises(BadInput, match="no rows"): rows_for_step([], 0, 4, 0)
-    with pytest.raises(ParamsError, match="equal parts"): rows_for_step(rows, 0, 4, 0, 0, 3)
+    with pytest.raises(BadInput, match="no rows"):
+        rows_for_step([], 0, 4, 0)
+    with pytest.raises(ParamsError, match="equal parts"):
+        rows_for_step(rows, 0, 4, 0, 0, 3)
 
 
 def test_schedule():
-    cfg = TrainConfig(steps=10, batch_size=1, learning_rate=1.0, warmup_steps=2, final_fraction=0.5, decay="cosine")
+    cfg = TrainConfig(
+        steps=10,
+        batch_size=1,
+        learning_rate=1.0,
+        warmup_steps=2,
+        final_fraction=0.5,
+        decay="cosine",
+    )
     assert [round(learning_rate_at(s, cfg), 4) for s in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.75]
     assert min(learning_rate_at(s, cfg) for s in range(2, 10)) > 0.5
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"learning_rate": 0.0}, {"warmup_steps": 99}, {"ema": 1.0}, {"clip_norm": 0.0}, {"accumulate": 0},
-                                   {"precision": "fp16"}, {"decay": "step"}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"warmup_steps": 99},
+        {"ema": 1.0},
+        {"clip_norm": 0.0},
+        {"accumulate": 0},
+        {"precision": "fp16"},
+        {"decay": "step"},
+        {"weight_decay": 0.1},
+    ],
+)
 def test_bad_configurations(wrong):
-    with pytest.raises(ParamsError): from_dict(TrainConfig, {"steps": 10, "batch_size": 4, "learning_rate": 1e-3} | wrong)
+    with pytest.raises(ParamsError):
+        from_dict(TrainConfig, {"steps": 10, "batch_size": 4, "learning_rate": 1e-3} | wrong)
 
 
 def test_stop_rule_survives_a_resume(tmp_path):
     net, fn = make(CFG)
     rule = lambda history: len(history["loss"]) >= 6
     first = train({"net": net}, fn, CFG, tmp_path, stop=rule)
-    assert first.step == 6 and first.stopped_early and list_checkpoints(tmp_path)[-1].name == "step-00000006"
+    assert (
+        first.step == 6
+        and first.stopped_early
+        and list_checkpoints(tmp_path)[-1].name == "step-00000006"
+    )
     again = train({"net": make(CFG)[0]}, fn, CFG, tmp_path, stop=rule)
     assert again.step == 6 and again.stopped_early and again.resumed_from == 6
 
@@ -234,17 +359,29 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def step_fn(step, part, parts):
-        if step == 7: resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+        if step == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
         return fn(step, part, parts)
+
     try:
-        with pytest.raises(CopError, match="step-00000008 could not be written.*1 complete checkpoints before it are untouched"): train({"net": net}, step_fn, CFG, tmp_path)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with pytest.raises(
+            CopError,
+            match="step-00000008 could not be written.*1 complete checkpoints before it are untouched",
+        ):
+            train({"net": net}, step_fn, CFG, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
     again, fn = make(CFG)
     resumed = train({"net": again}, fn, CFG, tmp_path)
     unbroken, fn = make(CFG)
-    assert resumed.resumed_from == 4 and np.array_equal(resumed.losses, train({"net": unbroken}, fn, CFG, tmp_path / "unbroken").losses)
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), unbroken.state_dict().values()))
+    assert resumed.resumed_from == 4 and np.array_equal(
+        resumed.losses, train({"net": unbroken}, fn, CFG, tmp_path / "unbroken").losses
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), unbroken.state_dict().values())
+    )
 
 
 def test_a_changed_byte_is_refused_by_name(tmp_path):
@@ -254,7 +391,10 @@ def test_a_changed_byte_is_refused_by_name(tmp_path):
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(AssetMismatch, match="step-00000012/optimizer.safetensors is not what was written"): train({"net": net}, fn, CFG, tmp_path)
+    with pytest.raises(
+        AssetMismatch, match="step-00000012/optimizer.safetensors is not what was written"
+    ):
+        train({"net": net}, fn, CFG, tmp_path)
     assert file.read_bytes() == raw
     shutil.rmtree(file.parent)
     assert train({"net": make(CFG)[0]}, fn, CFG, tmp_path).resumed_from == 8
@@ -264,50 +404,95 @@ def test_a_pickle_in_place_of_weights_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {})
     torch.save({"w": torch.ones(2)}, path / "model.safetensors")
     marker = json.loads((path / loop.MARKER).read_text())
-    (path / loop.MARKER).write_text(json.dumps(marker | {"model.safetensors": [(path / "model.safetensors").stat().st_size, loop.file_hash(path / "model.safetensors")]}))
-    with pytest.raises(BadInput, match="not a readable safetensors file.*pickled"): load_checkpoint(tmp_path, {})
+    (path / loop.MARKER).write_text(
+        json.dumps(
+            marker
+            | {
+                "model.safetensors": [
+                    (path / "model.safetensors").stat().st_size,
+                    loop.file_hash(path / "model.safetensors"),
+                ]
+            }
+        )
+    )
+    with pytest.raises(BadInput, match="not a readable safetensors file.*pickled"):
+        load_checkpoint(tmp_path, {})
 
 
 def test_an_uneven_batch_is_refused_before_anything_is_touched(tmp_path):
     net, fn = make(CFG)
     train({"net": net}, fn, CFG, tmp_path)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
-    with pytest.raises(ParamsError, match="batch of 8 cannot be cut into 3 equal parts .1 processes x 3 micro-batches"):
-        train({"net": net}, fn, TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, accumulate=3), tmp_path, resume=False)
-    assert len(list_checkpoints(tmp_path)) == 2 and all(torch.equal(before[n], p) for n, p in net.named_parameters())
+    with pytest.raises(
+        ParamsError,
+        match="batch of 8 cannot be cut into 3 equal parts .1 processes x 3 micro-batches",
+    ):
+        train(
+            {"net": net},
+            fn,
+            TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, accumulate=3),
+            tmp_path,
+            resume=False,
+        )
+    assert len(list_checkpoints(tmp_path)) == 2 and all(
+        torch.equal(before[n], p) for n, p in net.named_parameters()
+    )
 
 
 def test_marker_names_every_file(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {"a": 1})
-    assert set(json.loads((path / loop.MARKER).read_text())) == {"model.safetensors", "configuration.json"}
+    assert set(json.loads((path / loop.MARKER).read_text())) == {
+        "model.safetensors",
+        "configuration.json",
+    }
 
 
 def test_a_share_of_the_learning_rate(tmp_path):
     "Adam's first step is the learning rate itself, so a share shows exactly; 0 freezes; a resumed run keeps the shares."
     start = Net().state_dict()
+
     def run(shares, steps=1, folder="a"):
         net, fn = make(TrainConfig(steps, 8, 1e-3, clip_norm=None, shares=shares), 0.0)
-        train({"net": net}, fn, TrainConfig(steps, 8, 1e-3, clip_norm=None, shares=shares, save_every=1), tmp_path / folder)
+        train(
+            {"net": net},
+            fn,
+            TrainConfig(steps, 8, 1e-3, clip_norm=None, shares=shares, save_every=1),
+            tmp_path / folder,
+        )
         return net.state_dict()
-    plain, slow = run({}), run({"net.one": .25, "net.two": 0.0}, folder="b")
+
+    plain, slow = run({}), run({"net.one": 0.25, "net.two": 0.0}, folder="b")
     for name in start:
         if name.endswith(("weight", "bias")):
-            factor = .25 if name.startswith("one") else 0.0 if name.startswith("two") else 1.0
-            torch.testing.assert_close(slow[name] - start[name], factor * (plain[name] - start[name]), rtol=1e-3, atol=1e-8)
-    cfg = TrainConfig(3, 8, 1e-3, shares={"net.one": .25}, save_every=1)
+            factor = 0.25 if name.startswith("one") else 0.0 if name.startswith("two") else 1.0
+            torch.testing.assert_close(
+                slow[name] - start[name], factor * (plain[name] - start[name]), rtol=1e-3, atol=1e-8
+            )
+    cfg = TrainConfig(3, 8, 1e-3, shares={"net.one": 0.25}, save_every=1)
     whole, fn = make(cfg)
     train({"net": whole}, fn, cfg, tmp_path / "whole")
     broken, fn = make(cfg)
-    with pytest.raises(RuntimeError): train({"net": broken}, lambda s, p, n: fn(s, p, n) if s < 2 else (_ for _ in ()).throw(RuntimeError("killed")), cfg, tmp_path / "broken")
+    with pytest.raises(RuntimeError):
+        train(
+            {"net": broken},
+            lambda s, p, n: fn(s, p, n) if s < 2 else (_ for _ in ()).throw(RuntimeError("killed")),
+            cfg,
+            tmp_path / "broken",
+        )
     again, fn = make(cfg)
     assert train({"net": again}, fn, cfg, tmp_path / "broken").resumed_from == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
-    with pytest.raises(ParamsError, match="no trained weight"): run({"nett": .5}, folder="f")
-    with pytest.raises(ParamsError, match="in \\[0, 1\\]"): TrainConfig(1, 1, 1e-3, shares={"net": 2.0})
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values())
+    )
+    with pytest.raises(ParamsError, match="no trained weight"):
+        run({"nett": 0.5}, folder="f")
+    with pytest.raises(ParamsError, match="in \\[0, 1\\]"):
+        TrainConfig(1, 1, 1e-3, shares={"net": 2.0})
 
 
 def test_other_parts_are_other_draws(tmp_path):
     "A run is not resumed with a batch cut into other parts: its noise would be drawn from other generators."
     net, fn = make(CFG)
     train({"net": net}, fn, CFG, tmp_path)
-    with pytest.raises(AssetMismatch, match="identity.parts was 1, is 2"): train({"net": net}, fn, dataclasses.replace(CFG, accumulate=2), tmp_path)
+    with pytest.raises(AssetMismatch, match="identity.parts was 1, is 2"):
+        train({"net": net}, fn, dataclasses.replace(CFG, accumulate=2), tmp_path)

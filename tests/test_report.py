@@ -1,66 +1,160 @@
 "Verdicts: each metric of the paper by paired differences, one honest word for the claim."
-import numpy as np
-import pytest
 
 from dataclasses import asdict
 
+import numpy as np
+import pytest
+
 from cop_repro.evaluation.claims import Claim, overall_verdict
-from cop_repro.evaluation.report import CLAIMS, Result, compare_results, summarise, verdict, write_report
+from cop_repro.evaluation.report import (
+    CLAIMS,
+    Result,
+    compare_results,
+    summarise,
+    verdict,
+    write_report,
+)
 from cop_repro.judges.extractors import Features, set_score
-from cop_repro.measure.audio_metrics import bootstrap_draws, draws_interval, frechet_distance, kl_per_clip
+from cop_repro.measure.audio_metrics import (
+    bootstrap_draws,
+    draws_interval,
+    frechet_distance,
+    kl_per_clip,
+)
 
 IDS = tuple(f"c{i}" for i in range(24))
 WORKS = {c: f"w{i // 3}" for i, c in enumerate(IDS)}
-PAPER = {"columns": {"table2": {"fad": "lower", "kl": "lower"}}, "table2": {"base": {"fad": .78, "kl": 1.73}, "base_without_text": {"fad": .80, "kl": 2.22}}}
+PAPER = {
+    "columns": {"table2": {"fad": "lower", "kl": "lower"}},
+    "table2": {"base": {"fad": 0.78, "kl": 1.73}, "base_without_text": {"fad": 0.80, "kl": 2.22}},
+}
 
-def rng(seed=0): return np.random.default_rng(seed)
 
-def features(values, kind): return Features(values, IDS, kind, "judge 00", 16_000)
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def features(values, kind):
+    return Features(values, IDS, kind, "judge 00", 16_000)
+
 
 def line(metric, ref, est, seed=0):
     return {"suffix": "", **asdict(set_score(metric, ref, est, WORKS, seed))}
 
+
 def rows(noise):
     "Scores of a row whose features are the true ones and some noise; the noise of two rows is the same, scaled."
     true, shared = rng(1).normal(size=(24, 5)), rng(2).normal(size=(24, 5))
-    made = {m: line(m, None if m == "inception_score" else features(true, kind), features(true + noise * shared, kind))
-            for m, kind in (("fad", "window"), ("fd", "clip"), ("kl", "logits"), ("inception_score", "logits"))}
-    clips = [{"clip_id": c, "work_id": WORKS[c], "suffix": "", "metrics": {"mel_distance": 10 + noise + .1 * i % 2}} for i, c in enumerate(IDS)]
+    made = {
+        m: line(
+            m,
+            None if m == "inception_score" else features(true, kind),
+            features(true + noise * shared, kind),
+        )
+        for m, kind in (
+            ("fad", "window"),
+            ("fd", "clip"),
+            ("kl", "logits"),
+            ("inception_score", "logits"),
+        )
+    }
+    clips = [
+        {
+            "clip_id": c,
+            "work_id": WORKS[c],
+            "suffix": "",
+            "metrics": {"mel_distance": 10 + noise + 0.1 * i % 2},
+        }
+        for i, c in enumerate(IDS)
+    ]
     return clips, made
 
-GOOD, BAD = rows(.3), rows(1.2)
-SCORES, SETS = {"base": GOOD[0], "base_without_text": BAD[0]}, {"base": GOOD[1], "base_without_text": BAD[1]}
+
+GOOD, BAD = rows(0.3), rows(1.2)
+SCORES, SETS = (
+    {"base": GOOD[0], "base_without_text": BAD[0]},
+    {"base": GOOD[1], "base_without_text": BAD[1]},
+)
+
 
 def test_set_scores_keep_what_pairing_needs():
     true, est = rng(1).normal(size=(24, 5)), rng(2).normal(size=(24, 5))
     kl = set_score("kl", features(true, "logits"), features(est, "logits"), WORKS)
     np.testing.assert_allclose(list(kl.per_clip.values()), kl_per_clip(true, est), rtol=1e-8)
-    assert tuple(kl.per_clip) == IDS and not kl.draws and kl.value == pytest.approx(np.mean(list(kl.per_clip.values())))
+    assert (
+        tuple(kl.per_clip) == IDS
+        and not kl.draws
+        and kl.value == pytest.approx(np.mean(list(kl.per_clip.values())))
+    )
     fd = set_score("fd", features(true, "clip"), features(est, "clip"), WORKS, num_samples=40)
-    assert len(fd.draws) == 40 and not fd.per_clip and fd.value == pytest.approx(frechet_distance(true, est))
-    assert fd.ci_high - fd.ci_low == pytest.approx(np.subtract(*np.quantile(fd.draws, [.975, .025])), rel=1e-6)
+    assert (
+        len(fd.draws) == 40
+        and not fd.per_clip
+        and fd.value == pytest.approx(frechet_distance(true, est))
+    )
+    assert fd.ci_high - fd.ci_low == pytest.approx(
+        np.subtract(*np.quantile(fd.draws, [0.975, 0.025])), rel=1e-6
+    )
     alone = set_score("fd", features(true, "clip"), features(est, "clip"), dict.fromkeys(IDS, "w"))
     assert alone.draws == () and alone.ci_low is None
+
 
 def test_claims_are_judged_on_the_papers_metrics():
     found = verdict(CLAIMS[0], SCORES, SETS, PAPER)
     by = {m["metric"]: m for m in found["metrics"]}
-    assert found["verdict"] == "mixed" and by["inception_score"]["verdict"] == "not reproduced"  # noise in logits makes a classifier sound surer: IS contradicts the others
-    assert {m for m in by if by[m]["counts"]} == {"fad", "fd", "kl", "inception_score", "clip_score"}
-    for metric in ("fad", "fd", "kl"): assert by[metric]["verdict"] == "reproduced" and by[metric]["difference"] == pytest.approx(BAD[1][metric]["value"] - GOOD[1][metric]["value"], rel=1e-6) and by[metric]["n"] == 24
-    assert by["clip_score"]["verdict"] == "not run" and not by["mel_distance"]["counts"] and by["mel_distance"]["verdict"] == "reproduced"
-    assert by["fad"]["paper"] == pytest.approx(.02) and by["kl"]["paper"] == pytest.approx(.49) and "paper" not in by["fd"]
-    without = {row: {m: x for m, x in made.items() if m != "inception_score"} for row, made in SETS.items()}
+    assert (
+        found["verdict"] == "mixed" and by["inception_score"]["verdict"] == "not reproduced"
+    )  # noise in logits makes a classifier sound surer: IS contradicts the others
+    assert {m for m in by if by[m]["counts"]} == {
+        "fad",
+        "fd",
+        "kl",
+        "inception_score",
+        "clip_score",
+    }
+    for metric in ("fad", "fd", "kl"):
+        assert (
+            by[metric]["verdict"] == "reproduced"
+            and by[metric]["difference"]
+            == pytest.approx(BAD[1][metric]["value"] - GOOD[1][metric]["value"], rel=1e-6)
+            and by[metric]["n"] == 24
+        )
+    assert (
+        by["clip_score"]["verdict"] == "not run"
+        and not by["mel_distance"]["counts"]
+        and by["mel_distance"]["verdict"] == "reproduced"
+    )
+    assert (
+        by["fad"]["paper"] == pytest.approx(0.02)
+        and by["kl"]["paper"] == pytest.approx(0.49)
+        and "paper" not in by["fd"]
+    )
+    without = {
+        row: {m: x for m, x in made.items() if m != "inception_score"} for row, made in SETS.items()
+    }
     assert verdict(CLAIMS[0], SCORES, without)["verdict"] == "reproduced"
-    back = verdict(Claim("X", "noise helps", "base_without_text", "base", ("fad", "kl")), SCORES, SETS, PAPER)
+    back = verdict(
+        Claim("X", "noise helps", "base_without_text", "base", ("fad", "kl")), SCORES, SETS, PAPER
+    )
     assert back["verdict"] == "not reproduced" and all(m["ci_high"] < 0 for m in back["metrics"])
-    assert verdict(CLAIMS[0], {"base": GOOD[0], "base_without_text": GOOD[0]}, {"base": GOOD[1], "base_without_text": GOOD[1]})["verdict"] == "inconclusive"
+    assert (
+        verdict(
+            CLAIMS[0],
+            {"base": GOOD[0], "base_without_text": GOOD[0]},
+            {"base": GOOD[1], "base_without_text": GOOD[1]},
+        )["verdict"]
+        == "inconclusive"
+    )
+
 
 def test_pairing_is_narrower_than_two_intervals():
     "What two rows share cancels draw by draw."
-    near = rows(.35)[1]
+    near = rows(0.35)[1]
     fad = verdict(CLAIMS[0], {}, {"base": GOOD[1], "base_without_text": near})["metrics"][0]
-    assert fad["verdict"] == "reproduced" and fad["ci_high"] - fad["ci_low"] < .5 * (GOOD[1]["fad"]["ci_high"] - GOOD[1]["fad"]["ci_low"])
+    assert fad["verdict"] == "reproduced" and fad["ci_high"] - fad["ci_low"] < 0.5 * (
+        GOOD[1]["fad"]["ci_high"] - GOOD[1]["fad"]["ci_low"]
+    )
+
 
 def test_equal_systems_are_rarely_told_apart():
     "Two systems of one distribution: the paired interval of their Frechet distances leaves zero out in at most the share that it may."
@@ -68,113 +162,321 @@ def test_equal_systems_are_rarely_told_apart():
     for trial in range(24):
         r = rng(trial)
         true = r.normal(size=(16, 4, 16))
-        systems = [true + .8 * r.normal(size=(16, 1, 16)) + .4 * r.normal(size=(16, 4, 16)) for _ in "ab"]
-        (a, drawn_a), (b, drawn_b) = (bootstrap_draws(lambda i, s=s: frechet_distance(true[i].reshape(-1, 16), s[i].reshape(-1, 16)), range(16), seed=trial, num_samples=60) for s in systems)
+        systems = [
+            true + 0.8 * r.normal(size=(16, 1, 16)) + 0.4 * r.normal(size=(16, 4, 16)) for _ in "ab"
+        ]
+        (a, drawn_a), (b, drawn_b) = (
+            bootstrap_draws(
+                lambda i, s=s: frechet_distance(true[i].reshape(-1, 16), s[i].reshape(-1, 16)),
+                range(16),
+                seed=trial,
+                num_samples=60,
+            )
+            for s in systems
+        )
         low, high = draws_interval(a - b, drawn_a - drawn_b, centre=True)
         wrong += not low <= 0 <= high
     assert wrong <= 4
 
-@pytest.mark.parametrize("metric, change", [("fad", {"ids": "other clips"}), ("fad", {"extractor": "judge 11"}), ("kl", {"extractor": "judge 11"}), ("fad", {"draws": [1.0, 2.0]}), ("kl", {"per_clip": {"c0": 1.0}})])
+
+@pytest.mark.parametrize(
+    "metric, change",
+    [
+        ("fad", {"ids": "other clips"}),
+        ("fad", {"extractor": "judge 11"}),
+        ("kl", {"extractor": "judge 11"}),
+        ("fad", {"draws": [1.0, 2.0]}),
+        ("kl", {"per_clip": {"c0": 1.0}}),
+    ],
+)
 def test_what_cannot_be_paired_is_not_run(metric, change):
     sets = {**SETS, "base": {**GOOD[1], metric: {**GOOD[1][metric], **change}}}
-    assert {m["metric"]: m for m in verdict(CLAIMS[0], SCORES, sets)["metrics"]}[metric]["verdict"] == "not run"
+    assert {m["metric"]: m for m in verdict(CLAIMS[0], SCORES, sets)["metrics"]}[metric][
+        "verdict"
+    ] == "not run"
 
-@pytest.mark.parametrize("words, said", [
-    ("++", "reproduced"), ("+-", "mixed"), ("+-000", "mixed"), ("+0", "reproduced"), ("+00", "inconclusive"), ("--0?", "not reproduced"), ("0", "inconclusive"), ("??", "not run"), ("", "not run")])
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("++", "reproduced"),
+        ("+-", "mixed"),
+        ("+-000", "mixed"),
+        ("+0", "reproduced"),
+        ("+00", "inconclusive"),
+        ("--0?", "not reproduced"),
+        ("0", "inconclusive"),
+        ("??", "not run"),
+        ("", "not run"),
+    ],
+)
 def test_one_word(words, said):
     names = {"+": "reproduced", "-": "not reproduced", "0": "inconclusive", "?": "not run"}
     assert overall_verdict([names[w] for w in words]) == said
 
+
 def test_report_prints_a_line_a_metric(tmp_path):
-    _, found = write_report(tmp_path, {k: v for k, v in SCORES.items()}, [], PAPER, "embedded", "test", "", {k: list(v.values()) for k, v in SETS.items()})
+    _, found = write_report(
+        tmp_path,
+        {k: v for k, v in SCORES.items()},
+        [],
+        PAPER,
+        "embedded",
+        "test",
+        "",
+        {k: list(v.values()) for k, v in SETS.items()},
+    )
     text = (tmp_path / "tables.md").read_text()
-    assert "| C1 | text helps V2A (base over base_without_text) | | **mixed** |" in text and "| | | fad | reproduced | +" in text and "(mel_distance)" in text and "+0.02" in text
+    assert (
+        "| C1 | text helps V2A (base over base_without_text) | | **mixed** |" in text
+        and "| | | fad | reproduced | +" in text
+        and "(mel_distance)" in text
+        and "+0.02" in text
+    )
     assert found[0]["verdict"] == "mixed" and found[2]["verdict"] == "not run"
 
+
 def test_seeds_side_by_side():
-    run = [verdict(CLAIMS[4], {"cop_piano": [{**s, "metrics": {"si_sdr_spec": 1.0 + sign * .1}} for s in GOOD[0]], "no_guidance": [{**s, "metrics": {"si_sdr_spec": 1.0}} for s in GOOD[0]]}) for sign in (1, -1)]
+    run = [
+        verdict(
+            CLAIMS[4],
+            {
+                "cop_piano": [{**s, "metrics": {"si_sdr_spec": 1.0 + sign * 0.1}} for s in GOOD[0]],
+                "no_guidance": [{**s, "metrics": {"si_sdr_spec": 1.0}} for s in GOOD[0]],
+            },
+        )
+        for sign in (1, -1)
+    ]
     from cop_repro.evaluation.report import _seed_table
+
     assert _seed_table({"default": run[:1]}) == ""
     table = _seed_table({"default": run[:1], "seed1": run[1:]}).splitlines()
-    assert table[-1].startswith("| C5") and "+0.10" in table[-1] and "-0.10" in table[-1] and table[-1].endswith("| no |")
+    assert (
+        table[-1].startswith("| C5")
+        and "+0.10" in table[-1]
+        and "-0.10" in table[-1]
+        and table[-1].endswith("| no |")
+    )
+
 
 def test_ablation_has_intervals_over_works():
     from cop_repro.evaluation.nuisance_ablation import ablation_results
-    clips = [{"work_id": f"w{i // 2}", "metrics": {"onset_f1": .1 * i}} for i in range(6)]
+
+    clips = [{"work_id": f"w{i // 2}", "metrics": {"onset_f1": 0.1 * i}} for i in range(6)]
     several, one = ablation_results({"all": {"clean": clips, "real": clips[:1]}}, "default")
-    assert (several.row, several.n, several.value) == ("all_clean", 6, pytest.approx(.25)) and several.ci_low < .25 < several.ci_high
+    assert (several.row, several.n, several.value) == (
+        "all_clean",
+        6,
+        pytest.approx(0.25),
+    ) and several.ci_low < 0.25 < several.ci_high
     assert one.row == "all_real" and one.ci_low is None and one.value == 0
 
-def result(row="cop_piano", value=1.0, label="embedded"):
-    return asdict(Result("table4", row, "si_sdr_spec", value, None, None, 0 if value is None else 4, "dB", True, label, "default", ""))
 
-@pytest.mark.parametrize("first, second, wrong", [
-    ([result()], [result()], 0), ([result()], [], 1), ([], [result()], 1), ([result(), result("base", 2.0)], [result("base", 4.0)], 2),
-    ([result()], [result(value=None, label="not run")], 1), ([result(value=None, label="not run")], [result(value=None, label="not run")], 0),
-    ([result(label="paper")], [], 0), ([result(), result(value=9.0, label="paper")], [result()], 0)])
+def result(row="cop_piano", value=1.0, label="embedded"):
+    return asdict(
+        Result(
+            "table4",
+            row,
+            "si_sdr_spec",
+            value,
+            None,
+            None,
+            0 if value is None else 4,
+            "dB",
+            True,
+            label,
+            "default",
+            "",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "first, second, wrong",
+    [
+        ([result()], [result()], 0),
+        ([result()], [], 1),
+        ([], [result()], 1),
+        ([result(), result("base", 2.0)], [result("base", 4.0)], 2),
+        ([result()], [result(value=None, label="not run")], 1),
+        ([result(value=None, label="not run")], [result(value=None, label="not run")], 0),
+        ([result(label="paper")], [], 0),
+        ([result(), result(value=9.0, label="paper")], [result()], 0),
+    ],
+)
 def test_missing_numbers_are_disagreements(first, second, wrong):
     lines, found = compare_results(first, second)
     assert found == wrong and "numbers compared" in lines[-1] and "missing on one side" in lines[-1]
 
+
 def test_compare_fails_where_results_are_missing(tmp_path, capsys):
     import json
+
     from cop_repro.cli import main
-    for name, rows in (("a", [result(), result("base")]), ("b", [result()])): (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+
+    for name, rows in (("a", [result(), result("base")]), ("b", [result()])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
     said = capsys.readouterr().out
-    assert "only in first: table4/base/si_sdr_spec" in said and said.strip().endswith("1 numbers compared, 0 differ beyond tolerance, 1 missing on one side")
+    assert "only in first: table4/base/si_sdr_spec" in said and said.strip().endswith(
+        "1 numbers compared, 0 differ beyond tolerance, 1 missing on one side"
+    )
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
 
-def kept(shift, spread=.01):
+
+def kept(shift, spread=0.01):
     "C4 on FAD: the base at 10, so a margin of 1; the new row `shift` worse."
     r = rng(3)
     draws = 10 + r.normal(size=200)
-    row = lambda worse: {"fad": {"value": 10.0 + worse, "draws": (draws + worse + spread * r.normal(size=200)).tolist(), "ids": "ab", "extractor": "judge 00", "n": 8}}
+    row = lambda worse: {
+        "fad": {
+            "value": 10.0 + worse,
+            "draws": (draws + worse + spread * r.normal(size=200)).tolist(),
+            "ids": "ab",
+            "extractor": "judge 00",
+            "n": 8,
+        }
+    }
     return verdict(CLAIMS[3], {}, {"base": row(0), "piano2h": row(shift)})
 
+
 def test_what_is_kept_has_a_margin():
-    assert CLAIMS[3].keeps == .1 and all(c.keeps is None for c in CLAIMS if c.claim_id != "C4")
-    found = {name: kept(*how) for name, how in {"kept": (.5,), "better": (-3,), "lost": (2,), "unclear": (1, .5)}.items()}
-    assert {k: v["verdict"] for k, v in found.items()} == {"kept": "reproduced", "better": "reproduced", "lost": "not reproduced", "unclear": "inconclusive"}
-    assert found["kept"]["metrics"][0]["margin"] == pytest.approx(1) and found["kept"]["metrics"][0]["difference"] == pytest.approx(-.5)
+    assert CLAIMS[3].keeps == 0.1 and all(c.keeps is None for c in CLAIMS if c.claim_id != "C4")
+    found = {
+        name: kept(*how)
+        for name, how in {
+            "kept": (0.5,),
+            "better": (-3,),
+            "lost": (2,),
+            "unclear": (1, 0.5),
+        }.items()
+    }
+    assert {k: v["verdict"] for k, v in found.items()} == {
+        "kept": "reproduced",
+        "better": "reproduced",
+        "lost": "not reproduced",
+        "unclear": "inconclusive",
+    }
+    assert found["kept"]["metrics"][0]["margin"] == pytest.approx(1) and found["kept"]["metrics"][
+        0
+    ]["difference"] == pytest.approx(-0.5)
     wins = Claim("X", "wins", "piano2h", "base", ("mel_distance",))
-    scores = {"base": GOOD[0], "piano2h": [{**s, "metrics": {"mel_distance": s["metrics"]["mel_distance"] + .5}} for s in GOOD[0]]}
-    keeps = Claim("X", "keeps", "piano2h", "base", ("mel_distance",), keeps=.1)
-    assert verdict(wins, scores)["verdict"] == "not reproduced" and verdict(keeps, scores)["verdict"] == "reproduced"
-    assert verdict(keeps, scores)["metrics"][0]["margin"] == pytest.approx(.1 * np.mean([s["metrics"]["mel_distance"] for s in GOOD[0]])) and "margin" not in verdict(wins, scores)["metrics"][0]
+    scores = {
+        "base": GOOD[0],
+        "piano2h": [
+            {**s, "metrics": {"mel_distance": s["metrics"]["mel_distance"] + 0.5}} for s in GOOD[0]
+        ],
+    }
+    keeps = Claim("X", "keeps", "piano2h", "base", ("mel_distance",), keeps=0.1)
+    assert (
+        verdict(wins, scores)["verdict"] == "not reproduced"
+        and verdict(keeps, scores)["verdict"] == "reproduced"
+    )
+    assert (
+        verdict(keeps, scores)["metrics"][0]["margin"]
+        == pytest.approx(0.1 * np.mean([s["metrics"]["mel_distance"] for s in GOOD[0]]))
+        and "margin" not in verdict(wins, scores)["metrics"][0]
+    )
+
 
 def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path):
-    paper = {"columns": {"table5": {"si_sdr_spec": "higher", "mos_melody": "higher"}}, "table5": {"cop_velocity": {"si_sdr_spec": 3.06, "mos_melody": 3.14}, "midi": {"precision": .41, "f1": .37}}}
-    clip = lambda i, suffix, **metrics: {"clip_id": f"c{i}", "work_id": f"w{i // 2}", "suffix": suffix, "pianist": "crisp", "metrics": metrics, "extractors": {"style_preference": "style judge 01"}}
-    scored = {"cop_velocity": [clip(i, "", si_sdr_spec=float(i), style_preference=.9) for i in range(4)], "controls": [clip(i, "truth", si_sdr_spec=100.0, style_preference=.1) for i in range(2)],
-              "video2roll": [{**clip(i, "", onset_f1=.5), "extractors": {}} for i in range(4)]}
-    lines, verdicts = write_report(tmp_path, scored, [], paper, "embedded", "test", "ear", {"piano2h": [], "base": []})
-    assert {r.extractor for r in lines if r.metric == "style_preference"} == {"style judge 01"} and {r.extractor for r in lines if r.metric == "si_sdr_spec"} == {""}
+    paper = {
+        "columns": {"table5": {"si_sdr_spec": "higher", "mos_melody": "higher"}},
+        "table5": {
+            "cop_velocity": {"si_sdr_spec": 3.06, "mos_melody": 3.14},
+            "midi": {"precision": 0.41, "f1": 0.37},
+        },
+    }
+    clip = lambda i, suffix, **metrics: {
+        "clip_id": f"c{i}",
+        "work_id": f"w{i // 2}",
+        "suffix": suffix,
+        "pianist": "crisp",
+        "metrics": metrics,
+        "extractors": {"style_preference": "style judge 01"},
+    }
+    scored = {
+        "cop_velocity": [clip(i, "", si_sdr_spec=float(i), style_preference=0.9) for i in range(4)],
+        "controls": [clip(i, "truth", si_sdr_spec=100.0, style_preference=0.1) for i in range(2)],
+        "video2roll": [{**clip(i, "", onset_f1=0.5), "extractors": {}} for i in range(4)],
+    }
+    lines, verdicts = write_report(
+        tmp_path, scored, [], paper, "embedded", "test", "ear", {"piano2h": [], "base": []}
+    )
+    assert {r.extractor for r in lines if r.metric == "style_preference"} == {
+        "style judge 01"
+    } and {r.extractor for r in lines if r.metric == "si_sdr_spec"} == {""}
     midi = {(r.row, r.metric): r for r in lines if r.row.startswith("midi_")}
-    assert midi["midi_table5", "midi_f1"].value == .37 and {(r.table, r.label) for r in midi.values()} == {("roll", "paper")}
+    assert midi["midi_table5", "midi_f1"].value == 0.37 and {
+        (r.table, r.label) for r in midi.values()
+    } == {("roll", "paper")}
     text = (tmp_path / "tables.md").read_text()
-    table5, roll = text.split("## Table 5 shape")[1].split("##")[0], text.split("## Roll predictor")[1].split("##")[0]
+    table5, roll = (
+        text.split("## Table 5 shape")[1].split("##")[0],
+        text.split("## Roll predictor")[1].split("##")[0],
+    )
     main_table, below = table5.split("What the style judge makes of the true sound")
-    assert "paper: mos_melody" in main_table and "| mos_melody" not in main_table and "true_sound_crisp" not in main_table and "| true_sound_crisp | 0.10" in below
-    assert "paper: midi_precision" in roll and "| midi_table5 | 0.41 | 0.37 |  | paper |" in roll and "midi" not in roll.split("MIDI of the paper's")[0]
+    assert (
+        "paper: mos_melody" in main_table
+        and "| mos_melody" not in main_table
+        and "true_sound_crisp" not in main_table
+        and "| true_sound_crisp | 0.10" in below
+    )
+    assert (
+        "paper: midi_precision" in roll
+        and "| midi_table5 | 0.41 | 0.37 |  | paper |" in roll
+        and "midi" not in roll.split("MIDI of the paper's")[0]
+    )
     assert "within a margin of 10% of base" in text
 
+
 def test_two_style_judges_are_both_named():
-    clips = [{"clip_id": f"c{i}", "work_id": f"w{i}", "metrics": {"style_preference": .5}, "extractors": {"style_preference": f"style judge {i}"}} for i in range(2)]
-    assert summarise(clips, "table5", "x", "embedded", "default")[0].extractor == "style judge 0 and style judge 1"
+    clips = [
+        {
+            "clip_id": f"c{i}",
+            "work_id": f"w{i}",
+            "metrics": {"style_preference": 0.5},
+            "extractors": {"style_preference": f"style judge {i}"},
+        }
+        for i in range(2)
+    ]
+    assert (
+        summarise(clips, "table5", "x", "embedded", "default")[0].extractor
+        == "style judge 0 and style judge 1"
+    )
+
 
 def test_scored_clips_name_their_style_judge(monkeypatch):
     from dataclasses import replace
     from pathlib import Path
+
     from cop_repro.evaluation import rows as r
+
     class Judge:
         passport = "style judge 01"
-        def __call__(self, wav): return .25
+
+        def __call__(self, wav):
+            return 0.25
+
     row = r.Row("piano", "", *[Path("x")] * 3, touches=("a", "b"))
     monkeypatch.setattr(r, "Store", lambda folder: None)
     monkeypatch.setattr(r, "store_clip", lambda store, i: i)
     monkeypatch.setattr(r, "_style_judge", lambda folder, *touches: Judge())
-    monkeypatch.setitem(r.KINDS, "piano", (lambda row, clips, others: [{"wav": np.zeros(3), "metrics": {}}, {"wav": None, "metrics": {}}], "piano"))
+    monkeypatch.setitem(
+        r.KINDS,
+        "piano",
+        (
+            lambda row, clips, others: [
+                {"wav": np.zeros(3), "metrics": {}},
+                {"wav": None, "metrics": {}},
+            ],
+            "piano",
+        ),
+    )
     heard, silent = r._part(row, "folder", [0], [1], 1)
-    assert heard["metrics"] == {"style_preference": .25} and heard["extractors"] == {"style_preference": "style judge 01"} and "extractors" not in silent
+    assert (
+        heard["metrics"] == {"style_preference": 0.25}
+        and heard["extractors"] == {"style_preference": "style judge 01"}
+        and "extractors" not in silent
+    )
     assert "extractors" not in r._part(replace(row, touches=None), "folder", [0], [1], 1)[0]

@@ -9,7 +9,9 @@ __all__ = ['REGISTERS', 'FRAME_SIZE', 'Clip', 'Prediction', 'Item', 'works_of', 
            'Store', 'create_columns', 'fill_store', 'piano_store', 'general_store', 'store_wav', 'store_clip']
 
 # %% ../../nbs/data/17_clips.ipynb #f06257ea
-import itertools, json, multiprocessing
+import itertools
+import json
+import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -20,16 +22,39 @@ import cv2
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from ..core import AssetMismatch, BadInput, NUM_KEYS, ParamsError, Progress, RATES, atomic_folder, derive_seed, die_with_parent, numpy_rng, silent, write_json
+from cop_repro.core import (
+    NUM_KEYS,
+    RATES,
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    Progress,
+    atomic_folder,
+    derive_seed,
+    die_with_parent,
+    numpy_rng,
+    silent,
+    write_json,
+)
 from .foley import FOLEY_CLASSES, foley_clip, t2a_clip
 from .notes import Notes, Roll, notes_to_roll, synthesise
-from .performance import PIANISTS, Score, assign_fingers, corpus_scores, etudes, move_hands, perform, split_hash
+from cop_repro.data.performance import (
+    PIANISTS,
+    Score,
+    assign_fingers,
+    corpus_scores,
+    etudes,
+    move_hands,
+    perform,
+    split_hash,
+)
 from .rendering import Nuisance, render_strip, sample_nuisance
 
 # %% ../../nbs/data/17_clips.ipynb #faffe189
 @dataclass(frozen=True)
 class Clip:
     "A few seconds of one work, as far as it is known."
+
     clip_id: str  # unique in its manifest
     work_id: str  # group for splits and intervals
     split: str  # "train", "val" or "test"
@@ -43,9 +68,11 @@ class Clip:
     frames: np.ndarray | None = None  # uint8 (f, h, w, 3), general video
     strips: np.ndarray | None = None  # uint8 (f, height, width), rectified keyboard
 
+
 @dataclass(frozen=True)
 class Prediction:
     "What a system says about one clip; it fills in what it declares to give."
+
     clip_id: str  # the clip it speaks of
     wav: np.ndarray | None = None  # float32 (s,)
     notes: Notes | None = None  # notes with velocity and pedal
@@ -56,6 +83,7 @@ class Prediction:
 @dataclass(frozen=True)
 class Item:
     "One line of a manifest."
+
     clip_id: str  # unique
     work_id: str  # group for splits and intervals
     split: str  # "train", "val" or "test"
@@ -63,8 +91,13 @@ class Item:
     duration_s: float  # seconds
     text: str = ""  # caption
     label: str = ""  # class
-    files: dict = field(default_factory=dict)  # real sets: {"video": ..., "audio": ..., "midi": ..., "start_s": ...}
-    recipe: dict = field(default_factory=dict)  # rendered sets: what to play, who plays, how it is filmed
+    files: dict = field(
+        default_factory=dict
+    )  # real sets: {"video": ..., "audio": ..., "midi": ..., "start_s": ...}
+    recipe: dict = field(
+        default_factory=dict
+    )  # rendered sets: what to play, who plays, how it is filmed
+
 
 def works_of(
     items: Iterable[Item],  # any number of items
@@ -73,47 +106,73 @@ def works_of(
     works: dict[str, str] = {}
     for item in items:
         if works.setdefault(item.work_id, item.split) != item.split:
-            raise BadInput(f"work {item.work_id!r} is in {works[item.work_id]!r} and in {item.split!r}: splits are by work, or the test set leaks into training")
+            raise BadInput(
+                f"work {item.work_id!r} is in {works[item.work_id]!r} and in {item.split!r}: splits are by work, or the test set leaks into training"
+            )
     return works
+
 
 def write_manifest(
     path: Path | str,  # JSON file to write
     items: Sequence[Item],  # the clips
-    works: Mapping[str, str] | None = None,  # work -> split, may name more works than have clips; None: those of the items
+    works: Mapping[str, str]
+    | None = None,  # work -> split, may name more works than have clips; None: those of the items
     **about,  # what made it: seed, fractions, ...
 ) -> None:
     "Write a manifest with its split hash."
     works = works_of(items) if works is None else dict(works)
-    write_json(path, {"format": 1, "about": about, "works": works, "split_hash": split_hash(works), "items": [asdict(i) for i in items]})
+    write_json(
+        path,
+        {
+            "format": 1,
+            "about": about,
+            "works": works,
+            "split_hash": split_hash(works),
+            "items": [asdict(i) for i in items],
+        },
+    )
+
 
 def read_manifest(
     path: Path | str,  # JSON file
 ) -> tuple[list[Item], str]:  # items and split hash
     "Read and check a manifest: format, fields, unique ids, splits by work, split hash."
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"no manifest at {path.name}: `make setup` fetches the data folder")
-    try: raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error: raise BadInput(f"{path.name} is not JSON ({error})") from None
-    if not isinstance(raw, dict) or raw.get("format") != 1: raise BadInput(f"{path.name} is not a manifest of format 1")
+    if not path.is_file():
+        raise BadInput(f"no manifest at {path.name}: `make setup` fetches the data folder")
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path.name} is not JSON ({error})") from None
+    if not isinstance(raw, dict) or raw.get("format") != 1:
+        raise BadInput(f"{path.name} is not a manifest of format 1")
     known = {f.name for f in fields(Item)}
     for entry in raw["items"]:
-        if set(entry) - known: raise BadInput(f"{path.name}: unknown field {sorted(set(entry) - known)} in item {entry.get('clip_id')!r}")
+        if set(entry) - known:
+            raise BadInput(
+                f"{path.name}: unknown field {sorted(set(entry) - known)} in item {entry.get('clip_id')!r}"
+            )
     items = [Item(**entry) for entry in raw["items"]]
-    if len({i.clip_id for i in items}) != len(items): raise BadInput(f"{path.name}: clip ids are not unique")
+    if len({i.clip_id for i in items}) != len(items):
+        raise BadInput(f"{path.name}: clip ids are not unique")
     found = split_hash(raw["works"])
     stray = [w for w, s in works_of(items).items() if w in raw["works"] and raw["works"][w] != s]
     if found != raw["split_hash"] or stray:
-        raise AssetMismatch(f"{path.name}: the split hash says {raw['split_hash']}, its works give {found}{f', and {stray[0]} is elsewhere' if stray else ''}: the file was edited by hand")
+        raise AssetMismatch(
+            f"{path.name}: the split hash says {raw['split_hash']}, its works give {found}{f', and {stray[0]} is elsewhere' if stray else ''}: the file was edited by hand"
+        )
     return items, found
 
 # %% ../../nbs/data/17_clips.ipynb #0f755d7c
 @dataclass(frozen=True)
 class SetSizes:
     "How many clips of each kind a manifest holds."
+
     windows: dict  # split -> windows per work and pianist
     style_pairs: int  # pairs of the two pianists on one film, train works
     foley: dict  # split -> clips per class
     t2a: dict  # split -> clips
+
 
 def windows_of(
     notes: Notes,  # a whole performance
@@ -124,8 +183,17 @@ def windows_of(
     "Start times spread over the piece, where enough is played."
     last = max(0.0, (notes.offsets_s.max() if len(notes) else 0.0) - duration_s)
     starts = np.unique(np.round(np.linspace(0, last, max(2 * count, 2)), 1))
-    busy = [float(s) for s in starts if ((notes.onsets_s >= s) & (notes.onsets_s < s + duration_s)).sum() >= min_notes]
-    return [busy[i] for i in np.unique(np.linspace(0, len(busy) - 1, count).round().astype(int))] if busy else []
+    busy = [
+        float(s)
+        for s in starts
+        if ((notes.onsets_s >= s) & (notes.onsets_s < s + duration_s)).sum() >= min_notes
+    ]
+    return (
+        [busy[i] for i in np.unique(np.linspace(0, len(busy) - 1, count).round().astype(int))]
+        if busy
+        else []
+    )
+
 
 def piano_items(
     score: Score,  # one work
@@ -138,12 +206,33 @@ def piano_items(
     made = []
     for pianist in sorted(PIANISTS):
         seed_of = derive_seed(seed, "performance", score.work_id, pianist) % 2**31
-        for start_s in windows_of(perform(score, PIANISTS[pianist], PIANISTS[pianist], seed_of), duration_s, count):
+        for start_s in windows_of(
+            perform(score, PIANISTS[pianist], PIANISTS[pianist], seed_of), duration_s, count
+        ):
             for strength in (1.0, 0.0) if split == "test" else (1.0,):
                 name = f"{score.work_id}-{pianist}-{start_s:g}s" + ("" if strength else "-clean")
-                recipe = {"work": score.work_id, "timing": pianist, "touch": pianist, "seed": seed_of, "start_s": start_s, "nuisance": strength}
-                made.append(Item(name, score.work_id, split, "piano", duration_s, "the sound of playing piano", "playing piano", recipe=recipe))
+                recipe = {
+                    "work": score.work_id,
+                    "timing": pianist,
+                    "touch": pianist,
+                    "seed": seed_of,
+                    "start_s": start_s,
+                    "nuisance": strength,
+                }
+                made.append(
+                    Item(
+                        name,
+                        score.work_id,
+                        split,
+                        "piano",
+                        duration_s,
+                        "the sound of playing piano",
+                        "playing piano",
+                        recipe=recipe,
+                    )
+                )
     return made
+
 
 def pair_items(
     score: Score,  # one training work
@@ -152,10 +241,32 @@ def pair_items(
 ) -> list[Item]:  # two clips that share film, notes and onsets
     "A style pair (arXiv 2503.22200, stage 3): one film, two touches that it does not show."
     seed_of = derive_seed(seed, "pair", score.work_id) % 2**31
-    starts = windows_of(perform(score, PIANISTS["lyrical"], PIANISTS["lyrical"], seed_of), duration_s, 1)
-    recipe = {"work": score.work_id, "timing": "lyrical", "seed": seed_of, "start_s": starts[0] if starts else 0.0, "nuisance": 1.0, "film": "neutral"}
-    return [Item(f"{score.work_id}-pair-{touch}", score.work_id, "train", "piano", duration_s, "the sound of playing piano", "playing piano",
-                 recipe={**recipe, "touch": touch}) for touch in ("lyrical", "crisp") if starts]
+    starts = windows_of(
+        perform(score, PIANISTS["lyrical"], PIANISTS["lyrical"], seed_of), duration_s, 1
+    )
+    recipe = {
+        "work": score.work_id,
+        "timing": "lyrical",
+        "seed": seed_of,
+        "start_s": starts[0] if starts else 0.0,
+        "nuisance": 1.0,
+        "film": "neutral",
+    }
+    return [
+        Item(
+            f"{score.work_id}-pair-{touch}",
+            score.work_id,
+            "train",
+            "piano",
+            duration_s,
+            "the sound of playing piano",
+            "playing piano",
+            recipe={**recipe, "touch": touch},
+        )
+        for touch in ("lyrical", "crisp")
+        if starts
+    ]
+
 
 def general_items(
     sizes: SetSizes,  # how many
@@ -168,11 +279,32 @@ def general_items(
         for label in FOLEY_CLASSES:
             for i in range(sizes.foley[split]):
                 name = f"foley-{label}-{split}-{i}".replace(" ", "_")
-                made.append(Item(name, name, split, "foley", duration_s, label=label, recipe={"seed": derive_seed(seed, name) % 2**31}))
+                made.append(
+                    Item(
+                        name,
+                        name,
+                        split,
+                        "foley",
+                        duration_s,
+                        label=label,
+                        recipe={"seed": derive_seed(seed, name) % 2**31},
+                    )
+                )
         for i in range(sizes.t2a[split]):
             name = f"t2a-{split}-{i}"
-            made.append(Item(name, name, split, "t2a", duration_s, recipe={"seed": derive_seed(seed, name) % 2**31}))
+            made.append(
+                Item(
+                    name,
+                    name,
+                    split,
+                    "t2a",
+                    duration_s,
+                    recipe={"seed": derive_seed(seed, name) % 2**31},
+                )
+            )
     return made
+
+
 def rendered_items(
     scores: Sequence[Score],  # all works
     works: Mapping[str, str],  # work -> split
@@ -181,42 +313,91 @@ def rendered_items(
     seed: int,  # of performances and scenes
 ) -> list[Item]:  # the whole rendered corpus
     "Every item of the rendered corpus; style pairs come from the training works only."
-    made = [i for s in scores for i in piano_items(s, works[s.work_id], duration_s, sizes.windows[works[s.work_id]], seed)]
+    made = [
+        i
+        for s in scores
+        for i in piano_items(s, works[s.work_id], duration_s, sizes.windows[works[s.work_id]], seed)
+    ]
     train = [s for s in scores if works[s.work_id] == "train"]
-    paired = [train[i] for i in np.unique(np.linspace(0, len(train) - 1, sizes.style_pairs).round().astype(int))]
-    return [*made, *(i for s in paired for i in pair_items(s, duration_s, seed)), *general_items(sizes, duration_s, seed)]
+    paired = [
+        train[i]
+        for i in np.unique(np.linspace(0, len(train) - 1, sizes.style_pairs).round().astype(int))
+    ]
+    return [
+        *made,
+        *(i for s in paired for i in pair_items(s, duration_s, seed)),
+        *general_items(sizes, duration_s, seed),
+    ]
+
 
 def keep_items(
     items: Sequence[Item],  # a manifest
-    keep: Mapping[str, int],  # domain/split/film -> how many at most, e.g. {"piano/train/nuisance": 8}; what is not named stays whole
+    keep: Mapping[
+        str, int
+    ],  # domain/split/film -> how many at most, e.g. {"piano/train/nuisance": 8}; what is not named stays whole
 ) -> list[Item]:  # evenly spaced survivors, whole pairs
     "A smaller corpus of the same shape, for small budgets."
     kinds: dict[str, list[Item]] = {}
-    for item in items: kinds.setdefault("/".join((item.domain, item.split, *_film(item))), []).append(item)
-    for name in set(keep) - set(kinds): raise ParamsError(f"keep: no items of kind {name!r}; kinds are {', '.join(kinds)}")
+    for item in items:
+        kinds.setdefault("/".join((item.domain, item.split, *_film(item))), []).append(item)
+    for name in set(keep) - set(kinds):
+        raise ParamsError(f"keep: no items of kind {name!r}; kinds are {', '.join(kinds)}")
     kept = []
     for name, group in kinds.items():
         stride = 2 if name.endswith("pair") else 1
         count = min(keep.get(name, len(group)), len(group)) // stride
-        chosen = np.unique(np.linspace(0, len(group) // stride - 1, count).round().astype(int)) if count else []
+        chosen = (
+            np.unique(np.linspace(0, len(group) // stride - 1, count).round().astype(int))
+            if count
+            else []
+        )
         kept += [group[stride * int(c) + k] for c in chosen for k in range(stride)]
     return kept
 
-REGISTERS = ((-1, 1), (-2, 2), (-1, 2), (-2, 1))  # octaves that left and right hand move by, in turn
+
+REGISTERS = (
+    (-1, 1),
+    (-2, 2),
+    (-1, 2),
+    (-2, 1),
+)  # octaves that left and right hand move by, in turn
+
 
 def in_other_registers(
     items: Sequence[Item],  # a manifest
     count: int,  # further clips
 ) -> list[Item]:  # training clips with nuisances, of evenly spaced windows
     "More training clips of the same works, with the hands further apart (`move_hands`); a rendered corpus of chorales hardly touches the lowest and the highest octave."
-    group = [i for i in items if i.domain == "piano" and i.split == "train" and _film(i) == ("nuisance",)]
-    if count < 0 or count > len(group): raise ParamsError(f"registers: {count} further clips, but there are {len(group)} windows to take them from")
+    group = [
+        i for i in items if i.domain == "piano" and i.split == "train" and _film(i) == ("nuisance",)
+    ]
+    if count < 0 or count > len(group):
+        raise ParamsError(
+            f"registers: {count} further clips, but there are {len(group)} windows to take them from"
+        )
     chosen = [group[int(k)] for k in np.linspace(0, len(group) - 1, count).round()] if count else []
-    return [replace(item, clip_id=f"{item.clip_id}-registers", recipe={**item.recipe, "octaves": list(REGISTERS[k % len(REGISTERS)])}) for k, item in enumerate(chosen)]
+    return [
+        replace(
+            item,
+            clip_id=f"{item.clip_id}-registers",
+            recipe={**item.recipe, "octaves": list(REGISTERS[k % len(REGISTERS)])},
+        )
+        for k, item in enumerate(chosen)
+    ]
+
 
 def _film(item: Item) -> tuple[str, ...]:
     "What kind of film a piano item has."
-    return () if item.domain != "piano" else ("pair",) if "film" in item.recipe else ("nuisance",) if item.recipe.get("nuisance") else ("clean",)
+    return (
+        ()
+        if item.domain != "piano"
+        else ("pair",)
+        if "film" in item.recipe
+        else ("nuisance",)
+        if item.recipe.get("nuisance")
+        else ("clean",)
+    )
+
 
 def load_works(
     work_ids: Sequence[str],  # which works
@@ -226,35 +407,52 @@ def load_works(
     "Scores from our études and from the installed corpus."
     ours = {s.work_id: s for s in etudes(etudes_folder)}
     rest = [w for w in work_ids if w not in ours]
-    return {w: ours[w] for w in work_ids if w in ours} | {s.work_id: s for s in corpus_scores(rest, progress)}
+    return {w: ours[w] for w in work_ids if w in ours} | {
+        s.work_id: s for s in corpus_scores(rest, progress)
+    }
 
 # %% ../../nbs/data/17_clips.ipynb #ffa4739d
 @dataclass(frozen=True)
 class StripSize:
     "Size of the rectified keyboard in pixels."
+
     height: int = 48  # pixels along the keys
     width: int = 520  # pixels across the 52 white keys
 
+
 class LevelMeter:
     "Mean and peak of a sound that may come in pieces."
-    def __init__(self): self.count, self.total, self.low, self.high = 0, 0.0, 0.0, 0.0
 
-    def add(self,
+    def __init__(self):
+        self.count, self.total, self.low, self.high = 0, 0.0, 0.0, 0.0
+
+    def add(
+        self,
         wav: np.ndarray,  # float (s,)
     ) -> None:
         "Hear a piece."
-        if not len(wav): return
+        if not len(wav):
+            return
         low, high = float(wav.min()), float(wav.max())
-        self.low, self.high = (min(self.low, low), max(self.high, high)) if self.count else (low, high)
-        self.count, self.total = self.count + len(wav), self.total + float(wav.sum(dtype=np.float64))
+        self.low, self.high = (
+            (min(self.low, low), max(self.high, high)) if self.count else (low, high)
+        )
+        self.count, self.total = (
+            self.count + len(wav),
+            self.total + float(wav.sum(dtype=np.float64)),
+        )
 
-    def level(self,
+    def level(
+        self,
         wav: np.ndarray,  # float (s,), all or a piece of what was heard
     ) -> np.ndarray:  # float32 (s,), its peak at 0.5
         "Subtract the mean, divide by the peak, times 0.5 (arXiv 2503.22200); silence stays silence."
         mean = self.total / max(self.count, 1)
         peak = max(self.high - mean, mean - self.low)
-        return ((wav - mean) * (0.5 / peak) if peak > 1e-12 else wav - mean).astype(np.float32, copy=False)
+        return ((wav - mean) * (0.5 / peak) if peak > 1e-12 else wav - mean).astype(
+            np.float32, copy=False
+        )
+
 
 def prepare_level(
     wav: np.ndarray,  # float (s,)
@@ -263,6 +461,7 @@ def prepare_level(
     meter = LevelMeter()
     meter.add(wav)
     return meter.level(wav)
+
 
 def piano_clip(
     item: Item,  # a rendered piano item
@@ -275,20 +474,63 @@ def piano_clip(
     score = move_hands(score, recipe["octaves"]) if "octaves" in recipe else score
     whole = perform(score, timing, touch, recipe["seed"])
     notes = whole.crop(recipe["start_s"], end_s)
-    shown = notes if "film" not in recipe else perform(score, timing, PIANISTS[recipe["film"]], recipe["seed"]).crop(recipe["start_s"], end_s)
+    shown = (
+        notes
+        if "film" not in recipe
+        else perform(score, timing, PIANISTS[recipe["film"]], recipe["seed"]).crop(
+            recipe["start_s"], end_s
+        )
+    )
     rng = numpy_rng(recipe["seed"], "film", item.work_id, str(recipe["start_s"]))
-    nuisance = sample_nuisance(rng, recipe["nuisance"], recipe.get("without", ())) if recipe["nuisance"] else Nuisance.none()
-    strips = render_strip(shown, assign_fingers(shown), item.duration_s, nuisance, size.height, size.width, seed=recipe["seed"])
-    return Clip(item.clip_id, item.work_id, item.split, "piano", item.duration_s, item.text, item.label, recipe["touch"],
-                prepare_level(synthesise(notes, item.duration_s)), notes, None, strips)
+    nuisance = (
+        sample_nuisance(rng, recipe["nuisance"], recipe.get("without", ()))
+        if recipe["nuisance"]
+        else Nuisance.none()
+    )
+    strips = render_strip(
+        shown,
+        assign_fingers(shown),
+        item.duration_s,
+        nuisance,
+        size.height,
+        size.width,
+        seed=recipe["seed"],
+    )
+    return Clip(
+        item.clip_id,
+        item.work_id,
+        item.split,
+        "piano",
+        item.duration_s,
+        item.text,
+        item.label,
+        recipe["touch"],
+        prepare_level(synthesise(notes, item.duration_s)),
+        notes,
+        None,
+        strips,
+    )
+
 
 def general_clip(
     item: Item,  # a Foley or caption-only item
 ) -> Clip:  # sound, caption and, for Foley, film
     "Make one clip of the general set."
-    if item.domain == "foley": made = foley_clip(item.label, item.recipe["seed"], item.duration_s)
-    else: made = t2a_clip(item.recipe["seed"], item.duration_s)
-    return Clip(item.clip_id, item.work_id, item.split, item.domain, item.duration_s, made.text, made.label, wav=prepare_level(made.wav), frames=made.frames)
+    if item.domain == "foley":
+        made = foley_clip(item.label, item.recipe["seed"], item.duration_s)
+    else:
+        made = t2a_clip(item.recipe["seed"], item.duration_s)
+    return Clip(
+        item.clip_id,
+        item.work_id,
+        item.split,
+        item.domain,
+        item.duration_s,
+        made.text,
+        made.label,
+        wav=prepare_level(made.wav),
+        frames=made.frames,
+    )
 
 # %% ../../nbs/data/17_clips.ipynb #1b75fdb6
 class Store:
@@ -296,28 +538,50 @@ class Store:
 
     def __init__(self, folder: Path | str, mode: str = "r"):
         self.folder = Path(folder)
-        if not (self.folder / "index.json").is_file(): raise BadInput(f"no store at {self.folder.name}: run the stage that makes it (`dvc repro`)")
+        if not (self.folder / "index.json").is_file():
+            raise BadInput(
+                f"no store at {self.folder.name}: run the stage that makes it (`dvc repro`)"
+            )
         about = json.loads((self.folder / "index.json").read_text())
         self.index: list[dict] = about["rows"]
         self.about: dict = about["about"]
-        self.columns = {name: np.load(self.folder / f"{name}.npy", mmap_mode=mode) for name in about["columns"]}
+        self.columns = {
+            name: np.load(self.folder / f"{name}.npy", mmap_mode=mode) for name in about["columns"]
+        }
         for name, column in self.columns.items():
-            if len(column) != len(self.index): raise AssetMismatch(f"{self.folder.name}/{name}.npy has {len(column)} rows, the index {len(self.index)}")
+            if len(column) != len(self.index):
+                raise AssetMismatch(
+                    f"{self.folder.name}/{name}.npy has {len(column)} rows, the index {len(self.index)}"
+                )
 
-    def __len__(self) -> int: return len(self.index)
-    def __contains__(self, name: str) -> bool: return name in self.columns
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.columns: raise KeyError(f"store {self.folder.name} has no column {name!r}; it has {', '.join(self.columns)}")
+        if name not in self.columns:
+            raise KeyError(
+                f"store {self.folder.name} has no column {name!r}; it has {', '.join(self.columns)}"
+            )
         return self.columns[name]
 
     def select(self, **want) -> np.ndarray:
         "Row numbers whose index entries equal all that is wanted, e.g. split='train', domain='piano'."
-        return np.array([i for i, row in enumerate(self.index) if all(row.get(k) == v for k, v in want.items())], int)
+        return np.array(
+            [
+                i
+                for i, row in enumerate(self.index)
+                if all(row.get(k) == v for k, v in want.items())
+            ],
+            int,
+        )
 
     def values(self, name: str, rows: Iterable[int]) -> list:
         "One field of the index for some rows."
         return [self.index[int(r)][name] for r in rows]
+
 
 def create_columns(
     folder: Path,  # where; usually a temporary folder of `atomic_folder`
@@ -327,18 +591,30 @@ def create_columns(
     **about,  # what made it
 ) -> None:
     "Allocate the columns of a store on disk, after checking their size."
-    size = len(rows) * sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in columns.values())
-    if size > max_bytes: raise BadInput(f"the store {folder.name} would take {size / 2**30:.1f} GiB, more than {max_bytes / 2**30:.0f} GiB: fewer or shorter clips?")
-    write_json(folder / "index.json", {"rows": [dict(r) for r in rows], "columns": list(columns), "about": about})
-    for name, (shape, kind) in columns.items(): open_memmap(folder / f"{name}.npy", "w+", np.dtype(kind), (len(rows), *shape)).flush()
+    size = len(rows) * sum(
+        int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in columns.values()
+    )
+    if size > max_bytes:
+        raise BadInput(
+            f"the store {folder.name} would take {size / 2**30:.1f} GiB, more than {max_bytes / 2**30:.0f} GiB: fewer or shorter clips?"
+        )
+    write_json(
+        folder / "index.json",
+        {"rows": [dict(r) for r in rows], "columns": list(columns), "about": about},
+    )
+    for name, (shape, kind) in columns.items():
+        open_memmap(folder / f"{name}.npy", "w+", np.dtype(kind), (len(rows), *shape)).flush()
+
 
 def _fill_rows(folder: str, make, jobs: list) -> list[dict]:
     store, entries = Store(folder, "r+"), []
     for row, job in jobs:
         made = make(job)
         entries.append(made.pop("index", store.index[row]))
-        for name, value in made.items(): store[name][row] = value
+        for name, value in made.items():
+            store[name][row] = value
     return entries
+
 
 def fill_store(
     folder: Path | str,  # the finished store
@@ -354,42 +630,85 @@ def fill_store(
     with atomic_folder(folder) as temporary:
         create_columns(temporary, rows, columns, **about)
         numbered = list(enumerate(jobs))
-        chunks = [numbered[i:i + 8] for i in range(0, len(numbered), 8)]
+        chunks = [numbered[i : i + 8] for i in range(0, len(numbered), 8)]
         calls, name, entries = [(str(temporary), make, c) for c in chunks], Path(folder).name, []
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) if workers > 1 else nullcontext() as pool:
-            for made in pool.map(_fill_rows, *zip(*calls)) if pool else itertools.starmap(_fill_rows, calls):
+        with (
+            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent)
+            if workers > 1
+            else nullcontext() as pool
+        ):
+            for made in (
+                pool.map(_fill_rows, *zip(*calls)) if pool else itertools.starmap(_fill_rows, calls)
+            ):
                 entries += made
                 progress(len(entries), len(jobs), name)
-        write_json(temporary / "index.json", {"rows": entries, "columns": list(columns), "about": about})
+        write_json(
+            temporary / "index.json", {"rows": entries, "columns": list(columns), "about": about}
+        )
     return Store(folder)
 
 # %% ../../nbs/data/17_clips.ipynb #f71c0405
 def _index_row(item: Item, clip: Clip) -> dict:
     notes = clip.notes
-    listed = None if notes is None else {"pitches": notes.pitches.tolist(), "onsets_s": notes.onsets_s.round(6).tolist(), "offsets_s": notes.offsets_s.round(6).tolist(),
-                                         "velocities": notes.velocities.tolist(), "pedal": notes.pedal.round(6).tolist()}
-    return {"clip_id": item.clip_id, "work_id": item.work_id, "split": item.split, "domain": item.domain, "duration_s": item.duration_s, "text": clip.text,
-            "label": clip.label, "pianist": clip.pianist, "notes": listed,
-            "film": next(iter(_film(item)), "scene")}
+    listed = (
+        None
+        if notes is None
+        else {
+            "pitches": notes.pitches.tolist(),
+            "onsets_s": notes.onsets_s.round(6).tolist(),
+            "offsets_s": notes.offsets_s.round(6).tolist(),
+            "velocities": notes.velocities.tolist(),
+            "pedal": notes.pedal.round(6).tolist(),
+        }
+    )
+    return {
+        "clip_id": item.clip_id,
+        "work_id": item.work_id,
+        "split": item.split,
+        "domain": item.domain,
+        "duration_s": item.duration_s,
+        "text": clip.text,
+        "label": clip.label,
+        "pianist": clip.pianist,
+        "notes": listed,
+        "film": next(iter(_film(item)), "scene"),
+    }
 
-def _to_int16(wav: np.ndarray) -> np.ndarray: return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
+
+def _to_int16(wav: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(wav, -1, 1) * 32767).astype(np.int16)
+
 
 @dataclass(frozen=True)
 class _PianoJob:
     size: StripSize
     frame_rate: int
+
     def __call__(self, job: tuple[Item, Score]) -> dict:
         cv2.setNumThreads(1)
         clip = piano_clip(*job, self.size)
         roll = notes_to_roll(clip.notes, clip.duration_s, self.frame_rate)
-        return {"wav": _to_int16(clip.wav), "strips": clip.strips, "presence": roll.presence, "onset": roll.onset, "velocity": roll.velocity, "pedal": roll.pedal,
-                "index": _index_row(job[0], clip)}
+        return {
+            "wav": _to_int16(clip.wav),
+            "strips": clip.strips,
+            "presence": roll.presence,
+            "onset": roll.onset,
+            "velocity": roll.velocity,
+            "pedal": roll.pedal,
+            "index": _index_row(job[0], clip),
+        }
+
 
 class _GeneralJob:
     def __call__(self, item: Item) -> dict:
         cv2.setNumThreads(1)
         clip = general_clip(item)
-        return {"wav": _to_int16(clip.wav), **({} if clip.frames is None else {"frames": clip.frames}), "index": _index_row(item, clip)}
+        return {
+            "wav": _to_int16(clip.wav),
+            **({} if clip.frames is None else {"frames": clip.frames}),
+            "index": _index_row(item, clip),
+        }
+
 
 def piano_store(
     folder: Path | str,  # store to make
@@ -402,13 +721,30 @@ def piano_store(
 ) -> Store:  # wav, strips, presence, onset, velocity, pedal
     "Render all piano clips of a manifest."
     lost = sorted({i.recipe["work"] for i in items} - set(scores))
-    if lost: raise BadInput(f"the manifest asks for works that are not at hand: {', '.join(lost[:4])}")
+    if lost:
+        raise BadInput(f"the manifest asks for works that are not at hand: {', '.join(lost[:4])}")
     duration = _one_duration(items)
     frames, keys = RATES.frames(duration), ((RATES.frames(duration), NUM_KEYS), "float16")
-    columns = {"wav": ((RATES.samples(duration),), "int16"), "strips": ((frames, size.height, size.width), "uint8"), "presence": keys, "onset": keys,
-               "velocity": keys, "pedal": ((frames,), "float16")}
+    columns = {
+        "wav": ((RATES.samples(duration),), "int16"),
+        "strips": ((frames, size.height, size.width), "uint8"),
+        "presence": keys,
+        "onset": keys,
+        "velocity": keys,
+        "pedal": ((frames,), "float16"),
+    }
     jobs = [(i, scores[i.recipe["work"]]) for i in items]
-    return fill_store(folder, [asdict(i) for i in items], columns, _PianoJob(size, RATES.frame_rate), jobs, workers, progress, **about)
+    return fill_store(
+        folder,
+        [asdict(i) for i in items],
+        columns,
+        _PianoJob(size, RATES.frame_rate),
+        jobs,
+        workers,
+        progress,
+        **about,
+    )
+
 
 def general_store(
     folder: Path | str,  # store to make
@@ -419,15 +755,30 @@ def general_store(
 ) -> Store:  # wav, and frames for Foley
     "Make all general clips of one domain."
     duration, film = _one_duration(items), {i.domain for i in items} == {"foley"}
-    columns = {"wav": ((RATES.samples(duration),), "int16")} | ({"frames": ((RATES.frames(duration), *FRAME_SIZE, 3), "uint8")} if film else {})
-    return fill_store(folder, [asdict(i) for i in items], columns, _GeneralJob(), items, workers, progress, **about)
+    columns = {"wav": ((RATES.samples(duration),), "int16")} | (
+        {"frames": ((RATES.frames(duration), *FRAME_SIZE, 3), "uint8")} if film else {}
+    )
+    return fill_store(
+        folder,
+        [asdict(i) for i in items],
+        columns,
+        _GeneralJob(),
+        items,
+        workers,
+        progress,
+        **about,
+    )
+
 
 FRAME_SIZE = (64, 64)  # height and width of general films
 
+
 def _one_duration(items: Sequence[Item]) -> float:
     durations = {i.duration_s for i in items}
-    if len(durations) != 1: raise BadInput(f"clips of {sorted(durations)} s in one store; one length is needed")
+    if len(durations) != 1:
+        raise BadInput(f"clips of {sorted(durations)} s in one store; one length is needed")
     return durations.pop()
+
 
 def store_wav(
     store: Store,  # with a column wav
@@ -436,13 +787,35 @@ def store_wav(
     "Sound of some rows as floats."
     return store["wav"][rows].astype(np.float32) / 32767
 
+
 def store_clip(
     store: Store,  # of `piano_store` or `general_store`
     row: int,  # which clip
 ) -> Clip:  # as it was made
     "A row as a clip."
     entry = store.index[row]
-    notes = None if entry["notes"] is None else Notes(**{k: np.array(v, np.int64 if k in ("pitches", "velocities") else np.float64).reshape(*((-1, 2) if k == "pedal" else (-1,)))
-                                                         for k, v in entry["notes"].items()})
-    return Clip(entry["clip_id"], entry["work_id"], entry["split"], entry["domain"], entry["duration_s"], entry["text"], entry["label"], entry["pianist"],
-                store_wav(store, row), notes, *(np.array(store[name][row]) if name in store else None for name in ("frames", "strips")))
+    notes = (
+        None
+        if entry["notes"] is None
+        else Notes(
+            **{
+                k: np.array(v, np.int64 if k in ("pitches", "velocities") else np.float64).reshape(
+                    *((-1, 2) if k == "pedal" else (-1,))
+                )
+                for k, v in entry["notes"].items()
+            }
+        )
+    )
+    return Clip(
+        entry["clip_id"],
+        entry["work_id"],
+        entry["split"],
+        entry["domain"],
+        entry["duration_s"],
+        entry["text"],
+        entry["label"],
+        entry["pianist"],
+        store_wav(store, row),
+        notes,
+        *(np.array(store[name][row]) if name in store else None for name in ("frames", "strips")),
+    )

@@ -22,20 +22,24 @@ from ..core import RATES, BadInput, numpy_rng
 @dataclass(frozen=True)
 class Traits:
     "What can be heard of an event, each from 0 (low, soft, slow) to 1 (high, loud, fast)."
+
     pitch: float
     loud: float
     pace: float
 
     @property
-    def gain(self) -> float: return 10 ** ((self.loud - 1) * 20 / 20) * .8  # 20 dB between soft and loud
+    def gain(self) -> float:
+        return 10 ** ((self.loud - 1) * 20 / 20) * 0.8  # 20 dB between soft and loud
 
     def octaves(self, low_hz: float, high_hz: float) -> float:
         "A frequency between two, on a logarithmic scale."
         return low_hz * (high_hz / low_hz) ** self.pitch
 
+
 def _words(value: float, low: str, high: str) -> list[str]:
     "The word for a clear value, none for a middling one."
-    return [low] if value < .3 else [high] if value > .7 else []
+    return [low] if value < 0.3 else [high] if value > 0.7 else []
+
 
 def caption(
     traits: Traits,  # what can be heard
@@ -45,12 +49,18 @@ def caption(
     paced: bool = True,  # whether pace applies
 ) -> str:  # one English sentence
     "A sentence that names only what is clearly audible."
-    manner = " and ".join(_words(traits.loud, "softly", "loudly") + (_words(traits.pace, "slowly", "quickly") if paced else []))
+    manner = " and ".join(
+        _words(traits.loud, "softly", "loudly")
+        + (_words(traits.pace, "slowly", "quickly") if paced else [])
+    )
     pitch = "".join(_words(traits.pitch, "low-pitched", "high-pitched"))
     article = "an" if subject[0] in "aeiou" else "a"
     event = f"{article} {subject} {verb} {manner}".strip()
-    forms = [event + (f", with a {pitch} sound" if pitch else ""), f"{pitch} sound: {event}".strip() if pitch else f"sound: {event}",
-             f"{event}; {pitch}" if pitch else event]
+    forms = [
+        event + (f", with a {pitch} sound" if pitch else ""),
+        f"{pitch} sound: {event}".strip() if pitch else f"sound: {event}",
+        f"{event}; {pitch}" if pitch else event,
+    ]
     return forms[rng.integers(len(forms))].capitalize()
 
 # %% ../../nbs/data/15_foley.ipynb #cf5059ee
@@ -63,70 +73,124 @@ def modal(
 ) -> Float[np.ndarray, " s"]:  # the displayed sum
     "Decaying sinusoids; modes above half the sample rate are left out."
     t = np.arange(round(duration_s * sample_rate)) / sample_rate
-    parts = [a * np.exp(-t / d) * np.sin(2 * np.pi * f * t) for f, d, a in zip(*np.broadcast_arrays(freqs_hz, decays_s, amps)) if f < sample_rate / 2]
+    parts = [
+        a * np.exp(-t / d) * np.sin(2 * np.pi * f * t)
+        for f, d, a in zip(*np.broadcast_arrays(freqs_hz, decays_s, amps))
+        if f < sample_rate / 2
+    ]
     return np.sum(parts, axis=0) if parts else np.zeros_like(t)
 
-def _noise(rng: np.random.Generator, duration_s: float, low_hz: float, high_hz: float, decay_s: float | None = None) -> np.ndarray:
+
+def _noise(
+    rng: np.random.Generator,
+    duration_s: float,
+    low_hz: float,
+    high_hz: float,
+    decay_s: float | None = None,
+) -> np.ndarray:
     "Band-passed noise of unit power, with an exponential decay if one is given."
     size = round(duration_s * RATES.sample_rate)
-    sound = scipy.signal.sosfilt(scipy.signal.butter(2, (low_hz, min(high_hz, .45 * RATES.sample_rate)), "band", fs=RATES.sample_rate, output="sos"), rng.standard_normal(size))
+    sound = scipy.signal.sosfilt(
+        scipy.signal.butter(
+            2,
+            (low_hz, min(high_hz, 0.45 * RATES.sample_rate)),
+            "band",
+            fs=RATES.sample_rate,
+            output="sos",
+        ),
+        rng.standard_normal(size),
+    )
     sound = sound / max(sound.std(), 1e-9)
-    return sound if decay_s is None else sound * np.exp(-np.arange(size) / RATES.sample_rate / decay_s)
+    return (
+        sound if decay_s is None else sound * np.exp(-np.arange(size) / RATES.sample_rate / decay_s)
+    )
+
 
 def _bounce(rng, t: Traits):
     f = t.octaves(70, 170)
-    return modal([f, 2.1 * f], [.07, .03], [1, .35], .3) + .12 * t.loud * _noise(rng, .3, 200, 1500, .012)
+    return modal([f, 2.1 * f], [0.07, 0.03], [1, 0.35], 0.3) + 0.12 * t.loud * _noise(
+        rng, 0.3, 200, 1500, 0.012
+    )
+
 
 def _hammer(rng, t: Traits):
     f = t.octaves(700, 1500)
-    return .3 * modal(f * np.array([1, 1.47, 2.09, 2.56, 3.9, 5.3]), [.22, .2, .16, .12, .08, .05], [1, .8, .7, .6, .6 * t.loud, .6 * t.loud], .9) + .3 * _noise(rng, .9, 1500, 7000, .008)
+    return 0.3 * modal(
+        f * np.array([1, 1.47, 2.09, 2.56, 3.9, 5.3]),
+        [0.22, 0.2, 0.16, 0.12, 0.08, 0.05],
+        [1, 0.8, 0.7, 0.6, 0.6 * t.loud, 0.6 * t.loud],
+        0.9,
+    ) + 0.3 * _noise(rng, 0.9, 1500, 7000, 0.008)
+
 
 def _knock(rng, t: Traits):
     f = t.octaves(150, 380)
-    return .7 * modal(f * np.array([1, 1.58, 2.24]), [.035, .025, .02], [1, .6, .4], .25) + .16 * _noise(rng, .25, 300, 1200 + 1500 * t.loud, .006)
+    return 0.7 * modal(
+        f * np.array([1, 1.58, 2.24]), [0.035, 0.025, 0.02], [1, 0.6, 0.4], 0.25
+    ) + 0.16 * _noise(rng, 0.25, 300, 1200 + 1500 * t.loud, 0.006)
+
 
 def _drop(rng, t: Traits):
-    time = np.arange(round(.22 * RATES.sample_rate)) / RATES.sample_rate
+    time = np.arange(round(0.22 * RATES.sample_rate)) / RATES.sample_rate
     f = t.octaves(600, 1500)
     sweep = 2 * np.pi * np.cumsum(f * (1 + 4.5 * time)) / RATES.sample_rate
-    return .8 * np.sin(sweep) * np.exp(-time / .045) + .03 * _noise(rng, .22, 2000, 9000, .01)
+    return 0.8 * np.sin(sweep) * np.exp(-time / 0.045) + 0.03 * _noise(rng, 0.22, 2000, 9000, 0.01)
+
 
 def _pluck(rng, t: Traits):
     delay = round(RATES.sample_rate / t.octaves(100, 330))
     burst = np.zeros(round(1.6 * RATES.sample_rate))
-    burst[:delay] = scipy.signal.lfilter([1], [1, -.9 + .7 * t.loud], rng.uniform(-1, 1, delay))
-    sound = scipy.signal.lfilter([1], np.concatenate([[1], np.zeros(delay - 1), [-.498, -.498]]), burst)
-    return .8 * sound / np.abs(sound).max()
+    burst[:delay] = scipy.signal.lfilter([1], [1, -0.9 + 0.7 * t.loud], rng.uniform(-1, 1, delay))
+    sound = scipy.signal.lfilter(
+        [1], np.concatenate([[1], np.zeros(delay - 1), [-0.498, -0.498]]), burst
+    )
+    return 0.8 * sound / np.abs(sound).max()
+
 
 def _bell(rng, t: Traits):
     f = t.octaves(280, 750)
-    return .35 * modal(f * np.array([.5, 1, 1.2, 1.5, 2, 2.67, 4.07]), [1.6, 1.2, 1.0, .7, .6, .3, .15], [.5, 1, .7, .4, .6, .4, .5 * t.loud], 3.0)
+    return 0.35 * modal(
+        f * np.array([0.5, 1, 1.2, 1.5, 2, 2.67, 4.07]),
+        [1.6, 1.2, 1.0, 0.7, 0.6, 0.3, 0.15],
+        [0.5, 1, 0.7, 0.4, 0.6, 0.4, 0.5 * t.loud],
+        3.0,
+    )
+
 
 def _clap(rng, t: Traits):
     f = t.octaves(900, 1900)
-    bursts = sum(np.pad(_noise(rng, .16, .7 * f, 1.6 * f, .004 if i < 2 else .022), (d, 240 - d)) for i, d in enumerate((0, 90, 190)))
-    return .22 * bursts
+    bursts = sum(
+        np.pad(_noise(rng, 0.16, 0.7 * f, 1.6 * f, 0.004 if i < 2 else 0.022), (d, 240 - d))
+        for i, d in enumerate((0, 90, 190))
+    )
+    return 0.22 * bursts
+
 
 def _step(rng, t: Traits):
-    thud = modal([t.octaves(55, 110)], [.04], [.8], .35)
-    grit = np.pad(_noise(rng, .33, 1800, 6000, .035), (480, 0))[:len(thud)] * .14
-    return thud + grit * (.4 + .6 * t.loud)
+    thud = modal([t.octaves(55, 110)], [0.04], [0.8], 0.35)
+    grit = np.pad(_noise(rng, 0.33, 1800, 6000, 0.035), (480, 0))[: len(thud)] * 0.14
+    return thud + grit * (0.4 + 0.6 * t.loud)
+
 
 def _glass(rng, t: Traits):
     f = t.octaves(1900, 3300)
-    return .3 * modal(f * np.array([1, 1.83, 2.71, 3.4]), [.5, .3, .18, .1], [1, .6, .5, .4], 1.4) + .06 * _noise(rng, 1.4, 5000, 10000, .003)
+    return 0.3 * modal(
+        f * np.array([1, 1.83, 2.71, 3.4]), [0.5, 0.3, 0.18, 0.1], [1, 0.6, 0.5, 0.4], 1.4
+    ) + 0.06 * _noise(rng, 1.4, 5000, 10000, 0.003)
+
 
 def _place(sounds, starts_s, duration_s: float, gains=None) -> np.ndarray:
     "Sounds at their moments in one track."
     track = np.zeros(RATES.samples(duration_s) + 4 * RATES.sample_rate)
     for i, (sound, start) in enumerate(zip(sounds, starts_s)):
         a = round(start * RATES.sample_rate)
-        track[a:a + len(sound)] += sound * (1 if gains is None else gains[i])
-    return track[:RATES.samples(duration_s)]
+        track[a : a + len(sound)] += sound * (1 if gains is None else gains[i])
+    return track[: RATES.samples(duration_s)]
 
 # %% ../../nbs/data/15_foley.ipynb #a5cb30f6
 SIZE = 64  # pixels
 _BIG = 2 * SIZE  # drawn large, then averaged
+
 
 def contact(
     times_s: Float[np.ndarray, " f"],  # moments, s
@@ -136,194 +200,399 @@ def contact(
 ) -> Float[np.ndarray, " f"]:  # 0 = away, 1 = touching
     "How near a striking thing is to what it strikes."
     gap = times_s[:, None] - np.asarray(events_s)[None]
-    near = np.where(gap < 0, np.clip(1 + gap / approach_s, 0, 1) ** 2, np.clip(1 - gap / retreat_s, 0, 1))
+    near = np.where(
+        gap < 0, np.clip(1 + gap / approach_s, 0, 1) ** 2, np.clip(1 - gap / retreat_s, 0, 1)
+    )
     return near.max(1, initial=0.0)
+
 
 def _since(times_s: np.ndarray, events_s: np.ndarray) -> np.ndarray:
     "Seconds since the last event; 9 before the first."
     at = np.searchsorted(events_s, times_s, side="right") - 1
     return np.where(at >= 0, times_s - np.asarray(events_s)[np.maximum(at, 0)], 9.0)
 
+
 class _Pen:
     "Draws in unit coordinates, y down, on one picture."
-    def __init__(self, background): self.picture = np.full((_BIG, _BIG, 3), np.round(background), np.uint8)
-    def at(self, points): return np.round(np.asarray(points, float) * _BIG * 16).astype(np.int32)
-    def area(self, points, ink): cv2.fillPoly(self.picture, [self.at(points)], ink, cv2.LINE_AA, 4)
+
+    def __init__(self, background):
+        self.picture = np.full((_BIG, _BIG, 3), np.round(background), np.uint8)
+
+    def at(self, points):
+        return np.round(np.asarray(points, float) * _BIG * 16).astype(np.int32)
+
+    def area(self, points, ink):
+        cv2.fillPoly(self.picture, [self.at(points)], ink, cv2.LINE_AA, 4)
+
     def disc(self, centre, radii, ink, thick=-1):
         radii = (radii, radii) if np.isscalar(radii) else radii
-        cv2.ellipse(self.picture, self.at(centre), self.at(np.maximum(radii, .002)), 0, 0, 360, ink, thick, cv2.LINE_AA, 4)
-    def line(self, points, ink, width): cv2.polylines(self.picture, [self.at(points)], False, ink, max(1, round(width * _BIG)), cv2.LINE_AA, 4)
-    def done(self): return cv2.resize(self.picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        cv2.ellipse(
+            self.picture,
+            self.at(centre),
+            self.at(np.maximum(radii, 0.002)),
+            0,
+            0,
+            360,
+            ink,
+            thick,
+            cv2.LINE_AA,
+            4,
+        )
+
+    def line(self, points, ink, width):
+        cv2.polylines(
+            self.picture, [self.at(points)], False, ink, max(1, round(width * _BIG)), cv2.LINE_AA, 4
+        )
+
+    def done(self):
+        return cv2.resize(self.picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
 
 @dataclass(frozen=True)
 class Look:
     "Where a scene stands and its colours; drawn once per clip."
+
     background: tuple
     main: tuple
     other: tuple
     shift: float  # -0.08 to 0.08, sideways
     scale: float  # 0.85 to 1.15
 
+
 def _sample_look(rng: np.random.Generator) -> Look:
     "Random colours with enough contrast, a little displacement."
     back = rng.uniform(150, 235, 3)
-    return Look(tuple(back), tuple(rng.uniform(20, 110, 3)), tuple(rng.uniform(60, 150, 3)), rng.uniform(-.08, .08), rng.uniform(.85, 1.15))
+    return Look(
+        tuple(back),
+        tuple(rng.uniform(20, 110, 3)),
+        tuple(rng.uniform(60, 150, 3)),
+        rng.uniform(-0.08, 0.08),
+        rng.uniform(0.85, 1.15),
+    )
+
 
 def _draw_ball(pen, k, near, since, time, o: Look):
-    x, r = .5 + o.shift, .1 * o.scale
-    pen.area(((0, .85), (1, .85), (1, 1), (0, 1)), o.other)
-    pen.disc((x, .85 - r * (1 - .25 * (near > .97)) - .6 * (1 - near)), (r, r * (1 - .25 * (near > .97))), o.main)
+    x, r = 0.5 + o.shift, 0.1 * o.scale
+    pen.area(((0, 0.85), (1, 0.85), (1, 1), (0, 1)), o.other)
+    pen.disc(
+        (x, 0.85 - r * (1 - 0.25 * (near > 0.97)) - 0.6 * (1 - near)),
+        (r, r * (1 - 0.25 * (near > 0.97))),
+        o.main,
+    )
+
 
 def _draw_hammer(pen, k, near, since, time, o: Look):
-    pen.area(((.2, .75), (.75, .75), (.66, .82), (.6, .98), (.35, .98), (.3, .82)), o.main)
+    pen.area(
+        ((0.2, 0.75), (0.75, 0.75), (0.66, 0.82), (0.6, 0.98), (0.35, 0.98), (0.3, 0.82)), o.main
+    )
     angle = np.deg2rad(8 + 65 * (1 - near))
-    hand, along, up = np.array((.95, .62)), np.array((-np.cos(angle), -np.sin(angle))), np.array((np.sin(angle), -np.cos(angle)))
-    head = hand + .48 * o.scale * along
-    pen.line((hand, head), o.other, .035)
-    pen.area((head + .05 * along + .09 * up, head - .05 * along + .09 * up, head - .05 * along - .09 * up, head + .05 * along - .09 * up), (70, 72, 78))
-    if since < .1: pen.disc((.5, .7), .05 - .4 * since, (255, 220, 90))
+    hand, along, up = (
+        np.array((0.95, 0.62)),
+        np.array((-np.cos(angle), -np.sin(angle))),
+        np.array((np.sin(angle), -np.cos(angle))),
+    )
+    head = hand + 0.48 * o.scale * along
+    pen.line((hand, head), o.other, 0.035)
+    pen.area(
+        (
+            head + 0.05 * along + 0.09 * up,
+            head - 0.05 * along + 0.09 * up,
+            head - 0.05 * along - 0.09 * up,
+            head + 0.05 * along - 0.09 * up,
+        ),
+        (70, 72, 78),
+    )
+    if since < 0.1:
+        pen.disc((0.5, 0.7), 0.05 - 0.4 * since, (255, 220, 90))
+
 
 def _draw_knock(pen, k, near, since, time, o: Look):
-    pen.area(((.05, .02), (.55, .02), (.55, 1), (.05, 1)), o.main)
-    for y in (.12, .56): pen.area(((.12, y), (.48, y), (.48, y + .34), (.12, y + .34)), tuple(.75 * c for c in o.main))
-    x = .44 + .3 * (1 - near)
-    pen.line(((x + .1, .5), (1.1, .72)), o.other, .11 * o.scale)
-    pen.disc((x + .07, .48), (.085, .1), (214, 160, 132))
+    pen.area(((0.05, 0.02), (0.55, 0.02), (0.55, 1), (0.05, 1)), o.main)
+    for y in (0.12, 0.56):
+        pen.area(
+            ((0.12, y), (0.48, y), (0.48, y + 0.34), (0.12, y + 0.34)),
+            tuple(0.75 * c for c in o.main),
+        )
+    x = 0.44 + 0.3 * (1 - near)
+    pen.line(((x + 0.1, 0.5), (1.1, 0.72)), o.other, 0.11 * o.scale)
+    pen.disc((x + 0.07, 0.48), (0.085, 0.1), (214, 160, 132))
+
 
 def _draw_drop(pen, k, near, since, time, o: Look):
-    x = .5 + o.shift
-    pen.area(((0, .68), (1, .68), (1, 1), (0, 1)), (70, 120, 170))
-    pen.area(((x - .03, 0), (x + .03, 0), (x + .02, .12), (x - .02, .12)), o.main)
-    if near < 1 and since > .08: pen.disc((x, .14 + .54 * near), (.028 * o.scale, .042 * o.scale), (60, 110, 190))
+    x = 0.5 + o.shift
+    pen.area(((0, 0.68), (1, 0.68), (1, 1), (0, 1)), (70, 120, 170))
+    pen.area(((x - 0.03, 0), (x + 0.03, 0), (x + 0.02, 0.12), (x - 0.02, 0.12)), o.main)
+    if near < 1 and since > 0.08:
+        pen.disc((x, 0.14 + 0.54 * near), (0.028 * o.scale, 0.042 * o.scale), (60, 110, 190))
     for j in range(3):
-        r = .5 * since - .09 * j
-        if 0 < r < .45: pen.disc((x, .74), (r, .22 * r), (215, 232, 245), 3)
+        r = 0.5 * since - 0.09 * j
+        if 0 < r < 0.45:
+            pen.disc((x, 0.74), (r, 0.22 * r), (215, 232, 245), 3)
+
 
 def _draw_pluck(pen, k, near, since, time, o: Look):
-    pen.area(((0, .3), (1, .3), (1, .7), (0, .7)), o.other)
-    pen.disc((.5, .5), .15 * o.scale, tuple(.35 * c for c in o.other))
-    sway = .07 * np.exp(-since / .45) * np.cos(2 * np.pi * 9.3 * since) if since < 4 else 0
+    pen.area(((0, 0.3), (1, 0.3), (1, 0.7), (0, 0.7)), o.other)
+    pen.disc((0.5, 0.5), 0.15 * o.scale, tuple(0.35 * c for c in o.other))
+    sway = 0.07 * np.exp(-since / 0.45) * np.cos(2 * np.pi * 9.3 * since) if since < 4 else 0
     x = np.linspace(0, 1, 21)
-    pull = .09 * near * np.maximum(0, 1 - np.abs(x - .6) / .6) * (since > .3)
-    for y in (.4, .6): pen.line(((0, y), (1, y)), (225, 222, 210), .008)
-    pen.line(np.stack([x, .5 + sway * np.sin(np.pi * x) - pull], 1), (245, 243, 235), .016)
-    pen.disc((.6, .5 - .09 * near - .14 * (1 - near)), .055, (214, 160, 132))
+    pull = 0.09 * near * np.maximum(0, 1 - np.abs(x - 0.6) / 0.6) * (since > 0.3)
+    for y in (0.4, 0.6):
+        pen.line(((0, y), (1, y)), (225, 222, 210), 0.008)
+    pen.line(np.stack([x, 0.5 + sway * np.sin(np.pi * x) - pull], 1), (245, 243, 235), 0.016)
+    pen.disc((0.6, 0.5 - 0.09 * near - 0.14 * (1 - near)), 0.055, (214, 160, 132))
+
 
 def _draw_engine(pen, k, near, since, time, o: Look):
-    rev = np.exp(-since / .7) if since < 5 else 0.0
-    turn, shake = k["turn"], .012 * (.3 + rev) * np.sin(2 * np.pi * 11 * time)
-    pen.area(((.08, .38 + shake), (.92, .38 + shake), (.92, .66 + shake), (.08, .66 + shake)), o.main)
-    for x in (.27, .73):
-        pen.disc((x, .72), .16 * o.scale, (30, 30, 32))
+    rev = np.exp(-since / 0.7) if since < 5 else 0.0
+    turn, shake = k["turn"], 0.012 * (0.3 + rev) * np.sin(2 * np.pi * 11 * time)
+    pen.area(
+        ((0.08, 0.38 + shake), (0.92, 0.38 + shake), (0.92, 0.66 + shake), (0.08, 0.66 + shake)),
+        o.main,
+    )
+    for x in (0.27, 0.73):
+        pen.disc((x, 0.72), 0.16 * o.scale, (30, 30, 32))
         for j in range(3):
-            arm = .13 * o.scale * np.array((np.cos(turn + j * np.pi / 3), np.sin(turn + j * np.pi / 3)))
-            pen.line(((x, .72) - arm, (x, .72) + arm), (210, 210, 205), .03)
-    if rev > .05: pen.disc((.05 - .04 * since, .6 - .1 * since), .03 + .09 * rev, (120, 120, 124))
+            arm = (
+                0.13
+                * o.scale
+                * np.array((np.cos(turn + j * np.pi / 3), np.sin(turn + j * np.pi / 3)))
+            )
+            pen.line(((x, 0.72) - arm, (x, 0.72) + arm), (210, 210, 205), 0.03)
+    if rev > 0.05:
+        pen.disc((0.05 - 0.04 * since, 0.6 - 0.1 * since), 0.03 + 0.09 * rev, (120, 120, 124))
+
 
 def _draw_bell(pen, k, near, since, time, o: Look):
-    swing = .5 * np.cos(np.pi * min(since, 9) / .8) * np.exp(-since / 1.5) if since < 6 else 0.0
+    swing = 0.5 * np.cos(np.pi * min(since, 9) / 0.8) * np.exp(-since / 1.5) if since < 6 else 0.0
     swing = max(swing, near, key=abs)
-    turn = np.array(((np.cos(.45 * swing), -np.sin(.45 * swing)), (np.sin(.45 * swing), np.cos(.45 * swing))))
-    shape = np.array(((-.05, 0), (.05, 0), (.13, .3), (.24, .45), (-.24, .45), (-.13, .3))) * o.scale
-    hung = np.array((.5 + o.shift, .15))
-    pen.line(((.1, .13), (.9, .13)), o.other, .05)
-    clapper = np.array((np.sin(.75 * swing), np.cos(.75 * swing))) * .5 * o.scale
-    pen.line((hung, hung + clapper), (40, 40, 40), .02)
-    pen.disc(hung + clapper, .045, (40, 40, 40))
+    turn = np.array(
+        (
+            (np.cos(0.45 * swing), -np.sin(0.45 * swing)),
+            (np.sin(0.45 * swing), np.cos(0.45 * swing)),
+        )
+    )
+    shape = (
+        np.array(((-0.05, 0), (0.05, 0), (0.13, 0.3), (0.24, 0.45), (-0.24, 0.45), (-0.13, 0.3)))
+        * o.scale
+    )
+    hung = np.array((0.5 + o.shift, 0.15))
+    pen.line(((0.1, 0.13), (0.9, 0.13)), o.other, 0.05)
+    clapper = np.array((np.sin(0.75 * swing), np.cos(0.75 * swing))) * 0.5 * o.scale
+    pen.line((hung, hung + clapper), (40, 40, 40), 0.02)
+    pen.disc(hung + clapper, 0.045, (40, 40, 40))
     pen.area(hung + shape @ turn.T, (190, 150, 50))
+
 
 def _draw_clap(pen, k, near, since, time, o: Look):
     for side in (-1, 1):
-        x = .5 + o.shift + side * (.045 + .26 * (1 - near))
-        pen.line(((x + side * .3, 1.1), (x, .62)), o.main, .13)
-        pen.area(((x - .05, .25), (x + .05, .25), (x + .075, .6), (x + .05, .72), (x - .05, .72), (x - .075, .6)), (214, 160, 132))
-        pen.line(((x - side * .02, .55), (x - side * .06, .4)), (190, 136, 110), .04)
+        x = 0.5 + o.shift + side * (0.045 + 0.26 * (1 - near))
+        pen.line(((x + side * 0.3, 1.1), (x, 0.62)), o.main, 0.13)
+        pen.area(
+            (
+                (x - 0.05, 0.25),
+                (x + 0.05, 0.25),
+                (x + 0.075, 0.6),
+                (x + 0.05, 0.72),
+                (x - 0.05, 0.72),
+                (x - 0.075, 0.6),
+            ),
+            (214, 160, 132),
+        )
+        pen.line(((x - side * 0.02, 0.55), (x - side * 0.06, 0.4)), (190, 136, 110), 0.04)
+
 
 def _draw_steps(pen, k, near, since, time, o: Look):
-    pen.area(((0, .84), (1, .84), (1, 1), (0, 1)), (128, 116, 100))
+    pen.area(((0, 0.84), (1, 0.84), (1, 1), (0, 1)), (128, 116, 100))
     lead = k["index"] % 2
     for foot in (0, 1):
-        lift = (1 - near) * .2 if foot != lead and since > .15 or since > 8 else 0.0
-        if foot == lead and near < 1 and since > 8: lift = 0.0
-        x, y = .33 + .32 * foot + o.shift, .84 - lift
-        pen.line(((.5 + o.shift, .0), (x, y - .3), (x, y - .06)), o.main, .11 * o.scale)
-        pen.area(((x - .08, y), (x - .08, y - .1), (x + .03, y - .1), (x + .16, y - .03), (x + .16, y)), tuple(.45 * c for c in o.other))
+        lift = (1 - near) * 0.2 if foot != lead and since > 0.15 or since > 8 else 0.0
+        if foot == lead and near < 1 and since > 8:
+            lift = 0.0
+        x, y = 0.33 + 0.32 * foot + o.shift, 0.84 - lift
+        pen.line(((0.5 + o.shift, 0.0), (x, y - 0.3), (x, y - 0.06)), o.main, 0.11 * o.scale)
+        pen.area(
+            (
+                (x - 0.08, y),
+                (x - 0.08, y - 0.1),
+                (x + 0.03, y - 0.1),
+                (x + 0.16, y - 0.03),
+                (x + 0.16, y),
+            ),
+            tuple(0.45 * c for c in o.other),
+        )
+
 
 def _draw_glass(pen, k, near, since, time, o: Look):
-    x = .38 + o.shift
-    pen.area(((0, .86), (1, .86), (1, 1), (0, 1)), o.other)
-    tremble = .006 * np.exp(-since / .3) * np.sin(2 * np.pi * 12 * since)
-    pen.area(((x - .16 + tremble, .3), (x + .16 + tremble, .3), (x + .11, .86), (x - .11, .86)), (196, 222, 232))
-    pen.area(((x - .14 + tremble, .5), (x + .14 + tremble, .5), (x + .11, .85), (x - .11, .85)), (120, 170, 205))
-    tip = np.array((x + .17, .38)) + (1 - near) * np.array((.2, -.12))
-    pen.line((tip, tip + (.4, -.2)), o.main, .025)
-    pen.disc(tip, (.045 * o.scale, .035), o.main)
+    x = 0.38 + o.shift
+    pen.area(((0, 0.86), (1, 0.86), (1, 1), (0, 1)), o.other)
+    tremble = 0.006 * np.exp(-since / 0.3) * np.sin(2 * np.pi * 12 * since)
+    pen.area(
+        ((x - 0.16 + tremble, 0.3), (x + 0.16 + tremble, 0.3), (x + 0.11, 0.86), (x - 0.11, 0.86)),
+        (196, 222, 232),
+    )
+    pen.area(
+        ((x - 0.14 + tremble, 0.5), (x + 0.14 + tremble, 0.5), (x + 0.11, 0.85), (x - 0.11, 0.85)),
+        (120, 170, 205),
+    )
+    tip = np.array((x + 0.17, 0.38)) + (1 - near) * np.array((0.2, -0.12))
+    pen.line((tip, tip + (0.4, -0.2)), o.main, 0.025)
+    pen.disc(tip, (0.045 * o.scale, 0.035), o.main)
 
 # %% ../../nbs/data/15_foley.ipynb #af15f002
 @dataclass(frozen=True)
 class Kind:
     "One class of visible event."
+
     label: str
     wordings: tuple[tuple[str, str], ...]  # (subject, verb)
     rates_hz: tuple[float, float]  # events a second, slow to fast
     sound: Callable | None  # (rng, traits) -> samples of one event
     draw: Callable  # (pen, state, near, since, time, look)
-    approach_s: float = .16
+    approach_s: float = 0.16
 
-_KINDS = (Kind("ball bounce", (("rubber ball", "bounces on the floor"), ("ball", "is bouncing")), (.6, 2.0), _bounce, _draw_ball, .4),
-          Kind("hammer strike", (("hammer", "strikes an anvil"), ("blacksmith", "hits iron with a hammer")), (.5, 1.8), _hammer, _draw_hammer),
-          Kind("door knock", (("hand", "knocks on a wooden door"), ("fist", "bangs on a door")), (.7, 3.0), _knock, _draw_knock),
-          Kind("water drop", (("water drop", "falls into a pool"), ("drip of water", "plops")), (.6, 2.2), _drop, _draw_drop, .32),
-          Kind("string pluck", (("guitar string", "is plucked"), ("finger", "plucks a string")), (.5, 2.0), _pluck, _draw_pluck, .3),
-          Kind("engine rev", (("engine", "revs"), ("motor", "revs up")), (.35, .9), None, _draw_engine),
-          Kind("bell ring", (("bell", "rings"), ("church bell", "tolls")), (.35, 1.0), _bell, _draw_bell, .3),
-          Kind("hand clap", (("pair of hands", "claps"), ("person", "claps both hands")), (.8, 3.0), _clap, _draw_clap),
-          Kind("footsteps", (("walker", "steps on gravel"), ("person", "walks on gravel")), (.9, 2.4), _step, _draw_steps, .25),
-          Kind("glass tap", (("drinking glass", "is tapped with a spoon"), ("glass", "clinks")), (.6, 2.4), _glass, _draw_glass))
+
+_KINDS = (
+    Kind(
+        "ball bounce",
+        (("rubber ball", "bounces on the floor"), ("ball", "is bouncing")),
+        (0.6, 2.0),
+        _bounce,
+        _draw_ball,
+        0.4,
+    ),
+    Kind(
+        "hammer strike",
+        (("hammer", "strikes an anvil"), ("blacksmith", "hits iron with a hammer")),
+        (0.5, 1.8),
+        _hammer,
+        _draw_hammer,
+    ),
+    Kind(
+        "door knock",
+        (("hand", "knocks on a wooden door"), ("fist", "bangs on a door")),
+        (0.7, 3.0),
+        _knock,
+        _draw_knock,
+    ),
+    Kind(
+        "water drop",
+        (("water drop", "falls into a pool"), ("drip of water", "plops")),
+        (0.6, 2.2),
+        _drop,
+        _draw_drop,
+        0.32,
+    ),
+    Kind(
+        "string pluck",
+        (("guitar string", "is plucked"), ("finger", "plucks a string")),
+        (0.5, 2.0),
+        _pluck,
+        _draw_pluck,
+        0.3,
+    ),
+    Kind("engine rev", (("engine", "revs"), ("motor", "revs up")), (0.35, 0.9), None, _draw_engine),
+    Kind(
+        "bell ring",
+        (("bell", "rings"), ("church bell", "tolls")),
+        (0.35, 1.0),
+        _bell,
+        _draw_bell,
+        0.3,
+    ),
+    Kind(
+        "hand clap",
+        (("pair of hands", "claps"), ("person", "claps both hands")),
+        (0.8, 3.0),
+        _clap,
+        _draw_clap,
+    ),
+    Kind(
+        "footsteps",
+        (("walker", "steps on gravel"), ("person", "walks on gravel")),
+        (0.9, 2.4),
+        _step,
+        _draw_steps,
+        0.25,
+    ),
+    Kind(
+        "glass tap",
+        (("drinking glass", "is tapped with a spoon"), ("glass", "clinks")),
+        (0.6, 2.4),
+        _glass,
+        _draw_glass,
+    ),
+)
 FOLEY_CLASSES = tuple(k.label for k in _KINDS)
 
-def _moments(rng: np.random.Generator, rates_hz: tuple[float, float], pace: float, duration_s: float) -> np.ndarray:
+
+def _moments(
+    rng: np.random.Generator, rates_hz: tuple[float, float], pace: float, duration_s: float
+) -> np.ndarray:
     "Slightly uneven moments of the events, at least one."
     gap = 1 / (rates_hz[0] * (rates_hz[1] / rates_hz[0]) ** pace)
-    first = min(rng.uniform(.3, .3 + gap), .6 * duration_s)
-    steps = gap * rng.uniform(.88, 1.12, int(duration_s / gap) + 2)
+    first = min(rng.uniform(0.3, 0.3 + gap), 0.6 * duration_s)
+    steps = gap * rng.uniform(0.88, 1.12, int(duration_s / gap) + 2)
     moments = first + np.concatenate([[0], np.cumsum(steps)])
-    return moments[moments < max(duration_s - .1, first + 1e-9)]
+    return moments[moments < max(duration_s - 0.1, first + 1e-9)]
 
-def _engine(rng: np.random.Generator, t: Traits, events_s: np.ndarray, duration_s: float) -> tuple[np.ndarray, np.ndarray]:
+
+def _engine(
+    rng: np.random.Generator, t: Traits, events_s: np.ndarray, duration_s: float
+) -> tuple[np.ndarray, np.ndarray]:
     "A pulse train whose rate jumps at each rev and sinks back, and its phase (cycles) over time."
     time = np.arange(RATES.samples(duration_s)) / RATES.sample_rate
     since = _since(time, events_s)
-    rev = np.exp(-since / .7) * np.clip(since / .08, 0, 1)
+    rev = np.exp(-since / 0.7) * np.clip(since / 0.08, 0, 1)
     phase = np.cumsum(t.octaves(28, 60) * (1 + 2.2 * rev)) / RATES.sample_rate
-    pulses = sum(np.sin(2 * np.pi * h * phase) / h ** (1.4 - .6 * t.loud) for h in range(1, 25))
-    rough = _noise(rng, duration_s, 80, 900) * (.5 + .5 * np.sin(2 * np.pi * phase))
-    return (.22 * pulses + .16 * rough) * (.25 + .75 * rev), phase
+    pulses = sum(np.sin(2 * np.pi * h * phase) / h ** (1.4 - 0.6 * t.loud) for h in range(1, 25))
+    rough = _noise(rng, duration_s, 80, 900) * (0.5 + 0.5 * np.sin(2 * np.pi * phase))
+    return (0.22 * pulses + 0.16 * rough) * (0.25 + 0.75 * rev), phase
+
 
 @dataclass(frozen=True)
 class FoleyClip:
     "An event clip: sound, film, moments and words."
+
     wav: Float[np.ndarray, " s"]  # float32, -1 to 1, RATES.sample_rate
-    frames: UInt8[np.ndarray, "f 64 64 3"] | None  # RGB at RATES.frame_rate; None for caption-only clips
+    frames: (
+        UInt8[np.ndarray, "f 64 64 3"] | None
+    )  # RGB at RATES.frame_rate; None for caption-only clips
     events_s: Float[np.ndarray, " e"]  # onsets, s
     text: str  # caption
     label: str  # class
 
+
 def _room(rng: np.random.Generator, track: np.ndarray, gain: float) -> np.ndarray:
     "The track at its level over a fixed room noise, which lets softness survive a change of volume."
-    return np.clip(gain * track + .004 * rng.standard_normal(len(track)), -1, 1).astype(np.float32)
+    return np.clip(gain * track + 0.004 * rng.standard_normal(len(track)), -1, 1).astype(np.float32)
 
-def _film(kind: Kind, look: Look, events_s: np.ndarray, turn: np.ndarray, duration_s: float) -> np.ndarray:
+
+def _film(
+    kind: Kind, look: Look, events_s: np.ndarray, turn: np.ndarray, duration_s: float
+) -> np.ndarray:
     "All frames of one clip, exposed at the middle of their time."
-    times = (np.arange(max(1, RATES.frames(duration_s))) + .5) / RATES.frame_rate
+    times = (np.arange(max(1, RATES.frames(duration_s))) + 0.5) / RATES.frame_rate
     gaps = np.diff(events_s, prepend=events_s[0] - 2, append=events_s[-1] + 2)
-    near, since = contact(times, events_s, min(kind.approach_s, .45 * gaps.min()), min(.35, .5 * gaps.min())), _since(times, events_s)
+    near, since = (
+        contact(
+            times, events_s, min(kind.approach_s, 0.45 * gaps.min()), min(0.35, 0.5 * gaps.min())
+        ),
+        _since(times, events_s),
+    )
     frames = []
     for time, n, s, count in zip(times, near, since, np.searchsorted(events_s, times)):
         pen = _Pen(look.background)
-        kind.draw(pen, {"index": int(count), "turn": turn[min(int(time * RATES.sample_rate), len(turn) - 1)]}, float(n), float(s), float(time), look)
+        kind.draw(
+            pen,
+            {"index": int(count), "turn": turn[min(int(time * RATES.sample_rate), len(turn) - 1)]},
+            float(n),
+            float(s),
+            float(time),
+            look,
+        )
         frames.append(pen.done())
     return np.stack(frames)
+
 
 def foley_clip(
     label: str,  # one of FOLEY_CLASSES
@@ -332,8 +601,10 @@ def foley_clip(
 ) -> FoleyClip:  # sound, film, moments, caption
     "One visible event clip (stand-in for VGGSound; D-rendered-data)."
     kind = next((k for k in _KINDS if k.label == label), None)
-    if kind is None: raise BadInput(f"no event class {label!r}; the classes are {', '.join(FOLEY_CLASSES)}")
-    if not .5 <= duration_s <= 600: raise BadInput(f"an event clip of {duration_s!r} s: between 0.5 and 600 s are needed")
+    if kind is None:
+        raise BadInput(f"no event class {label!r}; the classes are {', '.join(FOLEY_CLASSES)}")
+    if not 0.5 <= duration_s <= 600:
+        raise BadInput(f"an event clip of {duration_s!r} s: between 0.5 and 600 s are needed")
     rng = numpy_rng(seed, "foley", label)
     traits = Traits(*rng.uniform(0, 1, 3))
     events = _moments(rng, kind.rates_hz, traits.pace, duration_s)
@@ -341,79 +612,178 @@ def foley_clip(
     if kind.sound is None:
         track, phase = _engine(rng, traits, events, duration_s)
         turn = 2 * np.pi * phase / 45  # geared down, so that the wheel is seen to turn
-    else: track = _place([kind.sound(rng, traits) for _ in events], events, duration_s, rng.uniform(.85, 1, len(events)))
-    text = caption(traits, *kind.wordings[rng.integers(len(kind.wordings))], rng, paced=len(events) > 2)
-    return FoleyClip(_room(rng, track, traits.gain), _film(kind, _sample_look(rng), events, turn, duration_s), events, text, label)
+    else:
+        track = _place(
+            [kind.sound(rng, traits) for _ in events],
+            events,
+            duration_s,
+            rng.uniform(0.85, 1, len(events)),
+        )
+    text = caption(
+        traits, *kind.wordings[rng.integers(len(kind.wordings))], rng, paced=len(events) > 2
+    )
+    return FoleyClip(
+        _room(rng, track, traits.gain),
+        _film(kind, _sample_look(rng), events, turn, duration_s),
+        events,
+        text,
+        label,
+    )
 
 # %% ../../nbs/data/15_foley.ipynb #768b38fd
-def _rain(rng, t, n): return .3 * _noise(rng, n, 800, 9000) + .25 * _place([_drop(rng, t) for _ in range(12)], rng.uniform(0, max(n - .3, .1), 12), n)
+def _rain(rng, t, n):
+    return 0.3 * _noise(rng, n, 800, 9000) + 0.25 * _place(
+        [_drop(rng, t) for _ in range(12)], rng.uniform(0, max(n - 0.3, 0.1), 12), n
+    )
+
+
 def _wind(rng, t, n):
     time = np.arange(RATES.samples(n)) / RATES.sample_rate
-    return .4 * _noise(rng, n, t.octaves(80, 240), t.octaves(350, 900)) * (1 + .7 * np.sin(2 * np.pi * (.15 + .5 * t.pace) * time + rng.uniform(0, 6)))
+    return (
+        0.4
+        * _noise(rng, n, t.octaves(80, 240), t.octaves(350, 900))
+        * (1 + 0.7 * np.sin(2 * np.pi * (0.15 + 0.5 * t.pace) * time + rng.uniform(0, 6)))
+    )
+
+
 def _siren(rng, t, n):
     time = np.arange(RATES.samples(n)) / RATES.sample_rate
-    f = t.octaves(350, 900) * 1.35 ** np.sin(2 * np.pi * (.25 + 1.5 * t.pace) * time)
-    return .5 * np.tanh(2 * np.sin(2 * np.pi * np.cumsum(f) / RATES.sample_rate))
+    f = t.octaves(350, 900) * 1.35 ** np.sin(2 * np.pi * (0.25 + 1.5 * t.pace) * time)
+    return 0.5 * np.tanh(2 * np.sin(2 * np.pi * np.cumsum(f) / RATES.sample_rate))
+
+
 def _whistle(rng, t, n):
     time = np.arange(RATES.samples(n)) / RATES.sample_rate
-    f = t.octaves(900, 2600) * (1 + .02 * np.sin(2 * np.pi * 6 * time))
-    return np.sin(2 * np.pi * np.cumsum(f) / RATES.sample_rate) * np.minimum(1, 5 * np.abs(np.sin(np.pi * (.3 + t.pace) * time))) * .5
+    f = t.octaves(900, 2600) * (1 + 0.02 * np.sin(2 * np.pi * 6 * time))
+    return (
+        np.sin(2 * np.pi * np.cumsum(f) / RATES.sample_rate)
+        * np.minimum(1, 5 * np.abs(np.sin(np.pi * (0.3 + t.pace) * time)))
+        * 0.5
+    )
+
+
 def _alarm(rng, t, n):
     time = np.arange(RATES.samples(n)) / RATES.sample_rate
-    return .45 * np.sign(np.sin(2 * np.pi * t.octaves(500, 1900) * time)) * ((time * (1 + 4 * t.pace)) % 1 < .5)
+    return (
+        0.45
+        * np.sign(np.sin(2 * np.pi * t.octaves(500, 1900) * time))
+        * ((time * (1 + 4 * t.pace)) % 1 < 0.5)
+    )
+
+
 def _hum(rng, t, n):
     time = np.arange(RATES.samples(n)) / RATES.sample_rate
-    return sum(.4 / h * np.sin(2 * np.pi * h * t.octaves(50, 160) * time) for h in (1, 2, 3, 5))
+    return sum(0.4 / h * np.sin(2 * np.pi * h * t.octaves(50, 160) * time) for h in (1, 2, 3, 5))
+
+
 def _thunder(rng, t, n):
     time = np.arange(RATES.samples(n)) / RATES.sample_rate
-    start = rng.uniform(.1, .4) * n
-    return .5 * _noise(rng, n, 25, t.octaves(90, 260)) * np.clip((time - start) / .1, 0, 1) * np.exp(-np.maximum(time - start, 0) / (.35 * n))
+    start = rng.uniform(0.1, 0.4) * n
+    return (
+        0.5
+        * _noise(rng, n, 25, t.octaves(90, 260))
+        * np.clip((time - start) / 0.1, 0, 1)
+        * np.exp(-np.maximum(time - start, 0) / (0.35 * n))
+    )
+
+
 def _bird(rng, t, n):
     def chirp():
         x = np.arange(2400) / RATES.sample_rate
-        return np.sin(2 * np.pi * np.cumsum(t.octaves(2200, 5200) * (1 + 6 * x * rng.choice((-1, 1)))) / RATES.sample_rate) * np.hanning(2400) * .6
+        return (
+            np.sin(
+                2
+                * np.pi
+                * np.cumsum(t.octaves(2200, 5200) * (1 + 6 * x * rng.choice((-1, 1))))
+                / RATES.sample_rate
+            )
+            * np.hanning(2400)
+            * 0.6
+        )
+
     starts = _moments(rng, (1.2, 6), t.pace, n)
     return _place([chirp() for _ in starts], starts, n)
 
-_AMBIENT = {"rain": (("rain shower", "falls"), _rain, False), "wind": (("gusty wind", "blows"), _wind, True), "siren": (("siren", "wails"), _siren, True),
-            "whistle": (("whistle", "blows"), _whistle, True), "alarm": (("alarm", "beeps"), _alarm, True), "hum": (("electric hum", "drones"), _hum, False),
-            "thunder": (("rumble of thunder", "rolls"), _thunder, False), "bird": (("bird", "chirps"), _bird, True)}
+
+_AMBIENT = {
+    "rain": (("rain shower", "falls"), _rain, False),
+    "wind": (("gusty wind", "blows"), _wind, True),
+    "siren": (("siren", "wails"), _siren, True),
+    "whistle": (("whistle", "blows"), _whistle, True),
+    "alarm": (("alarm", "beeps"), _alarm, True),
+    "hum": (("electric hum", "drones"), _hum, False),
+    "thunder": (("rumble of thunder", "rolls"), _thunder, False),
+    "bird": (("bird", "chirps"), _bird, True),
+}
+
 
 def t2a_clip(
     seed: int,  # chooses kind, traits and noise
     duration_s: float = 10.0,  # length, s
 ) -> FoleyClip:  # without frames
     "A captioned sound without film (stand-in for AudioCaps and WavCaps; D-rendered-data)."
-    if not .5 <= duration_s <= 600: raise BadInput(f"a sound clip of {duration_s!r} s: between 0.5 and 600 s are needed")
+    if not 0.5 <= duration_s <= 600:
+        raise BadInput(f"a sound clip of {duration_s!r} s: between 0.5 and 600 s are needed")
     rng = numpy_rng(seed, "t2a")
     traits, names = Traits(*rng.uniform(0, 1, 3)), list(_AMBIENT)
-    name = names[rng.integers(len(names))] if rng.random() < .5 else _KINDS[rng.integers(len(_KINDS))].label
+    name = (
+        names[rng.integers(len(names))]
+        if rng.random() < 0.5
+        else _KINDS[rng.integers(len(_KINDS))].label
+    )
     return _heard(name, traits, rng, duration_s)
+
 
 def _heard(name: str, traits: Traits, rng: np.random.Generator, duration_s: float) -> FoleyClip:
     "A captioned sound of one kind and of given traits."
     if name in _AMBIENT:
         wording, sound, paced = _AMBIENT[name]
-        return FoleyClip(_room(rng, sound(rng, traits, duration_s), traits.gain), None, np.zeros(0), caption(traits, *wording, rng, paced), name)
+        return FoleyClip(
+            _room(rng, sound(rng, traits, duration_s), traits.gain),
+            None,
+            np.zeros(0),
+            caption(traits, *wording, rng, paced),
+            name,
+        )
     kind = next(k for k in _KINDS if k.label == name)
     events = _moments(rng, kind.rates_hz, traits.pace, duration_s)
-    track = _engine(rng, traits, events, duration_s)[0] if kind.sound is None else _place([kind.sound(rng, traits) for _ in events], events, duration_s)
-    text = caption(traits, *kind.wordings[rng.integers(len(kind.wordings))], rng, paced=len(events) > 2)
+    track = (
+        _engine(rng, traits, events, duration_s)[0]
+        if kind.sound is None
+        else _place([kind.sound(rng, traits) for _ in events], events, duration_s)
+    )
+    text = caption(
+        traits, *kind.wordings[rng.integers(len(kind.wordings))], rng, paced=len(events) > 2
+    )
     return FoleyClip(_room(rng, track, traits.gain), None, events, text, kind.label)
 
+
 TRAITS = ("pitch", "pace")  # traits that a caption names and a sound shows
+
 
 def trait_pair(
     label: str,  # one of FOLEY_CLASSES
     trait: Literal["pitch", "pace"],  # what differs
     seed: int,  # of everything else
     duration_s: float = 4.0,  # length, s
-) -> tuple[FoleyClip, FoleyClip]:  # low and high, or slow and fast: sounds and captions that differ in one word
+) -> tuple[
+    FoleyClip, FoleyClip
+]:  # low and high, or slow and fast: sounds and captions that differ in one word
     "Two captioned sounds that differ in one trait: does a text change the sound in the described direction?"
-    if label not in FOLEY_CLASSES or trait not in TRAITS: raise BadInput(f"no pair for {label!r} and {trait!r}; classes are {', '.join(FOLEY_CLASSES)}, traits {', '.join(TRAITS)}")
+    if label not in FOLEY_CLASSES or trait not in TRAITS:
+        raise BadInput(
+            f"no pair for {label!r} and {trait!r}; classes are {', '.join(FOLEY_CLASSES)}, traits {', '.join(TRAITS)}"
+        )
     wordings, both = next(k for k in _KINDS if k.label == label).wordings, []
-    for value in (.1, .9):
-        traits, words = replace(Traits(.5, .5, .5), **{trait: value}), numpy_rng(seed, "pair words", label, trait)  # drawn alike for both, whatever their sounds draw
+    for value in (0.1, 0.9):
+        traits, words = (
+            replace(Traits(0.5, 0.5, 0.5), **{trait: value}),
+            numpy_rng(seed, "pair words", label, trait),
+        )  # drawn alike for both, whatever their sounds draw
         text = caption(traits, *wordings[words.integers(len(wordings))], words)
-        both.append(replace(_heard(label, traits, numpy_rng(seed, "pair", label, trait), duration_s), text=text))
+        both.append(
+            replace(
+                _heard(label, traits, numpy_rng(seed, "pair", label, trait), duration_s), text=text
+            )
+        )
     return tuple(both)

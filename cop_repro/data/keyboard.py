@@ -32,6 +32,7 @@ IS_BLACK = np.isin(_CLASS, (1, 3, 6, 8, 10))
 WHITE_KEYS, BLACK_KEYS = np.flatnonzero(~IS_BLACK), np.flatnonzero(IS_BLACK)
 WHITES_BELOW = np.cumsum(~IS_BLACK) - ~IS_BLACK  # white keys to the left of each key
 
+
 def key_centres(
     black_mm: float = 13.7,  # width of a black key at its foot, mm
 ) -> Float[np.ndarray, "88"]:  # mm from the left end of the keyboard
@@ -48,11 +49,20 @@ def to_grey(
 ) -> UInt8[np.ndarray, "f h w"]:
     "Frames as grey, checked."
     frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] != 3) or 0 in frames.shape:
-        raise BadInput(f"frames are {frames.dtype} of shape {frames.shape}; uint8 (frames, height, width) or (frames, height, width, 3) "
-                       f"with at least one frame is needed (0..1 floats? multiply by 255)")
-    if frames.ndim == 3: return frames
+    if (
+        frames.dtype != np.uint8
+        or frames.ndim not in (3, 4)
+        or (frames.ndim == 4 and frames.shape[-1] != 3)
+        or 0 in frames.shape
+    ):
+        raise BadInput(
+            f"frames are {frames.dtype} of shape {frames.shape}; uint8 (frames, height, width) or (frames, height, width, 3) "
+            f"with at least one frame is needed (0..1 floats? multiply by 255)"
+        )
+    if frames.ndim == 3:
+        return frames
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+
 
 def background(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames
@@ -67,6 +77,7 @@ BLACK_WIDTH = 0.58  # in white keys
 BLACK_LENGTH = 0.62  # share of the visible depth of the keys
 HEAD = 0.2  # height of the border looked at above the keys, in key depths
 
+
 def black_pattern(
     width: int,  # pixels for the 52 white keys
 ) -> Float[np.ndarray, " w"]:  # -1 on black keys, 1 elsewhere, anti-aliased
@@ -75,10 +86,12 @@ def black_pattern(
     on_black = np.abs(x[:, None] - key_centres()[IS_BLACK] / KEY_MM).min(1) < BLACK_WIDTH / 2
     return np.where(on_black, -1.0, 1.0).reshape(width, 8).mean(1)
 
+
 def _high_pass(rows: np.ndarray, white_width: float) -> np.ndarray:
     "Rows minus their mean over three white keys."
     rows = np.atleast_2d(rows).astype(np.float32)
     return rows - cv2.blur(rows, (int(3 * white_width) | 1, 1), borderType=cv2.BORDER_REFLECT)
+
 
 def _row_scores(rows: np.ndarray, width: int, pad: int) -> Float[np.ndarray, "rows x"]:
     "NCC of every row with the pattern of `width` pixels at every start from -pad on."
@@ -87,35 +100,55 @@ def _row_scores(rows: np.ndarray, width: int, pad: int) -> Float[np.ndarray, "ro
     size, starts = cv2.getOptimalDFTSize(signal.shape[1]), signal.shape[1] - width + 1
     matches = irfft(rfft(signal, size) * np.conj(rfft(pattern, size)), size)[:, :starts]
     energy = np.pad(np.cumsum(signal.astype(np.float64) ** 2, 1), ((0, 0), (1, 0)))
-    window = energy[:, width:] - energy[:, :-width] + 9.0 * width  # 3 grey levels of noise floor: a flat wall scores 0
-    return matches / np.sqrt(window * (pattern ** 2).sum())
+    window = (
+        energy[:, width:] - energy[:, :-width] + 9.0 * width
+    )  # 3 grey levels of noise floor: a flat wall scores 0
+    return matches / np.sqrt(window * (pattern**2).sum())
 
 # %% ../../nbs/data/13_keyboard.ipynb #da0bd895
 @dataclass(frozen=True)
 class Keyboard:
     "The 88-key area in a picture."
-    corners: Float[np.ndarray, "4 2"]  # x, y in pixels: top left, top right, bottom right, bottom left, as the player sees them
+
+    corners: Float[
+        np.ndarray, "4 2"
+    ]  # x, y in pixels: top left, top right, bottom right, bottom left, as the player sees them
     confidence: float  # correlation of the unwarped picture with an ideal keyboard, up to 1
     octaves: tuple[float, ...]  # the same for each seventh of the keyboard
 
-def _unwarp(picture: np.ndarray, corners: np.ndarray, height: int, width: int, head: int = 0) -> np.ndarray:
+
+def _unwarp(
+    picture: np.ndarray, corners: np.ndarray, height: int, width: int, head: int = 0
+) -> np.ndarray:
     "The quadrilateral, and `head` rows above it, as an upright rectangle; pixel i spans i to i + 1."
     target = np.array([[0, head], [width, head], [width, height], [0, height]], np.float32) - 0.5
     matrix = cv2.getPerspectiveTransform(corners.astype(np.float32) - 0.5, target)
     return cv2.warpPerspective(picture, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
+
 def _template(height: int, width: int) -> np.ndarray:
     "High-passed picture of an ideal keyboard with a bare border above it."
     head = round(HEAD * height)
-    rows = np.clip(head + BLACK_LENGTH * height - np.arange(head + height), 0, 1) * (np.arange(head + height) >= head)
+    rows = np.clip(head + BLACK_LENGTH * height - np.arange(head + height), 0, 1) * (
+        np.arange(head + height) >= head
+    )
     return rows[:, None] * _high_pass(black_pattern(width), width / NUM_WHITE)
 
-def _fit_score(picture: np.ndarray, corners: np.ndarray, template: np.ndarray, parts: int = 1) -> np.ndarray:
+
+def _fit_score(
+    picture: np.ndarray, corners: np.ndarray, template: np.ndarray, parts: int = 1
+) -> np.ndarray:
     "NCC between the unwarped picture and the ideal keyboard, in `parts` pieces from left to right."
     head = round(template.shape[0] * HEAD / (1 + HEAD))
-    view = _high_pass(_unwarp(picture, corners, template.shape[0], template.shape[1], head), template.shape[1] / NUM_WHITE)
+    view = _high_pass(
+        _unwarp(picture, corners, template.shape[0], template.shape[1], head),
+        template.shape[1] / NUM_WHITE,
+    )
     pieces = zip(np.array_split(view, parts, 1), np.array_split(template, parts, 1))
-    return np.array([(v * t).sum() / np.sqrt(((v ** 2).sum() + 9.0 * v.size) * (t ** 2).sum()) for v, t in pieces])
+    return np.array(
+        [(v * t).sum() / np.sqrt(((v**2).sum() + 9.0 * v.size) * (t**2).sum()) for v, t in pieces]
+    )
+
 
 def _coarse(picture: np.ndarray, tilts: np.ndarray, keep: int = 4) -> list[tuple]:
     "Best (score, tilt, row, x, width) per tilt, best first."
@@ -129,52 +162,102 @@ def _coarse(picture: np.ndarray, tilts: np.ndarray, keep: int = 4) -> list[tuple
         for n in (width * 1.03 * np.exp(-np.arange(0, 1.1, 0.017))).astype(int):
             scores = _row_scores(rows, n, pad)
             row, x = np.unravel_index(scores.argmax(), scores.shape)
-            found.append((float(scores[row, x]), slope, (row + 0.5) * height / len(rows), x - pad, n))
+            found.append(
+                (float(scores[row, x]), slope, (row + 0.5) * height / len(rows), x - pad, n)
+            )
     return sorted(found, reverse=True)[:keep]
+
 
 def _start_corners(picture: np.ndarray, candidate: tuple) -> np.ndarray:
     "Corners around the best row: 52 white keys are about 7.8 times as wide as the visible keys are deep."
     _, slope, row, x, n = candidate
     xs, template = np.array([x, x + n, x + n, x], float), _template(32, 416)
     view = cv2.GaussianBlur(picture, (0, 0), 1.5)
+
     def corners(share, stretch, turn):
         depth = stretch * n / 7.8
         tops = row - share * depth + np.array([0, 0, depth, depth])
-        return np.stack([xs, tops + slope * (xs - picture.shape[1] / 2) + turn * (xs - x - n / 2)], 1)
-    starts = [corners(*s) for s in product((0.1, 0.3, 0.5), (0.8, 1.0, 1.25), (-0.05, -0.025, 0.0, 0.025, 0.05))]
+        return np.stack(
+            [xs, tops + slope * (xs - picture.shape[1] / 2) + turn * (xs - x - n / 2)], 1
+        )
+
+    starts = [
+        corners(*s)
+        for s in product((0.1, 0.3, 0.5), (0.8, 1.0, 1.25), (-0.05, -0.025, 0.0, 0.025, 0.05))
+    ]
     return max(starts, key=lambda c: _fit_score(view, c, template)[0])
+
 
 def _inside(corners: np.ndarray, shape: tuple[int, int]) -> float:
     "Share of the quadrilateral that lies in the picture."
     height, width = shape
     frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    return cv2.intersectConvexConvex(corners.astype(np.float32), frame)[0] / max(cv2.contourArea(corners.astype(np.float32)), 1e-9)
+    return cv2.intersectConvexConvex(corners.astype(np.float32), frame)[0] / max(
+        cv2.contourArea(corners.astype(np.float32)), 1e-9
+    )
 
-MODES = np.array([[1, 1, 1, 1], [-1, 1, 1, -1], [1, 1, -1, -1], [1, -1, 1, -1]], float)  # shift, stretch or tilt, shear or stretch, keystone
+
+MODES = np.array(
+    [[1, 1, 1, 1], [-1, 1, 1, -1], [1, 1, -1, -1], [1, -1, 1, -1]], float
+)  # shift, stretch or tilt, shear or stretch, keystone
+
 
 def _refine(picture: np.ndarray, corners: np.ndarray) -> np.ndarray:
     "Nelder-Mead on shift, stretch, shear and keystone of x and of y, from blurred to sharp."
-    def moved(p): return corners + unit * (p.reshape(2, 4) @ MODES).T
-    for blur, step, template in ((1.5, 0.5, _template(24, 416)), (0.6, 0.25, _template(32, 624)), (0.6, 0.1, _template(32, 624))):
-        view, unit = cv2.GaussianBlur(picture, (0, 0), blur), np.linalg.norm(corners[1] - corners[0]) / NUM_WHITE
-        start = np.concatenate([np.zeros((1, 8)), np.diag(step * np.repeat([0.6, 1.2], 4))])  # in white keys
-        fit = minimize(lambda p: -_fit_score(view, moved(p), template)[0], np.zeros(8), method="Nelder-Mead",
-                       options={"initial_simplex": start, "maxfev": 300, "xatol": 0.003, "fatol": 1e-5})
+
+    def moved(p):
+        return corners + unit * (p.reshape(2, 4) @ MODES).T
+
+    for blur, step, template in (
+        (1.5, 0.5, _template(24, 416)),
+        (0.6, 0.25, _template(32, 624)),
+        (0.6, 0.1, _template(32, 624)),
+    ):
+        view, unit = (
+            cv2.GaussianBlur(picture, (0, 0), blur),
+            np.linalg.norm(corners[1] - corners[0]) / NUM_WHITE,
+        )
+        start = np.concatenate(
+            [np.zeros((1, 8)), np.diag(step * np.repeat([0.6, 1.2], 4))]
+        )  # in white keys
+        fit = minimize(
+            lambda p: -_fit_score(view, moved(p), template)[0],
+            np.zeros(8),
+            method="Nelder-Mead",
+            options={"initial_simplex": start, "maxfev": 300, "xatol": 0.003, "fatol": 1e-5},
+        )
         corners = moved(fit.x)
     return corners
 
+
 SEARCH_WIDTH, FIT_WIDTH = 640, 1280  # pixels
-MIN_COARSE, MIN_CONFIDENCE, MIN_OCTAVE, MIN_INSIDE, SURE, SURE_OCTAVE = 0.45, 0.55, 0.3, 0.8, 0.8, 0.5
+MIN_COARSE, MIN_CONFIDENCE, MIN_OCTAVE, MIN_INSIDE, SURE, SURE_OCTAVE = (
+    0.45,
+    0.55,
+    0.3,
+    0.8,
+    0.8,
+    0.5,
+)
+
 
 def _scaled(picture: np.ndarray, width: int) -> tuple[np.ndarray, float]:
     "At most `width` pixels wide, and the factor."
     factor = min(1.0, width / picture.shape[1])
-    return (cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else picture), factor
+    return (
+        cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        if factor < 1
+        else picture
+    ), factor
+
 
 def _carried(corners: np.ndarray, points: list) -> np.ndarray:
     "Points given in white keys and key depths, in the picture."
-    matrix = cv2.getPerspectiveTransform(np.float32([[0, 0], [NUM_WHITE, 0], [NUM_WHITE, 1], [0, 1]]), corners.astype(np.float32))
+    matrix = cv2.getPerspectiveTransform(
+        np.float32([[0, 0], [NUM_WHITE, 0], [NUM_WHITE, 1], [0, 1]]), corners.astype(np.float32)
+    )
     return cv2.perspectiveTransform(np.float32(points)[None], matrix)[0].astype(float)
+
 
 def _white_below(picture: np.ndarray, corners: np.ndarray) -> bool:
     "Whether the front of the keys is nearer to the white than to the black of their rear (upside down it is the case or wall)."
@@ -182,23 +265,39 @@ def _white_below(picture: np.ndarray, corners: np.ndarray) -> bool:
     black, white = np.percentile(view[10:55], (15, 85))
     return float(np.median(view[72:90])) > (black + white) / 2
 
+
 def _sure(found: Keyboard | None) -> bool:
     "Whether looking further is a waste of time; the pattern is nearly its own mirror image, but for the ends."
     return found is not None and found.confidence > SURE and min(found.octaves) > SURE_OCTAVE
+
 
 def _candidates(large: np.ndarray, start: np.ndarray) -> Iterator[Keyboard]:
     "The refined start; if one end does not match, also the same an octave to either side."
     corners = _refine(large, start)
     for octave in (0, -7, 7):
-        if octave: corners = _refine(large, _carried(first.corners, [[octave, 0], [octave + 52, 0], [octave + 52, 1], [octave, 1]]))
-        if not cv2.isContourConvex(corners.astype(np.float32)) or _inside(corners, large.shape) < MIN_INSIDE: return
-        if not _white_below(large, corners): return
+        if octave:
+            corners = _refine(
+                large,
+                _carried(
+                    first.corners, [[octave, 0], [octave + 52, 0], [octave + 52, 1], [octave, 1]]
+                ),
+            )
+        if (
+            not cv2.isContourConvex(corners.astype(np.float32))
+            or _inside(corners, large.shape) < MIN_INSIDE
+        ):
+            return
+        if not _white_below(large, corners):
+            return
         score = float(_fit_score(large, corners, _template(32, 624))[0])
         octaves = _fit_score(large, corners, _template(32, 624), 7)
         found = Keyboard(corners, score, tuple(octaves.round(3).tolist()))
         yield found
-        if octave == 0: first = found
-        if min(octaves) > MIN_OCTAVE or score < MIN_COARSE: return
+        if octave == 0:
+            first = found
+        if min(octaves) > MIN_OCTAVE or score < MIN_COARSE:
+            return
+
 
 def _find_upright(picture: np.ndarray) -> Keyboard | None:
     "Best quadrilateral for a player at the lower edge of the picture."
@@ -206,21 +305,35 @@ def _find_upright(picture: np.ndarray) -> Keyboard | None:
     large, factor = _scaled(picture, FIT_WIDTH)
     best = None
     for candidate in _coarse(small, np.arange(-12, 13, 4)):
-        if candidate[0] < MIN_COARSE or _sure(best): break
+        if candidate[0] < MIN_COARSE or _sure(best):
+            break
         for found in _candidates(large, _start_corners(small, candidate) * factor / small_factor):
-            if best is None or found.confidence > best.confidence: best = found
-    return None if best is None else replace(best, corners=_front_edge(large, best.corners) / factor)
+            if best is None or found.confidence > best.confidence:
+                best = found
+    return (
+        None if best is None else replace(best, corners=_front_edge(large, best.corners) / factor)
+    )
 
 # %% ../../nbs/data/13_keyboard.ipynb #3bbf4e3c
 def _front_edge(picture: np.ndarray, corners: np.ndarray) -> np.ndarray:
     "Lower corners moved to where the white keys end and where their gaps run."
     depth = 1.3
-    view = _unwarp(picture, _carried(corners, [[0, 0], [NUM_WHITE, 0], [NUM_WHITE, depth], [0, depth]]), 130, 520).astype(np.float32)
+    view = _unwarp(
+        picture,
+        _carried(corners, [[0, 0], [NUM_WHITE, 0], [NUM_WHITE, depth], [0, depth]]),
+        130,
+        520,
+    ).astype(np.float32)
     rows = np.median(view, axis=1)
     white = np.median(rows[70:80])
     ends = np.flatnonzero(np.abs(rows[80:] - white) > 0.2 * white + 4)
-    if len(ends) and 85 <= 80 + ends[0] <= 120: corners = _carried(corners, [[0, 0], [NUM_WHITE, 0], [NUM_WHITE, 0.8 + ends[0] / 100], [0, 0.8 + ends[0] / 100]])
+    if len(ends) and 85 <= 80 + ends[0] <= 120:
+        corners = _carried(
+            corners,
+            [[0, 0], [NUM_WHITE, 0], [NUM_WHITE, 0.8 + ends[0] / 100], [0, 0.8 + ends[0] / 100]],
+        )
     return _comb(picture, corners)
+
 
 def _comb(picture: np.ndarray, corners: np.ndarray, reach: float = 0.9) -> np.ndarray:
     "Lower corners moved sideways so that the 51 gaps between white keys fall on whole units."
@@ -232,48 +345,71 @@ def _comb(picture: np.ndarray, corners: np.ndarray, reach: float = 0.9) -> np.nd
     moves = np.arange(-reach, reach + 1e-9, 0.05)
     left, right = (m.ravel() for m in np.meshgrid(moves, moves, indexing="ij"))
     share = np.arange(1, NUM_WHITE) / NUM_WHITE
-    at = 16 * (1 + np.arange(1, NUM_WHITE) + left[:, None] * (1 - share) + right[:, None] * share) - 0.5
-    score = np.interp(at, np.arange(len(line)), line).mean(1) - 0.02 * line.mean() * (left ** 2 + right ** 2)
+    at = (
+        16 * (1 + np.arange(1, NUM_WHITE) + left[:, None] * (1 - share) + right[:, None] * share)
+        - 0.5
+    )
+    score = np.interp(at, np.arange(len(line)), line).mean(1) - 0.02 * line.mean() * (
+        left**2 + right**2
+    )
     best = score.argmax()
-    if score[best] < 1.6 * line.mean(): return corners  # over-exposed or blurred: no gaps to be seen
+    if score[best] < 1.6 * line.mean():
+        return corners  # over-exposed or blurred: no gaps to be seen
     reached = _carried(corners, [[left[best], 0.825], [NUM_WHITE + right[best], 0.825]])
     new = corners.copy()
     for lower, upper, point in ((3, 0, reached[0]), (2, 1, reached[1])):
-        new[lower] = corners[upper] + (point - corners[upper]) * np.linalg.norm(corners[lower] - corners[upper]) / np.linalg.norm(point - corners[upper])
+        new[lower] = corners[upper] + (point - corners[upper]) * np.linalg.norm(
+            corners[lower] - corners[upper]
+        ) / np.linalg.norm(point - corners[upper])
     return new
 
 # %% ../../nbs/data/13_keyboard.ipynb #8fd75578
 ADVICE = "give the four corners of the 88 keys with --corners 'x,y x,y x,y x,y' (top left, top right, bottom right, bottom left as the player sees them)"
 
+
 def _find_turned(picture: np.ndarray, quarters: int) -> Keyboard | None:
     "Best quadrilateral in the picture turned by quarter turns, in pixels of the picture as it is."
     turned = np.ascontiguousarray(np.rot90(picture, quarters))
     found, (height, width) = None if turned.shape[1] < 200 else _find_upright(turned), turned.shape
-    if found is None: return None
+    if found is None:
+        return None
     corners = found.corners
-    for _ in range(quarters): corners, height, width = np.stack([height - corners[:, 1], corners[:, 0]], 1), width, height
+    for _ in range(quarters):
+        corners, height, width = np.stack([height - corners[:, 1], corners[:, 0]], 1), width, height
     return replace(found, corners=corners)
 
+
 def find_keyboard(
-    frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames, seen from above
+    frames: UInt8[np.ndarray, "f h w"]
+    | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames, seen from above
 ) -> Keyboard:
     "The 88 keys in a clip, or `BadInput`. Corners replace the crop boxes that arXiv 2503.22200 takes from its data set."
     picture, best = background(frames), None
     if min(picture.shape) < 24 or max(picture.shape) < 200:
-        raise BadInput(f"pictures of {picture.shape[1]}x{picture.shape[0]} pixels are too small to tell 88 keys apart; at least 200x24 is needed")
+        raise BadInput(
+            f"pictures of {picture.shape[1]}x{picture.shape[0]} pixels are too small to tell 88 keys apart; at least 200x24 is needed"
+        )
     for quarters in (0, 2, 1, 3):  # as filmed, from the other side, then a camera on its side
-        if _sure(best): break
+        if _sure(best):
+            break
         found = _find_turned(picture, quarters)
-        if found is not None and (best is None or found.confidence > best.confidence): best = found
+        if found is not None and (best is None or found.confidence > best.confidence):
+            best = found
     if best is None or best.confidence < MIN_CONFIDENCE:
-        raise BadInput(f"no keyboard found: nothing in the picture matches the pattern of 88 keys ({f'best {best.confidence:.2f}' if best else 'no candidate'}, "
-                       f"confidence {MIN_CONFIDENCE} is needed). The camera must be fixed and show all keys from above; otherwise {ADVICE}")
+        raise BadInput(
+            f"no keyboard found: nothing in the picture matches the pattern of 88 keys ({f'best {best.confidence:.2f}' if best else 'no candidate'}, "
+            f"confidence {MIN_CONFIDENCE} is needed). The camera must be fixed and show all keys from above; otherwise {ADVICE}"
+        )
     if min(best.octaves) < MIN_OCTAVE:
-        raise BadInput(f"only part of a keyboard found: the match by octave is {list(best.octaves)}, {MIN_OCTAVE} is needed everywhere. "
-                       f"All 88 keys must be visible, else notes would be misnamed; if they are, {ADVICE}")
+        raise BadInput(
+            f"only part of a keyboard found: the match by octave is {list(best.octaves)}, {MIN_OCTAVE} is needed everywhere. "
+            f"All 88 keys must be visible, else notes would be misnamed; if they are, {ADVICE}"
+        )
     return best
 
+
 MIN_GIVEN = 0.1  # match below which corners given by hand are a slip
+
 
 def keyboard_at(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames
@@ -284,36 +420,48 @@ def keyboard_at(
     large, factor = _scaled(background(frames), FIT_WIDTH)
     template = _template(32, 624)
     score, octaves = (_fit_score(large, corners * factor, template, parts) for parts in (1, 7))
-    if score[0] < MIN_GIVEN: raise BadInput(f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like 88 keys (match {score[0]:.2f}, {MIN_GIVEN} is needed): they are pixels of the film as it is stored and shown; {ADVICE}")
+    if score[0] < MIN_GIVEN:
+        raise BadInput(
+            f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like 88 keys (match {score[0]:.2f}, {MIN_GIVEN} is needed): they are pixels of the film as it is stored and shown; {ADVICE}"
+        )
     return Keyboard(corners, float(score[0]), tuple(octaves.round(3).tolist()))
+
 
 def parse_corners(
     text: str,  # "x,y x,y x,y x,y" in pixels
 ) -> Float[np.ndarray, "4 2"]:
     "Corners from the command line, checked for order."
-    try: corners = np.array([[float(v) for v in pair.split(",")] for pair in text.split()])
-    except ValueError: corners = np.zeros(0)
+    try:
+        corners = np.array([[float(v) for v in pair.split(",")] for pair in text.split()])
+    except ValueError:
+        corners = np.zeros(0)
     if corners.shape != (4, 2) or not np.isfinite(corners).all():
         raise BadInput(f"corners {text!r} are not four points; {ADVICE}")
     check_corners(corners)
     return corners
+
 
 def check_corners(
     corners: Float[np.ndarray, "4 2"],  # pixels
 ) -> None:
     "Four finite points, clockwise on the screen, around an area."
     corners = np.asarray(corners, float)
-    if corners.shape != (4, 2) or not np.isfinite(corners).all(): raise BadInput(f"corners of shape {corners.shape} are not four finite points; {ADVICE}")
+    if corners.shape != (4, 2) or not np.isfinite(corners).all():
+        raise BadInput(f"corners of shape {corners.shape} are not four finite points; {ADVICE}")
     sides = np.roll(corners, -1, 0) - corners
     after = np.roll(sides, -1, 0)
     turns = sides[:, 0] * after[:, 1] - sides[:, 1] * after[:, 0]
     if not (turns > 1).all():
-        raise BadInput(f"corners {corners.tolist()} do not go clockwise around an area (two swapped, or mirrored?); {ADVICE}")
+        raise BadInput(
+            f"corners {corners.tolist()} do not go clockwise around an area (two swapped, or mirrored?); {ADVICE}"
+        )
 
 # %% ../../nbs/data/13_keyboard.ipynb #89e13f43
 def rectify(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # video frames
-    corners: Float[np.ndarray, "4 2"],  # top left, top right, bottom right, bottom left of the 88 keys, pixels
+    corners: Float[
+        np.ndarray, "4 2"
+    ],  # top left, top right, bottom right, bottom left of the 88 keys, pixels
     height: int = 64,  # strip height, pixels
     width: int = 624,  # strip width, pixels; 12 for each white key
 ) -> UInt8[np.ndarray, "f height width"]:
@@ -325,6 +473,7 @@ def rectify(
     scale = np.array([size[0] / grey.shape[2], size[1] / grey.shape[1]])
     small = [cv2.resize(g, size, interpolation=cv2.INTER_AREA) if shrink > 1 else g for g in grey]
     return np.stack([_unwarp(g, corners * scale, height, width) for g in small])
+
 
 def plot_keyboard(
     ax,  # matplotlib axes
@@ -346,12 +495,16 @@ def plot_keyboard(
 MAX_SHIFT = 0.2  # of a white key's width; beyond it the camera has moved
 MIN_LIKENESS = 0.6  # correlation of profiles below which it is another picture
 
+
 def key_profile(
     strips: UInt8[np.ndarray, "f h w"],  # straightened keys, a few seconds
 ) -> Float[np.ndarray, " w"]:  # brightness across the keys, without what changes slowly
     "What stays the same in strips while hands and keys move."
     profile, width = np.median(strips, 0).mean(0), strips.shape[2] // 13 | 1
-    return profile - np.convolve(np.pad(profile, width // 2, mode="edge"), np.full(width, 1 / width), "valid")
+    return profile - np.convolve(
+        np.pad(profile, width // 2, mode="edge"), np.full(width, 1 / width), "valid"
+    )
+
 
 def key_shift(
     reference: Float[np.ndarray, " w"],  # profile at the beginning
@@ -359,12 +512,22 @@ def key_shift(
 ) -> tuple[float, float]:  # shift in white keys, to the right; likeness, at most 1
     "How far the keys have moved, by correlation at all lags up to two and a half keys."
     n, reach = len(reference), round(2.5 * len(reference) / NUM_WHITE)
-    pairs = [(reference[max(0, -d):n - max(0, d)], profile[max(0, d):n + min(0, d)]) for d in range(-reach, reach + 1)]
-    likeness = np.array([(a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-9) for a, b in pairs])
+    pairs = [
+        (reference[max(0, -d) : n - max(0, d)], profile[max(0, d) : n + min(0, d)])
+        for d in range(-reach, reach + 1)
+    ]
+    likeness = np.array(
+        [(a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-9) for a, b in pairs]
+    )
     best = int(likeness.argmax())
-    bend = likeness[best - 1] - 2 * likeness[best] + likeness[best + 1] if 0 < best < 2 * reach else 0.0
+    bend = (
+        likeness[best - 1] - 2 * likeness[best] + likeness[best + 1]
+        if 0 < best < 2 * reach
+        else 0.0
+    )
     part = 0.5 * (likeness[best - 1] - likeness[best + 1]) / bend if bend else 0.0
     return float((best - reach + part) * NUM_WHITE / n), float(likeness[best])
+
 
 def check_still(
     reference: Float[np.ndarray, " w"],  # profile at the beginning
@@ -373,5 +536,11 @@ def check_still(
 ) -> None:
     "Refuse strips in which the keys have moved or another picture is seen."
     shift, likeness = key_shift(reference, key_profile(strips))
-    if likeness < MIN_LIKENESS: raise BadInput(f"about {at_s:.0f} s into the film the keyboard no longer looks as at its beginning (likeness {likeness:.2f}, {MIN_LIKENESS} is needed): a cut, or a camera that moves? Play each part with a fixed camera by itself")
-    if abs(shift) > MAX_SHIFT: raise BadInput(f"about {at_s:.0f} s into the film the keys lie {abs(shift):.1f} white keys further to the {'right' if shift > 0 else 'left'}: the camera moves, and notes would be misnamed. Steady the film first, or play each part with a fixed camera by itself")
+    if likeness < MIN_LIKENESS:
+        raise BadInput(
+            f"about {at_s:.0f} s into the film the keyboard no longer looks as at its beginning (likeness {likeness:.2f}, {MIN_LIKENESS} is needed): a cut, or a camera that moves? Play each part with a fixed camera by itself"
+        )
+    if abs(shift) > MAX_SHIFT:
+        raise BadInput(
+            f"about {at_s:.0f} s into the film the keys lie {abs(shift):.1f} white keys further to the {'right' if shift > 0 else 'left'}: the camera moves, and notes would be misnamed. Steady the film first, or play each part with a fixed camera by itself"
+        )

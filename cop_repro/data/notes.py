@@ -23,26 +23,37 @@ def _span_array(spans) -> Float[ndarray, "k 2"]:
     "Sorted, merged (down, up) spans in seconds."
     array = np.asarray(spans, np.float64).reshape(-1, 2)
     if not np.isfinite(array).all() or (array < 0).any() or (array[:, 0] >= array[:, 1]).any():
-        raise BadInput("pedal spans need finite seconds with 0 <= down < up in every row (are the two columns swapped?)")
+        raise BadInput(
+            "pedal spans need finite seconds with 0 <= down < up in every row (are the two columns swapped?)"
+        )
     merged: list[list[float]] = []
     for down, up in array[np.argsort(array[:, 0], kind="stable")].tolist():
-        if merged and down <= merged[-1][1]: merged[-1][1] = max(up, merged[-1][1])
-        else: merged.append([down, up])
+        if merged and down <= merged[-1][1]:
+            merged[-1][1] = max(up, merged[-1][1])
+        else:
+            merged.append([down, up])
     return np.array(merged, np.float64).reshape(-1, 2)
+
 
 @dataclass(frozen=True, eq=False)
 class Notes:
     "A piano performance (the MIDI that the paper's guidance carries), sorted by onset, then pitch; build with `make_notes`."
+
     pitches: Int64[ndarray, " n"]  # MIDI numbers, 21..108
     onsets_s: Float[ndarray, " n"]  # hammer strikes, seconds
     offsets_s: Float[ndarray, " n"]  # key releases, seconds, pedal not included
     velocities: Int64[ndarray, " n"]  # MIDI, 1..127
-    pedal: Float[ndarray, "k 2"] = field(default_factory=lambda: np.zeros((0, 2)))  # sustain down/up, seconds
+    pedal: Float[ndarray, "k 2"] = field(
+        default_factory=lambda: np.zeros((0, 2))
+    )  # sustain down/up, seconds
 
-    def __len__(self) -> int: return len(self.pitches)
+    def __len__(self) -> int:
+        return len(self.pitches)
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Notes) and all(np.array_equal(a, b) for a, b in zip(vars(self).values(), vars(other).values()))
+        return isinstance(other, Notes) and all(
+            np.array_equal(a, b) for a, b in zip(vars(self).values(), vars(other).values())
+        )
 
     @staticmethod
     def empty() -> "Notes":
@@ -58,22 +69,35 @@ class Notes:
         "A changed copy, validated anew."
         return make_notes(**{**vars(self), **changes})
 
-    def crop(self,
+    def crop(
+        self,
         start_s: float,  # window start, seconds
         end_s: float,  # window end, seconds
     ) -> "Notes":  # times counted from `start_s`
         "The window's notes; what is held across an edge is cut there."
-        if not 0 <= start_s < end_s: raise BadInput(f"crop from {start_s} to {end_s} s: 0 <= start < end is needed")
+        if not 0 <= start_s < end_s:
+            raise BadInput(f"crop from {start_s} to {end_s} s: 0 <= start < end is needed")
         keep = (self.onsets_s < end_s) & (self.offsets_s > start_s)
         held = self.pedal[(self.pedal[:, 0] < end_s) & (self.pedal[:, 1] > start_s)]
-        onsets, offsets = (np.clip(x[keep], start_s, end_s) - start_s for x in (self.onsets_s, self.offsets_s))
-        return make_notes(self.pitches[keep], onsets, offsets, self.velocities[keep], np.clip(held, start_s, end_s) - start_s)
+        onsets, offsets = (
+            np.clip(x[keep], start_s, end_s) - start_s for x in (self.onsets_s, self.offsets_s)
+        )
+        return make_notes(
+            self.pitches[keep],
+            onsets,
+            offsets,
+            self.velocities[keep],
+            np.clip(held, start_s, end_s) - start_s,
+        )
 
-    def shift(self,
+    def shift(
+        self,
         by_s: float,  # seconds, may be negative while no onset becomes so
     ) -> "Notes":
         "Everything later by `by_s`."
-        return self.replace(onsets_s=self.onsets_s + by_s, offsets_s=self.offsets_s + by_s, pedal=self.pedal + by_s)
+        return self.replace(
+            onsets_s=self.onsets_s + by_s, offsets_s=self.offsets_s + by_s, pedal=self.pedal + by_s
+        )
 
 # %% ../../nbs/data/10_notes.ipynb #6555f0c6
 def make_notes(
@@ -86,35 +110,59 @@ def make_notes(
     "Validated, sorted notes; a key struck again ends its note before, two strikes at one instant are one (the louder)."
     given = [np.asarray(x) for x in (pitches, onsets_s, offsets_s, velocities)]
     if len({x.shape for x in given}) > 1 or given[0].ndim != 1:
-        raise BadInput(f"pitches, onsets, offsets and velocities have shapes {[x.shape for x in given]}: one length is needed")
+        raise BadInput(
+            f"pitches, onsets, offsets and velocities have shapes {[x.shape for x in given]}: one length is needed"
+        )
     _check_values(*given)
-    pitch, onset, offset, velocity = (x.astype(t) for x, t in zip(given, (np.int64, np.float64, np.float64, np.int64)))
+    pitch, onset, offset, velocity = (
+        x.astype(t) for x, t in zip(given, (np.int64, np.float64, np.float64, np.int64))
+    )
     order = np.lexsort((-velocity, onset, pitch))  # by key, then time, then loudest first
     pitch, onset, offset, velocity = (x[order] for x in (pitch, onset, offset, velocity))
-    first = np.r_[True, (np.diff(pitch) != 0) | (np.diff(onset) > 0)] if len(pitch) else np.zeros(0, bool)
+    first = (
+        np.r_[True, (np.diff(pitch) != 0) | (np.diff(onset) > 0)]
+        if len(pitch)
+        else np.zeros(0, bool)
+    )
     pitch, onset, offset, velocity = (x[first] for x in (pitch, onset, offset, velocity))
     limit = np.r_[np.where(np.diff(pitch) == 0, onset[1:], np.inf), np.inf][: len(pitch)]
     offset, order = np.minimum(offset, limit), np.lexsort((pitch, onset))
     return Notes(pitch[order], onset[order], offset[order], velocity[order], _span_array(pedal))
 
+
 def _check_values(pitch: ndarray, onset: ndarray, offset: ndarray, velocity: ndarray) -> None:
     "Raise `BadInput` for what no piano can do."
-    for name, x, low, high in (("pitches", pitch, LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS - 1), ("velocities", velocity, 1, 127)):
-        if len(x) and not (np.isfinite(x).all() and (x == np.round(x)).all() and x.min() >= low and x.max() <= high):
-            raise BadInput(f"{name} reach {x.min()}..{x.max()}; whole numbers in {low}..{high} are needed" +
-                           (" (key numbers 0..87? add 21)" if name == "pitches" else " (0..1 floats? multiply by 127)"))
-    if len(onset) and not (np.isfinite(onset).all() and np.isfinite(offset).all()): raise BadInput("onsets and offsets must be finite seconds")
+    for name, x, low, high in (
+        ("pitches", pitch, LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS - 1),
+        ("velocities", velocity, 1, 127),
+    ):
+        if len(x) and not (
+            np.isfinite(x).all() and (x == np.round(x)).all() and x.min() >= low and x.max() <= high
+        ):
+            raise BadInput(
+                f"{name} reach {x.min()}..{x.max()}; whole numbers in {low}..{high} are needed"
+                + (
+                    " (key numbers 0..87? add 21)"
+                    if name == "pitches"
+                    else " (0..1 floats? multiply by 127)"
+                )
+            )
+    if len(onset) and not (np.isfinite(onset).all() and np.isfinite(offset).all()):
+        raise BadInput("onsets and offsets must be finite seconds")
     bad = (onset < 0) | (offset <= onset)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise BadInput(f"note {i} lasts from {onset[i]} to {offset[i]} s: 0 <= onset < offset is needed (a duration given as an offset?)")
+        raise BadInput(
+            f"note {i} lasts from {onset[i]} to {offset[i]} s: 0 <= onset < offset is needed (a duration given as an offset?)"
+        )
 
 # %% ../../nbs/data/10_notes.ipynb #612678ff
 def extend_by_pedal(
     notes: Notes,  # key releases and pedal
 ) -> Notes:  # offsets = end of the string's sound; no pedal left
     "Offsets as heard: key releases inside a sustain span move to its end (the convention of MAESTRO, arXiv 1810.12247)."
-    if not len(notes.pedal): return notes
+    if not len(notes.pedal):
+        return notes
     span = np.searchsorted(notes.pedal[:, 0], notes.offsets_s, side="right") - 1
     up = np.where(span >= 0, notes.pedal[span, 1], 0.0)
     return notes.replace(offsets_s=np.maximum(notes.offsets_s, up), pedal=())
@@ -123,18 +171,21 @@ def extend_by_pedal(
 @dataclass(frozen=True, eq=False)
 class Roll:
     "What can be predicted from silent video (paper, Roll Predictor); truth holds 0/1, predictions hold probabilities."
+
     presence: Float[ndarray, "r 88"]  # key is down, 0..1
     onset: Float[ndarray, "r 88"]  # key is struck in this row, 0..1
     velocity: Float[ndarray, "r 88"]  # MIDI velocity / 127 where the key is down, else 0
     pedal: Float[ndarray, " r"]  # sustain is down, 0..1
     frame_rate: float = float(RATES.frame_rate)  # rows per second
 
-    def __len__(self) -> int: return len(self.presence)
+    def __len__(self) -> int:
+        return len(self.presence)
 
     @property
     def duration_s(self) -> float:  # seconds
         "Length of the roll."
         return len(self) / self.frame_rate
+
 
 def make_roll(
     presence,  # (r, 88) in 0..1
@@ -147,16 +198,30 @@ def make_roll(
     "A checked roll; channels that a predictor lacks are derived from presence."
     presence = np.asarray(presence, np.float32)
     if presence.ndim != 2 or presence.shape[1] != NUM_KEYS:
-        raise BadInput(f"a roll of shape {presence.shape}: (rows, {NUM_KEYS}) is needed (transposed, or a 128-pitch roll?)")
-    down = presence >= .5
-    if onset is None: onset = down & ~np.r_[np.zeros((1, NUM_KEYS), bool), down[:-1]]
-    if velocity is None: velocity = down * (default_velocity / 127)
-    if pedal is None: pedal = np.zeros(len(presence))
+        raise BadInput(
+            f"a roll of shape {presence.shape}: (rows, {NUM_KEYS}) is needed (transposed, or a 128-pitch roll?)"
+        )
+    down = presence >= 0.5
+    if onset is None:
+        onset = down & ~np.r_[np.zeros((1, NUM_KEYS), bool), down[:-1]]
+    if velocity is None:
+        velocity = down * (default_velocity / 127)
+    if pedal is None:
+        pedal = np.zeros(len(presence))
     channels = [np.asarray(x, np.float32) for x in (presence, onset, velocity, pedal)]
-    for name, x, shape in zip(("presence", "onset", "velocity", "pedal"), channels, [presence.shape] * 3 + [presence.shape[:1]]):
-        if x.shape != shape: raise BadInput(f"roll channel {name} has shape {x.shape}; {shape} is needed")
-        if x.size and not (x.min() >= 0 and x.max() <= 1): raise BadInput(f"roll channel {name} leaves 0..1 (logits? apply a sigmoid; MIDI velocity? divide by 127)")
+    for name, x, shape in zip(
+        ("presence", "onset", "velocity", "pedal"),
+        channels,
+        [presence.shape] * 3 + [presence.shape[:1]],
+    ):
+        if x.shape != shape:
+            raise BadInput(f"roll channel {name} has shape {x.shape}; {shape} is needed")
+        if x.size and not (x.min() >= 0 and x.max() <= 1):
+            raise BadInput(
+                f"roll channel {name} leaves 0..1 (logits? apply a sigmoid; MIDI velocity? divide by 127)"
+            )
     return Roll(*channels, float(frame_rate))
+
 
 def notes_to_roll(
     notes: Notes,  # the performance
@@ -165,32 +230,53 @@ def notes_to_roll(
 ) -> Roll:  # round(duration_s * frame_rate) rows
     "Notes as a roll; re-struck keys get an up row before the new onset."
     rows = round(duration_s * frame_rate)
-    if not 0 < rows <= 2_000_000: raise BadInput(f"{duration_s} s at {frame_rate} rows/s is {rows} rows; 1 to 2 000 000 are possible")
+    if not 0 < rows <= 2_000_000:
+        raise BadInput(
+            f"{duration_s} s at {frame_rate} rows/s is {rows} rows; 1 to 2 000 000 are possible"
+        )
     if len(notes) and notes.onsets_s.max() >= duration_s:
-        raise BadInput(f"onsets reach {notes.onsets_s.max():g} but the roll lasts {duration_s:g} s: crop first (or are these milliseconds?)")
+        raise BadInput(
+            f"onsets reach {notes.onsets_s.max():g} but the roll lasts {duration_s:g} s: crop first (or are these milliseconds?)"
+        )
     presence, onset, velocity = np.zeros((3, rows, NUM_KEYS), np.float32)
     starts = np.minimum(np.round(notes.onsets_s * frame_rate).astype(int), rows - 1)
     stops = np.maximum(np.round(notes.offsets_s * frame_rate).astype(int), starts + 1)
-    for key, start, stop, loudness in zip(notes.pitches - LOWEST_PITCH, starts, stops, notes.velocities / 127):
-        if start and not onset[start - 1, key]: presence[start - 1, key] = velocity[start - 1, key] = 0
+    for key, start, stop, loudness in zip(
+        notes.pitches - LOWEST_PITCH, starts, stops, notes.velocities / 127
+    ):
+        if start and not onset[start - 1, key]:
+            presence[start - 1, key] = velocity[start - 1, key] = 0
         presence[start:stop, key], velocity[start:stop, key], onset[start, key] = 1, loudness, 1
     pedal = np.zeros(rows, np.float32)
-    for down, up in np.round(notes.pedal * frame_rate).astype(int): pedal[down:max(up, down + 1)] = 1
+    for down, up in np.round(notes.pedal * frame_rate).astype(int):
+        pedal[down : max(up, down + 1)] = 1
     return Roll(presence, onset, velocity, pedal, float(frame_rate))
 
 # %% ../../nbs/data/10_notes.ipynb #d52b631e
 REACH = 2  # rows on either side of a note's first row in which its onset is looked for
 
-def _strikes(presence: ndarray, onset: ndarray, presence_threshold: float, onset_threshold: float) -> tuple[ndarray, ...]:
+
+def _strikes(
+    presence: ndarray, onset: ndarray, presence_threshold: float, onset_threshold: float
+) -> tuple[ndarray, ...]:
     "Boolean (rows + 1, 88) maps from a few rows around each: rises, onset peaks of keys that look down, keys that do, rows near which an onset is heard."
     up = np.zeros((1, presence.shape[1]), bool)
     back, ahead = (lambda x: np.concatenate([up, x[:-1]])), (lambda x: np.concatenate([x[1:], up]))
     down = np.concatenate([presence >= presence_threshold, up])
     level = np.concatenate([onset, np.zeros(up.shape, onset.dtype)])
-    before, after = np.concatenate([level[:1] * 0, level[:-1]]), np.concatenate([level[1:], level[:1] * 0])
+    before, after = (
+        np.concatenate([level[:1] * 0, level[:-1]]),
+        np.concatenate([level[1:], level[:1] * 0]),
+    )
     peak = (level >= onset_threshold) & (level > before) & (level >= after)
     down = down | (~down & back(down) & ahead(down) & ~(peak | ahead(peak) | ahead(ahead(peak))))
-    return down & ~back(down), peak & down, down, maximum_filter1d(level, 2 * REACH + 1, axis=0, mode="constant") >= onset_threshold
+    return (
+        down & ~back(down),
+        peak & down,
+        down,
+        maximum_filter1d(level, 2 * REACH + 1, axis=0, mode="constant") >= onset_threshold,
+    )
+
 
 def _starts(rise: ndarray, peak: ndarray, quiet: ndarray) -> tuple[ndarray, ndarray]:
     "Where notes start: at rises, and at peaks three rows or more after a start; `quiet` (88,) counts the rows since the last one, before and after these rows."
@@ -200,101 +286,173 @@ def _starts(rise: ndarray, peak: ndarray, quiet: ndarray) -> tuple[ndarray, ndar
         quiet = np.where(row, 1, quiet + 1)
     return start, quiet
 
-def _struck(start: ndarray, down: ndarray, heard: ndarray, struck: ndarray) -> tuple[ndarray, ndarray]:
+
+def _struck(
+    start: ndarray, down: ndarray, heard: ndarray, struck: ndarray
+) -> tuple[ndarray, ndarray]:
     "`start` and `down` without the stretches that begin unheard; `struck` (88,) says so of what began before the first row."
-    since = np.maximum.accumulate(np.where(start, np.arange(len(start))[:, None], -1), 0)  # row in which the present note began
+    since = np.maximum.accumulate(
+        np.where(start, np.arange(len(start))[:, None], -1), 0
+    )  # row in which the present note began
     known = np.where(since >= 0, np.take_along_axis(heard, since.clip(0), 0), struck)
     return start & known, down & known
 
+
 def drop_unstruck(
     roll: Roll,  # a prediction; the truth stays as it is
-    presence_threshold: float = .5,  # key counts as down from here
-    onset_threshold: float = .5,  # onset that a stretch needs within two rows of its beginning
+    presence_threshold: float = 0.5,  # key counts as down from here
+    onset_threshold: float = 0.5,  # onset that a stretch needs within two rows of its beginning
 ) -> Roll:  # presence and velocity 0 in stretches without an onset
     "A key that goes down was struck (Hawthorne et al. 2018, arXiv 1710.11153: no note without an onset)."
-    rise, peak, down, heard = _strikes(roll.presence, roll.onset, presence_threshold, onset_threshold)
+    rise, peak, down, heard = _strikes(
+        roll.presence, roll.onset, presence_threshold, onset_threshold
+    )
     start, _ = _starts(rise, peak, np.full(NUM_KEYS, REACH + 1))
     down = _struck(start, down, heard, np.zeros(NUM_KEYS, bool))[1][:-1]
     phantom = (roll.presence >= presence_threshold) & ~down
-    return replace(roll, presence=np.where(phantom, 0, roll.presence), velocity=np.where(phantom, 0, roll.velocity))
+    return replace(
+        roll,
+        presence=np.where(phantom, 0, roll.presence),
+        velocity=np.where(phantom, 0, roll.velocity),
+    )
+
 
 MARGIN = 6  # rows beside a row that say what it is
 _LATER = 1 << 40  # the end of a note that goes on
 
+
 class NoteReader:
     "Notes from a roll that comes in pieces, the same as from the whole: a few rows and the keys that are down are remembered, not what has gone by."
-    def __init__(self,
-        presence_threshold: float = .5,  # key counts as down from here
-        onset_threshold: float = .5,  # an onset from here begins a note: beside a rise of presence, or again on a key that is down
-        min_duration_s: float = .03,  # shorter notes are dropped, seconds
+
+    def __init__(
+        self,
+        presence_threshold: float = 0.5,  # key counts as down from here
+        onset_threshold: float = 0.5,  # an onset from here begins a note: beside a rise of presence, or again on a key that is down
+        min_duration_s: float = 0.03,  # shorter notes are dropped, seconds
     ):
         self.thresholds, self.min_duration_s = (presence_threshold, onset_threshold), min_duration_s
-        self.rows, self.base, self.done = None, 0, 0  # rows held; number of the first one; rows decided
-        self.quiet, self.struck, self.down, self.first = np.full(NUM_KEYS, REACH + 1), np.zeros(NUM_KEYS, bool), np.zeros(NUM_KEYS, bool), np.zeros(NUM_KEYS, int)
-        self.loud = np.zeros((NUM_KEYS, 3))  # velocity in the first rows of the note that each key sounds
+        self.rows, self.base, self.done = (
+            None,
+            0,
+            0,
+        )  # rows held; number of the first one; rows decided
+        self.quiet, self.struck, self.down, self.first = (
+            np.full(NUM_KEYS, REACH + 1),
+            np.zeros(NUM_KEYS, bool),
+            np.zeros(NUM_KEYS, bool),
+            np.zeros(NUM_KEYS, int),
+        )
+        self.loud = np.zeros(
+            (NUM_KEYS, 3)
+        )  # velocity in the first rows of the note that each key sounds
         self.notes, self.pedal, self.finished = [], [], False
 
-    def read(self,
+    def read(
+        self,
         roll: Roll,  # the next rows
     ) -> None:
         "Take in rows; those at the end wait for the next ones."
-        if self.finished: raise BadInput("the notes of this roll were asked for already: begin a new NoteReader")
+        if self.finished:
+            raise BadInput("the notes of this roll were asked for already: begin a new NoteReader")
         if self.rows is not None and roll.frame_rate != self.rows.frame_rate:
-            raise BadInput(f"rows at {roll.frame_rate:g} a second after rows at {self.rows.frame_rate:g}: one rate is needed")
-        held = roll if self.rows is None else Roll(*(np.concatenate(pair) for pair in zip(self._channels(self.rows), self._channels(roll))), roll.frame_rate)
+            raise BadInput(
+                f"rows at {roll.frame_rate:g} a second after rows at {self.rows.frame_rate:g}: one rate is needed"
+            )
+        held = (
+            roll
+            if self.rows is None
+            else Roll(
+                *(
+                    np.concatenate(pair)
+                    for pair in zip(self._channels(self.rows), self._channels(roll))
+                ),
+                roll.frame_rate,
+            )
+        )
         self.rows = held
         self._decide(self.base + len(held) - MARGIN)
         keep = max(0, self.done - MARGIN - self.base)
-        self.rows, self.base = Roll(*(x[keep:] for x in self._channels(held)), held.frame_rate), self.base + keep
+        self.rows, self.base = (
+            Roll(*(x[keep:] for x in self._channels(held)), held.frame_rate),
+            self.base + keep,
+        )
 
     def finish(self) -> Notes:
         "All notes; velocity is the mean over the first three rows of a note, times are row / frame_rate."
         total = 0 if self.rows is None else self.base + len(self.rows)
-        if total < 1: return Notes.empty()
-        if total < 3: raise BadInput(f"a roll of {total} rows: at least 3 are needed to tell onsets")
+        if total < 1:
+            return Notes.empty()
+        if total < 3:
+            raise BadInput(f"a roll of {total} rows: at least 3 are needed to tell onsets")
         self._decide(total + 1)
         self.finished = True
         keys, first, last, loudness = np.concatenate(self.notes).T
         long = (last - first) / self.rows.frame_rate >= self.min_duration_s
         turns = np.concatenate(self.pedal)
         velocity = np.clip(np.round(loudness * 127), 1, 127).astype(np.int64)
-        return make_notes(keys[long].astype(np.int64) + LOWEST_PITCH, first[long] / self.rows.frame_rate, last[long] / self.rows.frame_rate,
-                          velocity[long], turns.reshape(-1, 2) / self.rows.frame_rate)
+        return make_notes(
+            keys[long].astype(np.int64) + LOWEST_PITCH,
+            first[long] / self.rows.frame_rate,
+            last[long] / self.rows.frame_rate,
+            velocity[long],
+            turns.reshape(-1, 2) / self.rows.frame_rate,
+        )
 
     @staticmethod
-    def _channels(roll: Roll) -> tuple[ndarray, ...]: return roll.presence, roll.onset, roll.velocity, roll.pedal
+    def _channels(roll: Roll) -> tuple[ndarray, ...]:
+        return roll.presence, roll.onset, roll.velocity, roll.pedal
 
     def _decide(self, until: int) -> None:
         "Rows up to number `until`; the one after the last row ends every note."
-        if until <= self.done: return
+        if until <= self.done:
+            return
         part = slice(self.done - self.base, until - self.base)
-        rise, peak, down, heard = (x[part] for x in _strikes(self.rows.presence, self.rows.onset, *self.thresholds))
+        rise, peak, down, heard = (
+            x[part] for x in _strikes(self.rows.presence, self.rows.onset, *self.thresholds)
+        )
         begins, self.quiet = _starts(rise, peak, self.quiet)
         start, down = _struck(begins, down, heard, self.struck)
         stop = np.concatenate([self.down[None], down[:-1]]) & (~down | start)
         keys, begun = np.nonzero(start.T)
         rows = np.minimum(begun[:, None] + part.start + np.arange(3), len(self.rows) - 1)
         held, loud = np.flatnonzero(self.down), self.rows.velocity[rows, keys[:, None]]
-        keys, begun, loud = np.concatenate([held, keys]), np.concatenate([self.first[held], begun + self.done]), np.concatenate([self.loud[held], loud])
+        keys, begun, loud = (
+            np.concatenate([held, keys]),
+            np.concatenate([self.first[held], begun + self.done]),
+            np.concatenate([self.loud[held], loud]),
+        )
         still, (ended_keys, ended) = np.flatnonzero(down[-1]), np.nonzero(stop.T)
-        ended_keys, ended = np.concatenate([ended_keys, still]), np.concatenate([ended + self.done, np.full(len(still), _LATER)])
-        order, ended = np.lexsort((begun, keys)), ended[np.lexsort((ended, ended_keys))]  # key by key: n-th start and n-th stop belong together
+        ended_keys, ended = (
+            np.concatenate([ended_keys, still]),
+            np.concatenate([ended + self.done, np.full(len(still), _LATER)]),
+        )
+        order, ended = (
+            np.lexsort((begun, keys)),
+            ended[np.lexsort((ended, ended_keys))],
+        )  # key by key: n-th start and n-th stop belong together
         keys, begun, loud, over = keys[order], begun[order], loud[order], ended < _LATER
         inside = begun[:, None] + np.arange(3) < ended[:, None]
-        self.notes.append(np.stack([keys, begun, ended, (loud * inside).sum(1) / inside.sum(1)], 1)[over])
+        self.notes.append(
+            np.stack([keys, begun, ended, (loud * inside).sum(1) / inside.sum(1)], 1)[over]
+        )
         self.first[keys[~over]], self.loud[keys[~over]] = begun[~over], loud[~over]
         latest = len(begins) - 1 - np.argmax(begins[::-1], 0)
-        self.struck = np.where(begins.any(0), np.take_along_axis(heard, latest[None], 0)[0], self.struck)
-        sustain = np.append(self.rows.pedal >= .5, False)[part]
+        self.struck = np.where(
+            begins.any(0), np.take_along_axis(heard, latest[None], 0)[0], self.struck
+        )
+        sustain = np.append(self.rows.pedal >= 0.5, False)[part]
         was = sum(map(len, self.pedal)) % 2 == 1  # after an odd number of turns it is down
-        self.pedal.append(np.flatnonzero(np.diff(np.concatenate([[was], sustain]).astype(int))) + self.done)
+        self.pedal.append(
+            np.flatnonzero(np.diff(np.concatenate([[was], sustain]).astype(int))) + self.done
+        )
         self.down, self.done = down[-1], until
+
 
 def roll_to_notes(
     roll: Roll,  # truth or prediction
-    presence_threshold: float = .5,  # key counts as down from here
-    onset_threshold: float = .5,  # an onset from here begins a note: beside a rise of presence, or again on a key that is down
-    min_duration_s: float = .03,  # shorter notes are dropped, seconds
+    presence_threshold: float = 0.5,  # key counts as down from here
+    onset_threshold: float = 0.5,  # an onset from here begins a note: beside a rise of presence, or again on a key that is down
+    min_duration_s: float = 0.03,  # shorter notes are dropped, seconds
 ) -> Notes:  # times are row / frame_rate
     "Notes of a roll (`NoteReader`, in one piece); velocity is the mean over the first three rows of the note."
     reader = NoteReader(presence_threshold, onset_threshold, min_duration_s)
@@ -306,68 +464,123 @@ TICKS_PER_BEAT, TEMPO_US = 1000, 500_000  # 2000 ticks a second
 TICK_S = TEMPO_US / TICKS_PER_BEAT / 1e6
 _MAX_MIDI_BYTES = 16 << 20
 
+
 def write_midi(
     notes: Notes,  # the performance
     path: Path | str,  # file to make or replace
 ) -> None:
     "Atomic type-0 MIDI: notes with velocities, sustain as controller 64; the same notes give the same bytes."
     import mido
+
     on = np.round(notes.onsets_s / TICK_S).astype(int)
     off = np.maximum(np.round(notes.offsets_s / TICK_S).astype(int), on + 1)
     down = np.round(notes.pedal / TICK_S).astype(int)
-    events = [(t, 0, p, mido.Message("note_off", note=p, velocity=64)) for t, p in zip(off.tolist(), notes.pitches.tolist())]
-    events += [(t, 3, p, mido.Message("note_on", note=p, velocity=v)) for t, p, v in zip(on.tolist(), notes.pitches.tolist(), notes.velocities.tolist())]
-    for lift, column in ((False, 0), (True, 1)):  # at one tick: keys up, pedal up, pedal down, keys down
-        events += [(t, 2 - lift, 0, mido.Message("control_change", control=64, value=0 if lift else 127)) for t in down[:, column].tolist()]
-    track, now = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=TEMPO_US), mido.Message("program_change", program=0)]), 0
+    events = [
+        (t, 0, p, mido.Message("note_off", note=p, velocity=64))
+        for t, p in zip(off.tolist(), notes.pitches.tolist())
+    ]
+    events += [
+        (t, 3, p, mido.Message("note_on", note=p, velocity=v))
+        for t, p, v in zip(on.tolist(), notes.pitches.tolist(), notes.velocities.tolist())
+    ]
+    for lift, column in (
+        (False, 0),
+        (True, 1),
+    ):  # at one tick: keys up, pedal up, pedal down, keys down
+        events += [
+            (t, 2 - lift, 0, mido.Message("control_change", control=64, value=0 if lift else 127))
+            for t in down[:, column].tolist()
+        ]
+    track, now = (
+        mido.MidiTrack(
+            [
+                mido.MetaMessage("set_tempo", tempo=TEMPO_US),
+                mido.Message("program_change", program=0),
+            ]
+        ),
+        0,
+    )
     for tick, *_, message in sorted(events, key=lambda e: e[:3]):
         track.append(message.copy(time=tick - now))
         now = tick
-    with atomic_file(path) as temporary: mido.MidiFile(type=0, ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(temporary)
+    with atomic_file(path) as temporary:
+        mido.MidiFile(type=0, ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(temporary)
 
 # %% ../../nbs/data/10_notes.ipynb #6a96ec7e
 def _timed_messages(path: Path, max_duration_s: float):
     "Yield (seconds, message) of all tracks merged, never past `max_duration_s`."
     import mido
-    if not path.is_file(): raise BadInput(f"no MIDI file {path.name}")
-    if not 0 < path.stat().st_size <= _MAX_MIDI_BYTES: raise BadInput(f"{path.name} has {path.stat().st_size} bytes; a MIDI file has 1 to {_MAX_MIDI_BYTES}")
+
+    if not path.is_file():
+        raise BadInput(f"no MIDI file {path.name}")
+    if not 0 < path.stat().st_size <= _MAX_MIDI_BYTES:
+        raise BadInput(
+            f"{path.name} has {path.stat().st_size} bytes; a MIDI file has 1 to {_MAX_MIDI_BYTES}"
+        )
     try:
         midi, declared = mido.MidiFile(path, clip=True), int.from_bytes(path.read_bytes()[10:12])
-        if len(midi.tracks) != declared or not declared: raise ValueError(f"{len(midi.tracks)} tracks instead of {declared}")
-        if midi.ticks_per_beat <= 0 or midi.type == 2: raise ValueError("SMPTE time, zero resolution or type 2")
+        if len(midi.tracks) != declared or not declared:
+            raise ValueError(f"{len(midi.tracks)} tracks instead of {declared}")
+        if midi.ticks_per_beat <= 0 or midi.type == 2:
+            raise ValueError("SMPTE time, zero resolution or type 2")
         merged = mido.merge_tracks(midi.tracks)
     except Exception as error:  # mido raises a dozen kinds on damaged bytes
-        raise BadInput(f"{path.name} is not a readable MIDI file ({type(error).__name__}: {error}); a standard .mid of type 0 or 1 is needed") from None
+        raise BadInput(
+            f"{path.name} is not a readable MIDI file ({type(error).__name__}: {error}); a standard .mid of type 0 or 1 is needed"
+        ) from None
     time_s, tempo = 0.0, 500_000
-    ticks, since_s, since_ticks = 0, 0.0, 0  # time counts from the last tempo change: no rounding drift
+    ticks, since_s, since_ticks = (
+        0,
+        0.0,
+        0,
+    )  # time counts from the last tempo change: no rounding drift
     for message in merged:
         ticks += message.time
         time_s = since_s + (ticks - since_ticks) * tempo / (midi.ticks_per_beat * 1e6)
         if time_s > max_duration_s and not message.is_meta:
-            raise BadInput(f"{path.name} has an event at {time_s:.3g} s; at most {max_duration_s:g} s are read (damaged, or raise max_duration_s)")
-        if message.type == "set_tempo": tempo, since_s, since_ticks = message.tempo, time_s, ticks
+            raise BadInput(
+                f"{path.name} has an event at {time_s:.3g} s; at most {max_duration_s:g} s are read (damaged, or raise max_duration_s)"
+            )
+        if message.type == "set_tempo":
+            tempo, since_s, since_ticks = message.tempo, time_s, ticks
         yield time_s, message
 
-def _keys_and_pedal(path: Path, max_duration_s: float, max_notes: int) -> tuple[list[tuple], list[tuple]]:
+
+def _keys_and_pedal(
+    path: Path, max_duration_s: float, max_notes: int
+) -> tuple[list[tuple], list[tuple]]:
     "Rows (pitch, onset, offset, velocity) and pedal spans of a file, seconds."
     held, rows, pedal, pedal_down, now = {}, [], [], {}, 0.0
+
     def release(key, end_s):
         start_s, velocity = held.pop(key)
-        if end_s > start_s: rows.append((key[1], start_s, end_s, velocity))
+        if end_s > start_s:
+            rows.append((key[1], start_s, end_s, velocity))
+
     for now, message in _timed_messages(path, max_duration_s):
         channel = getattr(message, "channel", 9)
-        if channel == 9: continue
+        if channel == 9:
+            continue
         if message.type in ("note_on", "note_off"):
             key = channel, message.note
-            if key in held: release(key, now)
-            if message.type == "note_on" and message.velocity: held[key] = now, message.velocity
-            if len(rows) + len(held) > max_notes: raise BadInput(f"{path.name} holds more than {max_notes} notes (damaged, or raise max_notes)")
+            if key in held:
+                release(key, now)
+            if message.type == "note_on" and message.velocity:
+                held[key] = now, message.velocity
+            if len(rows) + len(held) > max_notes:
+                raise BadInput(
+                    f"{path.name} holds more than {max_notes} notes (damaged, or raise max_notes)"
+                )
         elif message.type == "control_change" and message.control == 64:
-            if message.value >= 64: pedal_down.setdefault(channel, now)
-            elif channel in pedal_down: pedal.append((pedal_down.pop(channel), now))
-    for key in list(held): release(key, now)
+            if message.value >= 64:
+                pedal_down.setdefault(channel, now)
+            elif channel in pedal_down:
+                pedal.append((pedal_down.pop(channel), now))
+    for key in list(held):
+        release(key, now)
     pedal += [(start_s, now) for start_s in pedal_down.values()]
     return rows, [span for span in pedal if span[1] > span[0]]
+
 
 def read_midi(
     path: Path | str,  # a .mid file
@@ -379,33 +592,45 @@ def read_midi(
     path = Path(path)
     rows, pedal = _keys_and_pedal(path, max_duration_s, max_notes)
     foreign = [r for r in rows if not LOWEST_PITCH <= r[0] < LOWEST_PITCH + NUM_KEYS]
-    if foreign and not drop_foreign: raise BadInput(f"{path.name} has {len(foreign)} notes outside the piano's 21..108, e.g. {foreign[0][0]} (drop_foreign=True leaves them out)")
-    columns = list(zip(*[r for r in rows if LOWEST_PITCH <= r[0] < LOWEST_PITCH + NUM_KEYS])) or [[]] * 4
+    if foreign and not drop_foreign:
+        raise BadInput(
+            f"{path.name} has {len(foreign)} notes outside the piano's 21..108, e.g. {foreign[0][0]} (drop_foreign=True leaves them out)"
+        )
+    columns = (
+        list(zip(*[r for r in rows if LOWEST_PITCH <= r[0] < LOWEST_PITCH + NUM_KEYS])) or [[]] * 4
+    )
     return make_notes(*columns, pedal)
 
 # %% ../../nbs/data/10_notes.ipynb #7d621c37
 def default_soundfont() -> Path:  # TimGM6mb, installed with pretty_midi
     "The General MIDI SoundFont that every installation has."
     import pretty_midi
+
     return Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
+
 
 def add_room(
     wav: Float[ndarray, " s"],  # dry waveform
     wet: float,  # share of the room's sound w, 0..1
-    decay_s: float = .8,  # T60, seconds
+    decay_s: float = 0.8,  # T60, seconds
     sample_rate: int = 24_000,  # Hz
     seed: int = 0,  # which room
 ) -> Float[ndarray, " s"]:  # same length
     "A synthetic room: convolution with seeded noise that decays by 60 dB in `decay_s`."
     from scipy.signal import fftconvolve
-    if not 0 <= wet <= 1: raise BadInput(f"a wet share of {wet}: 0 (dry) to 1 (room only) is needed")
-    if wet == 0: return wav
+
+    if not 0 <= wet <= 1:
+        raise BadInput(f"a wet share of {wet}: 0 (dry) to 1 (room only) is needed")
+    if wet == 0:
+        return wav
     t = np.arange(round(decay_s * sample_rate)) / sample_rate
     response = numpy_rng(seed, "room").standard_normal(len(t)) * 10 ** (-3 * t / decay_s)
     response /= np.linalg.norm(response)
     return ((1 - wet) * wav + wet * fftconvolve(wav, response)[: len(wav)]).astype(np.float32)
 
+
 OTHER_PIANO = {"program": 1, "tuning_cents": 8.0, "reverb": 0.15}  # another preset, tuning and room
+
 
 def synthesise(
     notes: Notes,  # the performance, pedal included
@@ -414,34 +639,53 @@ def synthesise(
     program: int = 0,  # General MIDI preset 0..127 (0-2 pianos, 3 honky-tonk, 4-5 electric, 6 harpsichord)
     soundfont: Path | str | None = None,  # .sf2 file; None: `default_soundfont`
     tuning_cents: float = 0,  # hundredths of a semitone
-    reverb: float = 0.,  # wet share of `add_room`
-    reverb_s: float = .8,  # its T60, seconds
-    gain_db: float = 0.,  # level, dB
+    reverb: float = 0.0,  # wet share of `add_room`
+    reverb_s: float = 0.8,  # its T60, seconds
+    gain_db: float = 0.0,  # level, dB
 ) -> Float[ndarray, " s"]:  # float32 mono, |x| < 1 for playable music, not normalised
     "The sound of the notes; bitwise repeatable, sustain honoured by extending note ends."
     from tinysoundfont import Synth
+
     total = round(duration_s * sample_rate)
-    if not 0 < duration_s <= 7200: raise BadInput(f"{duration_s} s of sound: up to 7200 s are possible")
-    if len(notes) and notes.onsets_s.max() >= duration_s: raise BadInput(f"onsets reach {notes.onsets_s.max():g} but the sound lasts {duration_s:g} s: crop first (or are these milliseconds?)")
+    if not 0 < duration_s <= 7200:
+        raise BadInput(f"{duration_s} s of sound: up to 7200 s are possible")
+    if len(notes) and notes.onsets_s.max() >= duration_s:
+        raise BadInput(
+            f"onsets reach {notes.onsets_s.max():g} but the sound lasts {duration_s:g} s: crop first (or are these milliseconds?)"
+        )
     soundfont = Path(soundfont or default_soundfont())
-    if not soundfont.is_file(): raise BadInput(f"no SoundFont {soundfont.name}: an .sf2 file is needed, or None for the built-in one")
+    if not soundfont.is_file():
+        raise BadInput(
+            f"no SoundFont {soundfont.name}: an .sf2 file is needed, or None for the built-in one"
+        )
     synth = Synth(gain=gain_db, samplerate=sample_rate)
     synth.program_select(0, synth.sfload(str(soundfont)), 0, program)
     synth.set_tuning(0, tuning_cents / 100)
     wav, now = np.zeros(total, np.float32), 0
     for sample, velocity, pitch in _sorted_strikes(extend_by_pedal(notes), sample_rate, total):
         if sample > now:
-            wav[now:sample] = np.frombuffer(synth.generate_simple(sample - now), np.float32).reshape(-1, 2).mean(1)
+            wav[now:sample] = (
+                np.frombuffer(synth.generate_simple(sample - now), np.float32)
+                .reshape(-1, 2)
+                .mean(1)
+            )
             now = sample
-        if velocity: synth.noteon(0, pitch, velocity)
-        elif pitch: synth.noteoff(0, pitch)
+        if velocity:
+            synth.noteon(0, pitch, velocity)
+        elif pitch:
+            synth.noteoff(0, pitch)
     return add_room(wav, reverb, reverb_s, sample_rate)
+
 
 def _sorted_strikes(notes: Notes, sample_rate: int, total: int) -> list[tuple[int, int, int]]:
     "(sample, velocity or 0 for a release, pitch) in order, releases first, ending with (total, 0, 0)."
     on, off = (np.round(x * sample_rate).astype(int) for x in (notes.onsets_s, notes.offsets_s))
     events = list(zip(on.tolist(), notes.velocities.tolist(), notes.pitches.tolist()))
-    events += [(o, 0, p) for o, p in zip(np.maximum(off, on + 1).tolist(), notes.pitches.tolist()) if o < total]
+    events += [
+        (o, 0, p)
+        for o, p in zip(np.maximum(off, on + 1).tolist(), notes.pitches.tolist())
+        if o < total
+    ]
     return sorted(events) + [(total, 0, 0)]
 
 # %% ../../nbs/data/10_notes.ipynb #119436bd
@@ -449,20 +693,43 @@ def plot_roll(
     ax,  # matplotlib axes
     roll: Roll | Notes,  # what to draw
     title: str = "",  # says what to see
-    pitches: tuple[int, int] | None = None,  # lowest and highest MIDI number shown; None: those that occur
+    pitches: tuple[int, int]
+    | None = None,  # lowest and highest MIDI number shown; None: those that occur
 ):  # the axes
     "Keys over time, shade = velocity, dots = strikes, bar at the bottom = pedal."
-    if isinstance(roll, Notes): roll = notes_to_roll(roll, max(roll.end_s, .2) + .04, RATES.frame_rate)
-    used = np.flatnonzero(roll.presence.max(0) >= .5) + LOWEST_PITCH
+    if isinstance(roll, Notes):
+        roll = notes_to_roll(roll, max(roll.end_s, 0.2) + 0.04, RATES.frame_rate)
+    used = np.flatnonzero(roll.presence.max(0) >= 0.5) + LOWEST_PITCH
     low, high = pitches or ((used.min() - 2, used.max() + 2) if len(used) else (60, 72))
-    edges = (-.5 / roll.frame_rate, (len(roll) - .5) / roll.frame_rate, LOWEST_PITCH - .5, LOWEST_PITCH + NUM_KEYS - .5)
-    ax.imshow(roll.velocity.T, origin="lower", aspect="auto", extent=edges, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-    row, key = np.nonzero(roll.onset >= .5)
+    edges = (
+        -0.5 / roll.frame_rate,
+        (len(roll) - 0.5) / roll.frame_rate,
+        LOWEST_PITCH - 0.5,
+        LOWEST_PITCH + NUM_KEYS - 0.5,
+    )
+    ax.imshow(
+        roll.velocity.T,
+        origin="lower",
+        aspect="auto",
+        extent=edges,
+        cmap="Greys",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    row, key = np.nonzero(roll.onset >= 0.5)
     ax.plot(row / roll.frame_rate, key + LOWEST_PITCH, ".", color=COLORS[1], markersize=4)
-    span = np.where(roll.pedal >= .5, low - .3, np.nan)
-    ax.plot(np.arange(len(roll)) / roll.frame_rate, span, color=COLORS[0], linewidth=4, solid_capstyle="butt")
-    ax.set(xlabel="time (s)", ylabel="MIDI pitch", ylim=(low - .8, high + .5), title=title)
+    span = np.where(roll.pedal >= 0.5, low - 0.3, np.nan)
+    ax.plot(
+        np.arange(len(roll)) / roll.frame_rate,
+        span,
+        color=COLORS[0],
+        linewidth=4,
+        solid_capstyle="butt",
+    )
+    ax.set(xlabel="time (s)", ylabel="MIDI pitch", ylim=(low - 0.8, high + 0.5), title=title)
     return ax
+
 
 def plot_notes(
     ax,  # matplotlib axis
@@ -472,7 +739,14 @@ def plot_notes(
 ):  # the axis
     "Predicted notes over true ones."
     ax.hlines(truth.pitches, truth.onsets_s, truth.offsets_s, lw=5, color="0.75", label="true")
-    ax.hlines(estimate.pitches, estimate.onsets_s, estimate.offsets_s, lw=2, color=COLORS[1], label="predicted")
+    ax.hlines(
+        estimate.pitches,
+        estimate.onsets_s,
+        estimate.offsets_s,
+        lw=2,
+        color=COLORS[1],
+        label="predicted",
+    )
     ax.set(xlabel="time [s]", ylabel="MIDI pitch", title=title)
     ax.legend(loc="upper right")
     return ax

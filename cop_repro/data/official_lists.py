@@ -31,9 +31,11 @@ from .video import probe_video, read_audio, read_video
 # %% ../../nbs/data/20_official_lists.ipynb #3169eb8c
 SOUNDS = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 
+
 @dataclass(frozen=True)
 class Listing:
     "What a set's list names, and what of it is on this machine."
+
     name: str  # of the set
     items: tuple[Item, ...]  # clips whose files were found; paths below the set's folder
     used: tuple[str, ...]  # entries of the list that gave items
@@ -42,85 +44,165 @@ class Listing:
     @property
     def coverage(self) -> dict:  # n_used, n_official, id_hash
         "How much of the official list is at hand, in entries of the list."
-        return coverage([Item(u, u, "test", "piano", 1.0) for u in self.used], len(self.used) + len(self.lost))
+        return coverage(
+            [Item(u, u, "test", "piano", 1.0) for u in self.used], len(self.used) + len(self.lost)
+        )
+
 
 class _Files:
     "Media below a folder, by stem."
+
     def __init__(self, folder: Path, kinds: Sequence[str]):
         self.folder, self.found = folder, {}
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and not p.name.startswith(".")): self.found.setdefault(path.stem, []).append(path)
+        for path in sorted(
+            p for p in folder.rglob("*") if p.suffix.lower() in kinds and not p.name.startswith(".")
+        ):
+            self.found.setdefault(path.stem, []).append(path)
 
     def find(self, *stems: str, inside: str = "") -> str | None:
         "The one file with the first stem that exists, relative to the folder; two of one stem are ambiguous."
         for stem in stems:
-            here = [p.relative_to(self.folder).as_posix() for p in self.found.get(stem, ()) if inside in p.relative_to(self.folder).as_posix()]
-            if len(here) > 1: raise BadInput(f"{self.folder.name}: {here[0]} and {here[1]} share the stem {stem!r}; keep one")
-            if here: return here[0]
+            here = [
+                p.relative_to(self.folder).as_posix()
+                for p in self.found.get(stem, ())
+                if inside in p.relative_to(self.folder).as_posix()
+            ]
+            if len(here) > 1:
+                raise BadInput(
+                    f"{self.folder.name}: {here[0]} and {here[1]} share the stem {stem!r}; keep one"
+                )
+            if here:
+                return here[0]
         return None
+
 
 def _list_file(folder: Path, name: str, one: str) -> Path:
     "A list that has to be there."
     path = folder / one
-    if not path.is_file(): raise DatasetMissing(f"{name}: its list {one} is not in {folder.name}/. Put it there. How to get it: {REAL_SETS[name].source}. Licence: {REAL_SETS[name].licence}")
+    if not path.is_file():
+        raise DatasetMissing(
+            f"{name}: its list {one} is not in {folder.name}/. Put it there. How to get it: {REAL_SETS[name].source}. Licence: {REAL_SETS[name].licence}"
+        )
     return path
+
 
 def _bad(path: Path, place: int | str, why: str) -> BadInput:
     "The error of one entry of a list: file, line (or entry), reason."
     return BadInput(f"{path.name}, {f'line {place}' if isinstance(place, int) else place}: {why}")
 
-def _rows(path: Path, columns: Sequence[str], header: bool = True, texts: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+
+def _rows(
+    path: Path, columns: Sequence[str], header: bool = True, texts: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
     "Rows of a CSV file with the lines that they end on; every row has all columns, and something in some."
     rows, lacking = [], []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, None if header else columns)
-            if header: lacking = [c for c in columns if c not in (reader.fieldnames or ())]
+            if header:
+                lacking = [c for c in columns if c not in (reader.fieldnames or ())]
             for r in () if lacking else reader:
-                if cut := [c for c in columns if r[c] is None]: raise _bad(path, reader.line_num, f"{[v for v in r.values() if v is not None]} ends before {cut[0]!r}; {', '.join(columns)} are needed: a cut line?")
-                if empty := [c for c in texts if not r[c].strip()]: raise _bad(path, reader.line_num, f"{empty[0]!r} is empty; a text is needed")
+                if cut := [c for c in columns if r[c] is None]:
+                    raise _bad(
+                        path,
+                        reader.line_num,
+                        f"{[v for v in r.values() if v is not None]} ends before {cut[0]!r}; {', '.join(columns)} are needed: a cut line?",
+                    )
+                if empty := [c for c in texts if not r[c].strip()]:
+                    raise _bad(path, reader.line_num, f"{empty[0]!r} is empty; a text is needed")
                 rows.append((reader.line_num, r))
-    except (csv.Error, UnicodeDecodeError) as error: raise BadInput(f"{path.name} is no readable CSV file near line {(rows[-1][0] if rows else 0) + 1} ({error})") from None
-    if not rows: raise BadInput(f"{path.name} {f'lacks the columns {lacking}; it has {list(reader.fieldnames or ())}' if lacking else 'is empty'}: another version of the list?")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"{path.name} is no readable CSV file near line {(rows[-1][0] if rows else 0) + 1} ({error})"
+        ) from None
+    if not rows:
+        raise BadInput(
+            f"{path.name} {f'lacks the columns {lacking}; it has {list(reader.fieldnames or ())}' if lacking else 'is empty'}: another version of the list?"
+        )
     return rows
+
 
 def _json(path: Path, text: str | None = None, line: int = 0) -> object:
     "A JSON file, or one line of it."
-    try: return json.loads(path.read_text(encoding="utf-8") if text is None else text)
-    except json.JSONDecodeError as error: raise _bad(path, line or error.lineno, f"no JSON ({error.msg}): a cut file?") from None
-    except UnicodeDecodeError as error: raise BadInput(f"{path.name} is no UTF-8 text ({error})") from None
+    try:
+        return json.loads(path.read_text(encoding="utf-8") if text is None else text)
+    except json.JSONDecodeError as error:
+        raise _bad(path, line or error.lineno, f"no JSON ({error.msg}): a cut file?") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name} is no UTF-8 text ({error})") from None
+
 
 def _entry(path: Path, place: int | str, value: object, keys: Sequence[str]) -> dict:
     "An object that has texts under some keys."
-    if not isinstance(value, dict): raise _bad(path, place, f"{value!r:.60} where an object with {', '.join(keys)} is needed")
+    if not isinstance(value, dict):
+        raise _bad(path, place, f"{value!r:.60} where an object with {', '.join(keys)} is needed")
     for key in keys:
-        if not isinstance(value.get(key), str) or not value[key].strip(): raise _bad(path, place, f"{key!r} is {value.get(key)!r}; a text is needed (the entry has {', '.join(value)})")
+        if not isinstance(value.get(key), str) or not value[key].strip():
+            raise _bad(
+                path,
+                place,
+                f"{key!r} is {value.get(key)!r}; a text is needed (the entry has {', '.join(value)})",
+            )
     return value
+
 
 def _json_lines(path: Path, keys: Sequence[str]) -> list[tuple[int, dict]]:
     "One JSON object a line, with the numbers of the lines."
-    try: lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error: raise BadInput(f"{path.name} is no UTF-8 text ({error})") from None
-    rows = [(n, _entry(path, n, _json(path, line, n), keys)) for n, line in enumerate(lines, 1) if line.strip()]
-    if not rows: raise BadInput(f"{path.name} is empty; one JSON object with {', '.join(keys)} a line is needed")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name} is no UTF-8 text ({error})") from None
+    rows = [
+        (n, _entry(path, n, _json(path, line, n), keys))
+        for n, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not rows:
+        raise BadInput(
+            f"{path.name} is empty; one JSON object with {', '.join(keys)} a line is needed"
+        )
     return rows
+
 
 def _number(path: Path, place: int | str, name: str, text: str) -> float:
     "A finite number that was written as text."
-    try: value = float(text)
-    except (TypeError, ValueError): value = math.nan
-    if not math.isfinite(value): raise _bad(path, place, f"{name} is {text!r}; a number is needed")
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise _bad(path, place, f"{name} is {text!r}; a number is needed")
     return value
 
-def _made(name: str, items: Iterable[Item], used: Iterable[str], lost: Mapping[str, str]) -> Listing:
+
+def _made(
+    name: str, items: Iterable[Item], used: Iterable[str], lost: Mapping[str, str]
+) -> Listing:
     used = tuple(dict.fromkeys(used))
-    if not used: raise DatasetMissing(f"{name}: the list names {len(lost)} clips and none of their files is below {REAL_SETS[name].folder}/, e.g. {next(iter(lost.items()))}. How to get them: {REAL_SETS[name].source}")
+    if not used:
+        raise DatasetMissing(
+            f"{name}: the list names {len(lost)} clips and none of their files is below {REAL_SETS[name].folder}/, e.g. {next(iter(lost.items()))}. How to get them: {REAL_SETS[name].source}"
+        )
     return Listing(name, tuple(items), used, dict(lost))
 
-def _prompt(label: str) -> str: return "the sound of " + " ".join(re.sub(r"[()]", " ", label).split())
+
+def _prompt(label: str) -> str:
+    return "the sound of " + " ".join(re.sub(r"[()]", " ", label).split())
 
 # %% ../../nbs/data/20_official_lists.ipynb #2aaac369
-def _captioned(name: str, split: str, entry: str, work: str, text: str, file: str, duration_s: float, **about) -> Item:
-    return Item(f"{name.lower()}/{entry}", f"{name.lower()}/{work}", split, "t2a", duration_s, text, files={"audio": file, **about})
+def _captioned(
+    name: str, split: str, entry: str, work: str, text: str, file: str, duration_s: float, **about
+) -> Item:
+    return Item(
+        f"{name.lower()}/{entry}",
+        f"{name.lower()}/{work}",
+        split,
+        "t2a",
+        duration_s,
+        text,
+        files={"audio": file, **about},
+    )
+
 
 def read_vggsound(
     folder: Path,  # with vggsound.csv and films
@@ -130,12 +212,31 @@ def read_vggsound(
     files, items, lost = _Files(folder, FILMS), [], {}
     path = _list_file(folder, "VGGSound", "vggsound.csv")
     for line, r in _rows(path, ("id", "start", "label", "split"), header=False):
-        if r["split"] not in ("train", "test") or not r["start"].isdecimal(): raise _bad(path, line, f"{list(r.values())} is no line of id, start second, label, train or test")
+        if r["split"] not in ("train", "test") or not r["start"].isdecimal():
+            raise _bad(
+                path,
+                line,
+                f"{list(r.values())} is no line of id, start second, label, train or test",
+            )
         entry = f"{r['id']}_{int(r['start']):06d}"
         file = files.find(entry)
-        if file is None: lost[entry] = f"no {entry}.mp4"
-        else: items.append(Item(f"vggsound/{entry}", f"vggsound/{r['id']}", r["split"], "foley", duration_s, _prompt(r["label"]), r["label"], files={"video": file, "start_s": 0.0}))
+        if file is None:
+            lost[entry] = f"no {entry}.mp4"
+        else:
+            items.append(
+                Item(
+                    f"vggsound/{entry}",
+                    f"vggsound/{r['id']}",
+                    r["split"],
+                    "foley",
+                    duration_s,
+                    _prompt(r["label"]),
+                    r["label"],
+                    files={"video": file, "start_s": 0.0},
+                )
+            )
     return _made("VGGSound", items, [i.clip_id.split("/")[1] for i in items], lost)
+
 
 def read_audiocaps(
     folder: Path,  # with train.csv, val.csv, test.csv and sounds
@@ -144,18 +245,36 @@ def read_audiocaps(
     "AudioCaps (NAACL 2019): captions of AudioSet clips; official split. A test clip has several captions, each an entry."
     files, items, lost = _Files(folder, SOUNDS), [], {}
     for split in ("train", "val", "test"):
-        for _, r in _rows(_list_file(folder, "AudioCaps", f"{split}.csv"), ("audiocap_id", "youtube_id", "start_time", "caption"), texts=("caption",)):
+        for _, r in _rows(
+            _list_file(folder, "AudioCaps", f"{split}.csv"),
+            ("audiocap_id", "youtube_id", "start_time", "caption"),
+            texts=("caption",),
+        ):
             entry = r["audiocap_id"]
-            file = files.find(entry, r["youtube_id"], f"Y{r['youtube_id']}", f"{r['youtube_id']}_{r['start_time']}")
-            if file is None: lost[entry] = f"no sound {entry} or {r['youtube_id']}"
-            else: items.append(_captioned("AudioCaps", split, entry, r["youtube_id"], r["caption"], file, duration_s))
+            file = files.find(
+                entry,
+                r["youtube_id"],
+                f"Y{r['youtube_id']}",
+                f"{r['youtube_id']}_{r['start_time']}",
+            )
+            if file is None:
+                lost[entry] = f"no sound {entry} or {r['youtube_id']}"
+            else:
+                items.append(
+                    _captioned(
+                        "AudioCaps", split, entry, r["youtube_id"], r["caption"], file, duration_s
+                    )
+                )
     return _made("AudioCaps", items, [i.clip_id.split("/")[1] for i in items], lost)
+
 
 def _barred(path: Path) -> set[str]:
     "Stems of a blacklist: source -> ids."
     listed = _json(path)
-    if not isinstance(listed, dict) or not all(isinstance(ids, list) for ids in listed.values()): raise BadInput(f"{path.name}: {{source: [id, ...]}} is needed")
+    if not isinstance(listed, dict) or not all(isinstance(ids, list) for ids in listed.values()):
+        raise BadInput(f"{path.name}: {{source: [id, ...]}} is needed")
     return {Path(str(i)).stem for ids in listed.values() for i in ids}
+
 
 def read_wavcaps(
     folder: Path,  # with json_files/ and sounds
@@ -163,21 +282,35 @@ def read_wavcaps(
 ) -> Listing:
     "WavCaps (arXiv 2303.17395): machine-written captions of four sources; no split: training only, without the official blacklist."
     lists = sorted(p for p in folder.glob("json_files/*/*_final.json"))
-    if not lists: _list_file(folder, "WavCaps", "json_files/SOURCE/*_final.json")
+    if not lists:
+        _list_file(folder, "WavCaps", "json_files/SOURCE/*_final.json")
     barred = folder / "json_files" / "blacklist" / "blacklist_exclude_test_ac.json"
     barred = _barred(barred) if barred.is_file() else set()
     files, items, used, lost = _Files(folder, SOUNDS), [], [], {}
     for path in lists:
         source, data = path.parent.name, _json(path)
-        if not isinstance(data, dict) or not isinstance(data.get("data"), list) or not data["data"]: raise BadInput(f"{path.name}: {{'data': [{{'id', 'caption', ...}}]}} is needed")
+        if not isinstance(data, dict) or not isinstance(data.get("data"), list) or not data["data"]:
+            raise BadInput(f"{path.name}: {{'data': [{{'id', 'caption', ...}}]}} is needed")
         for number, r in enumerate(data["data"]):
-            r = _entry(path, f"entry {number} of 'data'", {**r, "id": str(r.get("id") or "")} if isinstance(r, dict) else r, ("id", "caption"))
+            r = _entry(
+                path,
+                f"entry {number} of 'data'",
+                {**r, "id": str(r.get("id") or "")} if isinstance(r, dict) else r,
+                ("id", "caption"),
+            )
             stem = Path(r["id"]).stem
             entry, file = f"{source}:{stem}", files.find(stem, inside=source)
-            if stem in barred: lost[entry] = "on the official blacklist: AudioCaps tests with it"
-            elif file is None: lost[entry] = f"no sound {stem} below a folder {source}..."
-            else: items.append(_captioned("WavCaps", "train", entry, entry, r["caption"], file, duration_s)); used.append(entry)
+            if stem in barred:
+                lost[entry] = "on the official blacklist: AudioCaps tests with it"
+            elif file is None:
+                lost[entry] = f"no sound {stem} below a folder {source}..."
+            else:
+                items.append(
+                    _captioned("WavCaps", "train", entry, entry, r["caption"], file, duration_s)
+                )
+                used.append(entry)
     return _made("WavCaps", items, used, lost)
+
 
 def read_tangopromptbank(
     folder: Path,  # with data.json and sounds
@@ -189,11 +322,22 @@ def read_tangopromptbank(
     for line, r in _json_lines(path, ("location",)):
         place, captions = Path(r["location"]), r.get("captions")
         text = captions[0] if isinstance(captions, list) and captions else captions
-        if not isinstance(text, str) or not text.strip(): raise _bad(path, line, f"'captions' is {captions!r}; a text or a list of texts is needed")
-        entry, file = f"{place.parent.name}:{place.stem}", files.find(place.stem, inside=place.parent.name if len(place.parts) > 1 else "")
-        if file is None: lost[entry] = f"no sound {place.name} in {place.parent.name}"
-        else: items.append(_captioned("TangoPromptBank", "train", entry, entry, text, file, duration_s))
+        if not isinstance(text, str) or not text.strip():
+            raise _bad(
+                path, line, f"'captions' is {captions!r}; a text or a list of texts is needed"
+            )
+        entry, file = (
+            f"{place.parent.name}:{place.stem}",
+            files.find(place.stem, inside=place.parent.name if len(place.parts) > 1 else ""),
+        )
+        if file is None:
+            lost[entry] = f"no sound {place.name} in {place.parent.name}"
+        else:
+            items.append(
+                _captioned("TangoPromptBank", "train", entry, entry, text, file, duration_s)
+            )
     return _made("TangoPromptBank", items, [i.clip_id.split("/", 1)[1] for i in items], lost)
+
 
 def read_musiccaps(
     folder: Path,  # with musiccaps-public.csv and sounds
@@ -201,12 +345,24 @@ def read_musiccaps(
 ) -> Listing:
     "MusicCaps (arXiv 2301.11325): musicians' captions of AudioSet clips; what AudioSet evaluates with is for testing."
     files, items, lost = _Files(folder, SOUNDS), [], {}
-    for _, r in _rows(_list_file(folder, "MusicCaps", "musiccaps-public.csv"), ("ytid", "start_s", "end_s", "caption", "is_audioset_eval"), texts=("caption",)):
-        entry, split = r["ytid"], "test" if r["is_audioset_eval"].strip().lower() == "true" else "train"
+    for _, r in _rows(
+        _list_file(folder, "MusicCaps", "musiccaps-public.csv"),
+        ("ytid", "start_s", "end_s", "caption", "is_audioset_eval"),
+        texts=("caption",),
+    ):
+        entry, split = (
+            r["ytid"],
+            "test" if r["is_audioset_eval"].strip().lower() == "true" else "train",
+        )
         file = files.find(entry, f"[{entry}]-[{r['start_s']}-{r['end_s']}]")
-        if file is None: lost[entry] = f"no sound {entry}"
-        else: items.append(_captioned("MusicCaps", split, entry, entry, r["caption"], file, duration_s))
+        if file is None:
+            lost[entry] = f"no sound {entry}"
+        else:
+            items.append(
+                _captioned("MusicCaps", split, entry, entry, r["caption"], file, duration_s)
+            )
     return _made("MusicCaps", items, [i.clip_id.split("/")[1] for i in items], lost)
+
 
 def read_af_audioset(
     folder: Path,  # with AF-AudioSet.json and sounds
@@ -214,31 +370,93 @@ def read_af_audioset(
 ) -> Listing:
     "AF-AudioSet (arXiv 2406.15487): captions that a model wrote for AudioSet; no split: training only."
     files, items, lost, seen = _Files(folder, SOUNDS), [], {}, {}
-    for _, r in _json_lines(_list_file(folder, "AF-AudioSet", "AF-AudioSet.json"), ("ytid", "caption")):
+    for _, r in _json_lines(
+        _list_file(folder, "AF-AudioSet", "AF-AudioSet.json"), ("ytid", "caption")
+    ):
         seen[r["ytid"]] = seen.get(r["ytid"], -1) + 1  # a clip may have several captions
         entry, file = f"{r['ytid']}:{seen[r['ytid']]}", files.find(r["ytid"], f"Y{r['ytid']}")
-        if file is None: lost[entry] = f"no sound {r['ytid']}"
-        else: items.append(_captioned("AF-AudioSet", "train", entry, r["ytid"], r["caption"], file, duration_s))
+        if file is None:
+            lost[entry] = f"no sound {r['ytid']}"
+        else:
+            items.append(
+                _captioned("AF-AudioSet", "train", entry, r["ytid"], r["caption"], file, duration_s)
+            )
     return _made("AF-AudioSet", items, [i.clip_id.split("/")[1] for i in items], lost)
 
 # %% ../../nbs/data/20_official_lists.ipynb #10f3164c
-def _cut(name: str, entry: str, work: str, split: str, length_s: float, duration_s: float, files: dict, limit: int | None, recipe: dict | None = None) -> list[Item]:
+def _cut(
+    name: str,
+    entry: str,
+    work: str,
+    split: str,
+    length_s: float,
+    duration_s: float,
+    files: dict,
+    limit: int | None,
+    recipe: dict | None = None,
+) -> list[Item]:
     "Windows of one recording, end to end."
-    count = int((length_s + .5 / RATES.frame_rate) // duration_s)
-    chosen = range(count) if limit is None or count <= limit else sorted({round(i) for i in np.linspace(0, count - 1, limit)})
-    return [Item(f"{name.lower()}/{entry}/{i * duration_s:g}s", f"{name.lower()}/{work}", split, "piano", duration_s, "the sound of playing piano", "playing piano",
-                 files={**files, "start_s": i * duration_s}, recipe=recipe or {}) for i in chosen]
+    count = int((length_s + 0.5 / RATES.frame_rate) // duration_s)
+    chosen = (
+        range(count)
+        if limit is None or count <= limit
+        else sorted({round(i) for i in np.linspace(0, count - 1, limit)})
+    )
+    return [
+        Item(
+            f"{name.lower()}/{entry}/{i * duration_s:g}s",
+            f"{name.lower()}/{work}",
+            split,
+            "piano",
+            duration_s,
+            "the sound of playing piano",
+            "playing piano",
+            files={**files, "start_s": i * duration_s},
+            recipe=recipe or {},
+        )
+        for i in chosen
+    ]
 
-def _recordings(name: str, entries: Iterable[tuple], duration_s: float, limit: int | None, folder: Path) -> Listing:
+
+def _recordings(
+    name: str, entries: Iterable[tuple], duration_s: float, limit: int | None, folder: Path
+) -> Listing:
     "Listings of entries (entry, split, film, midi, corners): films that are there are probed and cut."
     items, used, lost = [], [], {}
     for entry, split, film, midi, corners in entries:
-        lack = "its split is for other purposes" if split is None else "no film" if film is None else "no MIDI (`write_pseudo_midi` transcribes the sound)" if midi is None else None
-        try: windows = [] if lack else _cut(name, entry, entry, split, probe_video(folder / film).duration_s, duration_s, {"video": film, "midi": midi, "corners": corners}, limit)
-        except BadInput as error: lack, windows = str(error), []
-        if windows: items += windows; used.append(entry)
-        else: lost[entry] = lack or f"shorter than a window of {duration_s:g} s"
+        lack = (
+            "its split is for other purposes"
+            if split is None
+            else "no film"
+            if film is None
+            else "no MIDI (`write_pseudo_midi` transcribes the sound)"
+            if midi is None
+            else None
+        )
+        try:
+            windows = (
+                []
+                if lack
+                else _cut(
+                    name,
+                    entry,
+                    entry,
+                    split,
+                    probe_video(folder / film).duration_s,
+                    duration_s,
+                    {"video": film, "midi": midi, "corners": corners},
+                    limit,
+                )
+            )
+        except BadInput as error:
+            lack, windows = str(error), []
+        if windows:
+            items += windows
+            used.append(entry)
+        else:
+            lost[entry] = lack or f"shorter than a window of {duration_s:g} s"
     return _made(name, items, used, lost)
+
 
 def read_pianoyt(
     folder: Path,  # with pianoyt.csv, films, MIDI
@@ -248,13 +466,32 @@ def read_pianoyt(
     "PianoYT (Koepke et al., ICASSP 2020): top views from YouTube, crop boxes, transcribed MIDI; official split."
     films, midis = _Files(folder, FILMS), _Files(folder, SCORES)
     path = _list_file(folder, "PianoYT", "pianoyt.csv")
+
     def entries():
-        for line, r in _rows(path, ("id", "address", "split", "min_y", "max_y", "min_x", "max_x"), header=False):
-            y0, y1, x0, x1 = (_number(path, line, f"{k} of the box of {r['id']!r}", r[k]) for k in ("min_y", "max_y", "min_x", "max_x"))
-            if not (x0 < x1 and y0 < y1): raise _bad(path, line, f"the box of {r['id']!r} is empty (min_y {y0:g}, max_y {y1:g}, min_x {x0:g}, max_x {x1:g}): are left, top, right, bottom in another order?")
+        for line, r in _rows(
+            path, ("id", "address", "split", "min_y", "max_y", "min_x", "max_x"), header=False
+        ):
+            y0, y1, x0, x1 = (
+                _number(path, line, f"{k} of the box of {r['id']!r}", r[k])
+                for k in ("min_y", "max_y", "min_x", "max_x")
+            )
+            if not (x0 < x1 and y0 < y1):
+                raise _bad(
+                    path,
+                    line,
+                    f"the box of {r['id']!r} is empty (min_y {y0:g}, max_y {y1:g}, min_x {x0:g}, max_x {x1:g}): are left, top, right, bottom in another order?",
+                )
             stems = f"video_{r['id']}.0", f"video_{r['id']}", r["id"]
-            yield r["id"], {"1": "train", "2": "val", "3": "test"}.get(r["split"].strip()), films.find(*stems), midis.find(f"audio_{r['id']}.0", f"audio_{r['id']}", *stems), [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+            yield (
+                r["id"],
+                {"1": "train", "2": "val", "3": "test"}.get(r["split"].strip()),
+                films.find(*stems),
+                midis.find(f"audio_{r['id']}.0", f"audio_{r['id']}", *stems),
+                [[x0, y0], [x1, y0], [x1, y1], [x0, y1]],
+            )
+
     return _recordings("PianoYT", entries(), duration_s, limit, folder)
+
 
 def read_pianovam(
     folder: Path,  # with metadata.json, Video/, MIDI/
@@ -265,15 +502,34 @@ def read_pianovam(
     films, midis = _Files(folder, FILMS), _Files(folder, SCORES)
     path = _list_file(folder, "PianoVAM", "metadata.json")
     meta, names = _json(path), [f"Point_{k}" for k in ("LT", "RT", "RB", "LB")]
-    if not isinstance(meta, dict): raise BadInput(f"{path.name}: one object, number -> entry, is needed")
+    if not isinstance(meta, dict):
+        raise BadInput(f"{path.name}: one object, number -> entry, is needed")
+
     def entries():
         for number, r in meta.items():
             _entry(path, f"entry {number}", r, ("record_time", "split", *names))
-            corners = [[_number(path, f"entry {number}", k, v) for v in r[k].split(",")] for k in names]
-            if wrong := [k for k, c in zip(names, corners) if len(c) != 2]: raise _bad(path, f"entry {number}", f"{wrong[0]} is {r[wrong[0]]!r}; two pixel numbers are needed")
-            split = {"train": "train", "ext-train": "train", "valid": "val", "test": "test"}.get(r["split"])
-            yield r["record_time"], split, films.find(r["record_time"]), midis.find(r["record_time"]), corners
+            corners = [
+                [_number(path, f"entry {number}", k, v) for v in r[k].split(",")] for k in names
+            ]
+            if wrong := [k for k, c in zip(names, corners) if len(c) != 2]:
+                raise _bad(
+                    path,
+                    f"entry {number}",
+                    f"{wrong[0]} is {r[wrong[0]]!r}; two pixel numbers are needed",
+                )
+            split = {"train": "train", "ext-train": "train", "valid": "val", "test": "test"}.get(
+                r["split"]
+            )
+            yield (
+                r["record_time"],
+                split,
+                films.find(r["record_time"]),
+                midis.find(r["record_time"]),
+                corners,
+            )
+
     return _recordings("PianoVAM", entries(), duration_s, limit, folder)
+
 
 def read_maestro(
     folder: Path,  # with maestro-v3.0.0.csv and the files that it names
@@ -283,17 +539,68 @@ def read_maestro(
     "MAESTRO 3 (arXiv 1810.12247): sound and the instrument's own MIDI with pedal, no film; official split by composition."
     items, used, lost = [], [], {}
     path = _list_file(folder, "MAESTRO", "maestro-v3.0.0.csv")
-    for line, r in _rows(path, ("canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration")):
-        entry, split, length_s = Path(r["audio_filename"]).stem, {"train": "train", "validation": "val", "test": "test"}.get(r["split"]), _number(path, line, "duration", r["duration"])
+    for line, r in _rows(
+        path,
+        (
+            "canonical_composer",
+            "canonical_title",
+            "split",
+            "year",
+            "midi_filename",
+            "audio_filename",
+            "duration",
+        ),
+    ):
+        entry, split, length_s = (
+            Path(r["audio_filename"]).stem,
+            {"train": "train", "validation": "val", "test": "test"}.get(r["split"]),
+            _number(path, line, "duration", r["duration"]),
+        )
         gone = [f for f in (r["audio_filename"], r["midi_filename"]) if not (folder / f).is_file()]
-        work = "-".join(re.findall(r"[a-z0-9]+", f"{r['canonical_composer']} {r['canonical_title']}".lower()))
-        windows = [] if gone or split is None else _cut("MAESTRO", entry, work, split, length_s, duration_s, {"audio": r["audio_filename"], "midi": r["midi_filename"]}, limit, {"film": "rendered"})
-        if windows: items += windows; used.append(entry)
-        else: lost[entry] = f"no {gone[0]}" if gone else f"split {r['split']!r}" if split is None else f"shorter than a window of {duration_s:g} s"
+        work = "-".join(
+            re.findall(r"[a-z0-9]+", f"{r['canonical_composer']} {r['canonical_title']}".lower())
+        )
+        windows = (
+            []
+            if gone or split is None
+            else _cut(
+                "MAESTRO",
+                entry,
+                work,
+                split,
+                length_s,
+                duration_s,
+                {"audio": r["audio_filename"], "midi": r["midi_filename"]},
+                limit,
+                {"film": "rendered"},
+            )
+        )
+        if windows:
+            items += windows
+            used.append(entry)
+        else:
+            lost[entry] = (
+                f"no {gone[0]}"
+                if gone
+                else f"split {r['split']!r}"
+                if split is None
+                else f"shorter than a window of {duration_s:g} s"
+            )
     return _made("MAESTRO", items, used, lost)
 
-READERS: dict[str, Callable[..., Listing]] = {"VGGSound": read_vggsound, "AudioCaps": read_audiocaps, "WavCaps": read_wavcaps, "TangoPromptBank": read_tangopromptbank, "MusicCaps": read_musiccaps,
-    "AF-AudioSet": read_af_audioset, "PianoYT": read_pianoyt, "PianoVAM": read_pianovam, "MAESTRO": read_maestro}
+
+READERS: dict[str, Callable[..., Listing]] = {
+    "VGGSound": read_vggsound,
+    "AudioCaps": read_audiocaps,
+    "WavCaps": read_wavcaps,
+    "TangoPromptBank": read_tangopromptbank,
+    "MusicCaps": read_musiccaps,
+    "AF-AudioSet": read_af_audioset,
+    "PianoYT": read_pianoyt,
+    "PianoVAM": read_pianovam,
+    "MAESTRO": read_maestro,
+}
+
 
 def read_set(
     name: str,  # of the registry, or "folder"
@@ -301,28 +608,45 @@ def read_set(
     duration_s: float = 10.0,  # length of a clip
     **options,  # `limit` for pianos; `split`, `corners` for a folder
 ) -> Listing:
-    "Any set by its name; \"folder\" is any folder of films and MIDI."
+    'Any set by its name; "folder" is any folder of films and MIDI.'
     folder = Path(folder)
     if name == "folder":
         corners = options.pop("corners", None)
-        items = [replace(i, files={**i.files, "corners": corners}) for i in folder_items(folder, duration_s=duration_s, **options)]
+        items = [
+            replace(i, files={**i.files, "corners": corners})
+            for i in folder_items(folder, duration_s=duration_s, **options)
+        ]
         return Listing("folder", tuple(items), tuple(dict.fromkeys(i.work_id for i in items)), {})
-    if name not in READERS: raise BadInput(f"no reader for {name!r}; there are {', '.join(READERS)}, folder" + (f" ({name}: {REAL_SETS[name].source})" if name in REAL_SETS else ""))
-    if not folder.is_dir(): require(name, folder.parent if folder.name == REAL_SETS[name].folder else folder)
+    if name not in READERS:
+        raise BadInput(
+            f"no reader for {name!r}; there are {', '.join(READERS)}, folder"
+            + (f" ({name}: {REAL_SETS[name].source})" if name in REAL_SETS else "")
+        )
+    if not folder.is_dir():
+        require(name, folder.parent if folder.name == REAL_SETS[name].folder else folder)
     return READERS[name](folder, duration_s, **options)
+
 
 def write_pseudo_midi(
     folder: Path | str,  # a set with films and without MIDI
-    transcribe: Callable[[np.ndarray], Notes],  # sound (24 kHz) -> notes, e.g. of `60_transcription`
+    transcribe: Callable[
+        [np.ndarray], Notes
+    ],  # sound (24 kHz) -> notes, e.g. of `60_transcription`
     progress: Progress = silent,  # films done, films, name
 ) -> list[Path]:  # the files written
     "Transcribe the sound of every film that has no MIDI into pseudo_midi/ below the folder (PianoYT's own MIDI was made this way)."
     folder = Path(folder)
     films, midis, made = _Files(folder, FILMS), _Files(folder, SCORES), []
-    todo = [(stem, paths[0]) for stem, paths in films.found.items() if midis.find(stem, stem.replace("video_", "audio_")) is None]
+    todo = [
+        (stem, paths[0])
+        for stem, paths in films.found.items()
+        if midis.find(stem, stem.replace("video_", "audio_")) is None
+    ]
     for i, (stem, film) in enumerate(todo):
         wav = read_audio(film, RATES.sample_rate)
-        if wav is not None: write_midi(transcribe(prepare_level(wav)), folder / "pseudo_midi" / f"{stem}.mid"); made.append(folder / "pseudo_midi" / f"{stem}.mid")
+        if wav is not None:
+            write_midi(transcribe(prepare_level(wav)), folder / "pseudo_midi" / f"{stem}.mid")
+            made.append(folder / "pseudo_midi" / f"{stem}.mid")
         progress(i + 1, len(todo), film.name)
     return made
 
@@ -330,6 +654,7 @@ def write_pseudo_midi(
 @dataclass(frozen=True)
 class RealClips:
     "From an item of a listing to the row of a store: how sounds, films and keyboards are brought to one size."
+
     folder: Path  # the set's
     strip: StripSize = StripSize()  # rectified keyboards
     side: int = FRAME_SIZE[0]  # pixels of a general film's square
@@ -338,55 +663,154 @@ class RealClips:
         "Columns of a store of one domain, as `piano_store` and `general_store` have them."
         frames, keys = RATES.frames(duration_s), ((RATES.frames(duration_s), NUM_KEYS), "float16")
         wav = {"wav": ((RATES.samples(duration_s),), "int16")}
-        if domain == "t2a": return wav
-        if domain == "foley": return wav | {"frames": ((frames, self.side, self.side, 3), "uint8")}
-        return wav | {"strips": ((frames, self.strip.height, self.strip.width), "uint8"), "presence": keys, "onset": keys, "velocity": keys, "pedal": ((frames,), "float16")}
+        if domain == "t2a":
+            return wav
+        if domain == "foley":
+            return wav | {"frames": ((frames, self.side, self.side, 3), "uint8")}
+        return wav | {
+            "strips": ((frames, self.strip.height, self.strip.width), "uint8"),
+            "presence": keys,
+            "onset": keys,
+            "velocity": keys,
+            "pedal": ((frames,), "float16"),
+        }
 
     def __call__(self, item: Item) -> dict:
         cv2.setNumThreads(1)
-        if item.domain == "t2a": return {"wav": self._wav(item), "index": self._entry(item, None)}
-        if item.domain == "foley": return {"wav": self._wav(item), "frames": np.stack([_boxed(f, self.side) for f in self._frames(item)]), "index": self._entry(item, None)}
-        notes = read_midi(self.folder / item.files["midi"]).crop(item.files["start_s"], item.files["start_s"] + item.duration_s)
+        if item.domain == "t2a":
+            return {"wav": self._wav(item), "index": self._entry(item, None)}
+        if item.domain == "foley":
+            return {
+                "wav": self._wav(item),
+                "frames": np.stack([_boxed(f, self.side) for f in self._frames(item)]),
+                "index": self._entry(item, None),
+            }
+        notes = read_midi(self.folder / item.files["midi"]).crop(
+            item.files["start_s"], item.files["start_s"] + item.duration_s
+        )
         roll = notes_to_roll(notes, item.duration_s, RATES.frame_rate)
-        return {"wav": self._wav(item), "strips": self._strips(item, notes), "presence": roll.presence, "onset": roll.onset, "velocity": roll.velocity, "pedal": roll.pedal, "index": self._entry(item, notes)}
+        return {
+            "wav": self._wav(item),
+            "strips": self._strips(item, notes),
+            "presence": roll.presence,
+            "onset": roll.onset,
+            "velocity": roll.velocity,
+            "pedal": roll.pedal,
+            "index": self._entry(item, notes),
+        }
 
     def _wav(self, item: Item) -> np.ndarray:
         "Sound of exactly the clip's length; a piano recording must be long enough."
         file, start = item.files.get("audio") or item.files["video"], item.files.get("start_s", 0.0)
-        wav, count = read_audio(self.folder / file, RATES.sample_rate), RATES.samples(item.duration_s)
-        if wav is None: raise BadInput(f"{Path(file).name} has no sound: a film without a track, or a broken download?")
-        wav = wav[RATES.samples(start):][:count]
-        if not len(wav) or not np.isfinite(wav).all() or not np.abs(wav).max() > 0: raise BadInput(f"{Path(file).name}: nothing is heard from {start:g} s on (empty, silent or not finite)")
-        if len(wav) < count and item.domain != "t2a" and len(wav) + RATES.sample_rate // 2 < count: raise BadInput(f"{Path(file).name}: {len(wav) / RATES.sample_rate:.2f} s of sound in a clip of {item.duration_s:g} s")
-        wav = np.resize(wav, count) if item.domain == "t2a" and item.split == "train" else np.pad(wav, (0, count - len(wav)))
+        wav, count = (
+            read_audio(self.folder / file, RATES.sample_rate),
+            RATES.samples(item.duration_s),
+        )
+        if wav is None:
+            raise BadInput(
+                f"{Path(file).name} has no sound: a film without a track, or a broken download?"
+            )
+        wav = wav[RATES.samples(start) :][:count]
+        if not len(wav) or not np.isfinite(wav).all() or not np.abs(wav).max() > 0:
+            raise BadInput(
+                f"{Path(file).name}: nothing is heard from {start:g} s on (empty, silent or not finite)"
+            )
+        if len(wav) < count and item.domain != "t2a" and len(wav) + RATES.sample_rate // 2 < count:
+            raise BadInput(
+                f"{Path(file).name}: {len(wav) / RATES.sample_rate:.2f} s of sound in a clip of {item.duration_s:g} s"
+            )
+        wav = (
+            np.resize(wav, count)
+            if item.domain == "t2a" and item.split == "train"
+            else np.pad(wav, (0, count - len(wav)))
+        )
         return np.round(np.clip(prepare_level(wav), -1, 1) * 32767).astype(np.int16)
 
     def _frames(self, item: Item) -> np.ndarray:
         start, count = item.files.get("start_s", 0.0), RATES.frames(item.duration_s)
-        frames = read_video(self.folder / item.files["video"], RATES.frame_rate, start, start + item.duration_s)
-        if len(frames) + RATES.frame_rate // 2 < count or not len(frames): raise BadInput(f"{Path(item.files['video']).name}: {len(frames)} frames in a clip that needs {count}: does the film end early?")
-        return np.concatenate([frames, np.repeat(frames[-1:], max(0, count - len(frames)), 0)])[:count]
+        frames = read_video(
+            self.folder / item.files["video"], RATES.frame_rate, start, start + item.duration_s
+        )
+        if len(frames) + RATES.frame_rate // 2 < count or not len(frames):
+            raise BadInput(
+                f"{Path(item.files['video']).name}: {len(frames)} frames in a clip that needs {count}: does the film end early?"
+            )
+        return np.concatenate([frames, np.repeat(frames[-1:], max(0, count - len(frames)), 0)])[
+            :count
+        ]
 
     def _strips(self, item: Item, notes: Notes) -> np.ndarray:
         "The straightened keyboard, filmed or rendered."
         height, width = self.strip.height, self.strip.width
         if item.recipe.get("film") == "rendered":
             rng = numpy_rng(0, "film", item.clip_id)
-            return render_strip(notes, assign_fingers(notes), item.duration_s, sample_nuisance(rng, 1.0), height, width, seed=int(rng.integers(2**31)))
+            return render_strip(
+                notes,
+                assign_fingers(notes),
+                item.duration_s,
+                sample_nuisance(rng, 1.0),
+                height,
+                width,
+                seed=int(rng.integers(2**31)),
+            )
         corners = item.files.get("corners")
-        if corners is None: raise BadInput(f"{item.clip_id}: where its keyboard lies is not known; give `corners` (top left, top right, bottom right, bottom left, pixels), as `cop perform --corners` takes them")
+        if corners is None:
+            raise BadInput(
+                f"{item.clip_id}: where its keyboard lies is not known; give `corners` (top left, top right, bottom right, bottom left, pixels), as `cop perform --corners` takes them"
+            )
         frames, film = self._frames(item), probe_video(self.folder / item.files["video"])
-        corners = np.float32(corners) * frames.shape[2] / film.width  # very large pictures are shrunk on reading
-        if corners.shape != (4, 2) or corners.min() < 0 or (corners.max(0) > np.array(frames.shape[2:0:-1]) + 1).any():
-            raise BadInput(f"{item.clip_id}: keyboard corners {item.files['corners']} do not lie in a film of {film.width}x{film.height}: was it fetched at another size than the list was made for?")
-        warp = cv2.getPerspectiveTransform(corners, np.float32([[0, 0], [width, 0], [width, height], [0, height]]))
-        return np.stack([cv2.warpPerspective(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), warp, (width, height), flags=cv2.INTER_AREA) for f in frames])
+        corners = (
+            np.float32(corners) * frames.shape[2] / film.width
+        )  # very large pictures are shrunk on reading
+        if (
+            corners.shape != (4, 2)
+            or corners.min() < 0
+            or (corners.max(0) > np.array(frames.shape[2:0:-1]) + 1).any()
+        ):
+            raise BadInput(
+                f"{item.clip_id}: keyboard corners {item.files['corners']} do not lie in a film of {film.width}x{film.height}: was it fetched at another size than the list was made for?"
+            )
+        warp = cv2.getPerspectiveTransform(
+            corners, np.float32([[0, 0], [width, 0], [width, height], [0, height]])
+        )
+        return np.stack(
+            [
+                cv2.warpPerspective(
+                    cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), warp, (width, height), flags=cv2.INTER_AREA
+                )
+                for f in frames
+            ]
+        )
 
     def _entry(self, item: Item, notes: Notes | None) -> dict:
-        listed = None if notes is None else {"pitches": notes.pitches.tolist(), "onsets_s": notes.onsets_s.round(6).tolist(), "offsets_s": notes.offsets_s.round(6).tolist(),
-                                             "velocities": notes.velocities.tolist(), "pedal": notes.pedal.round(6).tolist()}
-        return {"clip_id": item.clip_id, "work_id": item.work_id, "split": item.split, "domain": item.domain, "duration_s": item.duration_s, "text": item.text, "label": item.label, "pianist": None,
-                "notes": listed, "film": "scene" if item.domain != "piano" else "nuisance" if item.recipe.get("film") == "rendered" else "real"}
+        listed = (
+            None
+            if notes is None
+            else {
+                "pitches": notes.pitches.tolist(),
+                "onsets_s": notes.onsets_s.round(6).tolist(),
+                "offsets_s": notes.offsets_s.round(6).tolist(),
+                "velocities": notes.velocities.tolist(),
+                "pedal": notes.pedal.round(6).tolist(),
+            }
+        )
+        return {
+            "clip_id": item.clip_id,
+            "work_id": item.work_id,
+            "split": item.split,
+            "domain": item.domain,
+            "duration_s": item.duration_s,
+            "text": item.text,
+            "label": item.label,
+            "pianist": None,
+            "notes": listed,
+            "film": "scene"
+            if item.domain != "piano"
+            else "nuisance"
+            if item.recipe.get("film") == "rendered"
+            else "real",
+        }
+
 
 def _boxed(frame: np.ndarray, side: int) -> np.ndarray:
     "A whole frame in a black square."
@@ -394,36 +818,70 @@ def _boxed(frame: np.ndarray, side: int) -> np.ndarray:
     height, width = (max(1, round(n * scale)) for n in frame.shape[:2])
     square = np.zeros((side, side, 3), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
-    square[top:top + height, left:left + width] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    square[top : top + height, left : left + width] = cv2.resize(
+        frame, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
     return square
+
 
 def _without(listing: Listing, refused: Mapping[str, str]) -> Listing:
     "A listing without the entries all of whose clips were refused."
     entry = lambda item: item.clip_id.split("/")[1] if "/" in item.clip_id else item.work_id
     kept = {entry(i) for i in listing.items if i.clip_id not in refused}
-    gone = {entry(i): refused[i.clip_id] for i in listing.items if i.clip_id in refused and entry(i) not in kept}
-    return replace(listing, used=tuple(u for u in listing.used if u not in gone), lost=listing.lost | gone)
+    gone = {
+        entry(i): refused[i.clip_id]
+        for i in listing.items
+        if i.clip_id in refused and entry(i) not in kept
+    }
+    return replace(
+        listing, used=tuple(u for u in listing.used if u not in gone), lost=listing.lost | gone
+    )
+
 
 def real_stores(
     folder: Path | str,  # below it one store for each set and domain: NAME_DOMAIN
-    sets: Mapping[str, Path | str | Mapping],  # name of the registry (or "folder") -> where it lies, or {path, and options of `read_set`: limit, split, corners}
+    sets: Mapping[
+        str, Path | str | Mapping
+    ],  # name of the registry (or "folder") -> where it lies, or {path, and options of `read_set`: limit, split, corners}
     duration_s: float = 10.0,  # length of a clip
     strip: StripSize = StripSize(),  # rectified keyboards
     shard_size: int = 256,  # clips in a shard
     workers: int = 1,  # processes
     progress: Progress = silent,  # done, total, message
     **about,  # what made them
-) -> tuple[dict[str, ShardedStore], dict[str, dict]]:  # stores by name, and the coverage of each set
+) -> tuple[
+    dict[str, ShardedStore], dict[str, dict]
+]:  # stores by name, and the coverage of each set
     "Sharded stores of recorded sets, resumable, each with the hash of its own split, and what of each set they hold; refused clips count as not used."
     stores, covered = {}, {}
     for name, where in sets.items():
         options = dict(where) if isinstance(where, Mapping) else {"path": where}
         where = Path(options.pop("path"))
-        listing, made, kept, refused = read_set(name, where, duration_s, **options), RealClips(where, strip), 0, {}
+        listing, made, kept, refused = (
+            read_set(name, where, duration_s, **options),
+            RealClips(where, strip),
+            0,
+            {},
+        )
         for domain in sorted({i.domain for i in listing.items}):
             jobs = {i.clip_id: i for i in listing.items if i.domain == domain}
             key = f"{name.lower().replace('-', '_')}_{domain}"
-            stores[key] = fill_shards(Path(folder) / key, jobs, made.columns(domain, duration_s), made, shard_size, workers, progress, set=name, split_hash=split_hash(works_of(jobs.values())), **about)
+            stores[key] = fill_shards(
+                Path(folder) / key,
+                jobs,
+                made.columns(domain, duration_s),
+                made,
+                shard_size,
+                workers,
+                progress,
+                set=name,
+                split_hash=split_hash(works_of(jobs.values())),
+                **about,
+            )
             refused, kept = refused | stores[key].rejects, kept + len(stores[key])
-        covered[name] = {**_without(listing, refused).coverage, "clips": kept, "refused": len(refused)}
+        covered[name] = {
+            **_without(listing, refused).coverage,
+            "clips": kept,
+            "refused": len(refused),
+        }
     return stores, covered

@@ -30,6 +30,7 @@ from .notes import Notes, make_notes
 @dataclass(frozen=True, eq=False)
 class Score:
     "A keyboard piece in musical time, sorted by onset, then pitch."
+
     work_id: str  # unique name
     title: str  # as the source gives it; empty if it gives none
     composer: str  # likewise
@@ -42,10 +43,14 @@ class Score:
     bar_q: float = 4.0  # quarter notes in a bar
     pickup_q: float = 0.0  # quarter notes before the first full bar
 
-    def __len__(self) -> int: return len(self.pitches)
+    def __len__(self) -> int:
+        return len(self.pitches)
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Score) and all(np.array_equal(a, b) for a, b in zip(vars(self).values(), vars(other).values()))
+        return isinstance(other, Score) and all(
+            np.array_equal(a, b) for a, b in zip(vars(self).values(), vars(other).values())
+        )
+
 
 def make_score(
     work_id: str,  # unique name
@@ -53,32 +58,70 @@ def make_score(
     **about,  # the other fields of `Score`
 ) -> Score:  # sorted; unisons of two voices are one note
     "A checked score from rows in any order."
-    if not rows: raise BadInput(f"{work_id} holds no notes (an empty part, or only chord symbols?)")
+    if not rows:
+        raise BadInput(f"{work_id} holds no notes (an empty part, or only chord symbols?)")
     longest: dict[tuple[float, int], tuple[float, int]] = {}
     for pitch, onset, duration, hand in rows:
         key = round(float(onset), 6), int(pitch)
         longest[key] = max(longest.get(key, (0.0, 0)), (float(duration), int(hand)))
     (onset, pitch), (duration, hand) = (list(zip(*part)) for part in zip(*sorted(longest.items())))
     wrong = [p for p in pitch if not LOWEST_PITCH <= p < LOWEST_PITCH + NUM_KEYS]
-    if wrong: raise BadInput(f"{work_id} asks for MIDI pitch {wrong[0]}: a piano has {LOWEST_PITCH}..{LOWEST_PITCH + NUM_KEYS - 1}")
-    if min(duration) <= 0 or min(onset) < 0: raise BadInput(f"{work_id} has a note of no duration or before the start")
-    return Score(work_id, pitches=np.array(pitch), onsets_q=np.array(onset), durations_q=np.array(duration), hands=np.array(hand), **about)
+    if wrong:
+        raise BadInput(
+            f"{work_id} asks for MIDI pitch {wrong[0]}: a piano has {LOWEST_PITCH}..{LOWEST_PITCH + NUM_KEYS - 1}"
+        )
+    if min(duration) <= 0 or min(onset) < 0:
+        raise BadInput(f"{work_id} has a note of no duration or before the start")
+    return Score(
+        work_id,
+        pitches=np.array(pitch),
+        onsets_q=np.array(onset),
+        durations_q=np.array(duration),
+        hands=np.array(hand),
+        **about,
+    )
+
 
 def move_hands(
     score: Score,  # any score
     octaves: Sequence[int],  # upwards: of the left hand, of the right hand
 ) -> Score:  # the same piece elsewhere on the keyboard; notes that would leave it are left out
     "A piece with its hands in other registers: scores leave the ends of the keyboard nearly silent."
-    if len(octaves) != 2: raise BadInput(f"octaves {list(octaves)}: two are needed, of the left and of the right hand")
+    if len(octaves) != 2:
+        raise BadInput(
+            f"octaves {list(octaves)}: two are needed, of the left and of the right hand"
+        )
     moved = score.pitches + 12 * np.asarray(octaves)[score.hands]
-    rows = [row for row in zip(moved.tolist(), score.onsets_q.tolist(), score.durations_q.tolist(), score.hands.tolist()) if LOWEST_PITCH <= row[0] < LOWEST_PITCH + NUM_KEYS]
-    return make_score(score.work_id, rows, **{f.name: getattr(score, f.name) for f in fields(Score) if f.name not in ("work_id", "pitches", "onsets_q", "durations_q", "hands")})
+    rows = [
+        row
+        for row in zip(
+            moved.tolist(),
+            score.onsets_q.tolist(),
+            score.durations_q.tolist(),
+            score.hands.tolist(),
+        )
+        if LOWEST_PITCH <= row[0] < LOWEST_PITCH + NUM_KEYS
+    ]
+    return make_score(
+        score.work_id,
+        rows,
+        **{
+            f.name: getattr(score, f.name)
+            for f in fields(Score)
+            if f.name not in ("work_id", "pitches", "onsets_q", "durations_q", "hands")
+        },
+    )
+
 
 def score_to_dict(
     score: Score,  # any score
 ) -> dict:  # JSON-able
     "Plain lists and numbers, for a cache file."
-    return {f.name: v.tolist() if isinstance(v := getattr(score, f.name), ndarray) else v for f in fields(Score)}
+    return {
+        f.name: v.tolist() if isinstance(v := getattr(score, f.name), ndarray) else v
+        for f in fields(Score)
+    }
+
 
 def score_from_dict(
     mapping: Mapping,  # made by `score_to_dict`
@@ -86,32 +129,52 @@ def score_from_dict(
     "The inverse of `score_to_dict`."
     rest = dict(mapping)
     try:
-        rows = list(zip(*(rest.pop(name) for name in ("pitches", "onsets_q", "durations_q", "hands")), strict=True))
+        rows = list(
+            zip(
+                *(rest.pop(name) for name in ("pitches", "onsets_q", "durations_q", "hands")),
+                strict=True,
+            )
+        )
         return make_score(rest.pop("work_id"), rows, **rest)
-    except (KeyError, ValueError, TypeError) as error: raise BadInput(f"not a cached score ({error}): delete the cache and let it be made anew") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"not a cached score ({error}): delete the cache and let it be made anew"
+        ) from None
 
 # %% ../../nbs/data/11_performance.ipynb #6d617512
 _STEPS = dict(zip("CDEFGAB", (0, 2, 4, 5, 7, 9, 11)))
+
 
 def pitch_number(
     name: str,  # e.g. "C4", "F#3", "Bb5"
 ) -> int:  # MIDI; C4 = 60
     "MIDI number of a note name."
     match = re.fullmatch(r"([A-G])(#|b)?(-?\d)", name)
-    if not match: raise BadInput(f"{name!r} is not a pitch: a letter A-G, # or b, an octave, as in Bb3")
+    if not match:
+        raise BadInput(f"{name!r} is not a pitch: a letter A-G, # or b, an octave, as in Bb3")
     step, sign, octave = match.groups()
     return _STEPS[step] + {"#": 1, "b": -1, None: 0}[sign] + 12 * (int(octave) + 1)
+
 
 def _bar_rows(text: str, start_q: Fraction, bar_q: Fraction, hand: int, where: str) -> list[tuple]:
     "Rows of one bar of étude text; its durations must add up to the bar."
     rows, now, duration = [], Fraction(0), Fraction(0)
     for token in text.split():
         names, _, length = token.partition(":")
-        if length: duration = Fraction(length)
-        if names != "-": rows += [(pitch_number(n), float(start_q + now), float(duration), hand) for n in names.split(",")]
+        if length:
+            duration = Fraction(length)
+        if names != "-":
+            rows += [
+                (pitch_number(n), float(start_q + now), float(duration), hand)
+                for n in names.split(",")
+            ]
         now += duration
-    if now != bar_q: raise BadInput(f"{where}: the bar {text!r} lasts {float(now):g} quarter notes instead of {float(bar_q):g}")
+    if now != bar_q:
+        raise BadInput(
+            f"{where}: the bar {text!r} lasts {float(now):g} quarter notes instead of {float(bar_q):g}"
+        )
     return rows
+
 
 def parse_etude(
     text: str,  # YAML with title, idea, tempo_bpm, beats_per_bar, right, left
@@ -119,58 +182,121 @@ def parse_etude(
 ) -> Score:
     "One étude from its text."
     import yaml
+
     try:
         page = yaml.safe_load(text)
         bar_q = Fraction(page["beats_per_bar"])
-        rows = [row for hand, name in enumerate(("left", "right")) for number, bar in enumerate(page[name])
-                for row in _bar_rows(bar, number * bar_q, bar_q, hand, f"{work_id}, {name} hand, bar {number + 1}")]
-        about = dict(title=page["title"], composer="the cop_repro authors", source="etude", tempo_bpm=float(page["tempo_bpm"]), bar_q=float(bar_q))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error: raise BadInput(f"étude {work_id} cannot be read ({type(error).__name__}: {error})") from None
+        rows = [
+            row
+            for hand, name in enumerate(("left", "right"))
+            for number, bar in enumerate(page[name])
+            for row in _bar_rows(
+                bar, number * bar_q, bar_q, hand, f"{work_id}, {name} hand, bar {number + 1}"
+            )
+        ]
+        about = dict(
+            title=page["title"],
+            composer="the cop_repro authors",
+            source="etude",
+            tempo_bpm=float(page["tempo_bpm"]),
+            bar_q=float(bar_q),
+        )
+    except (
+        yaml.YAMLError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise BadInput(
+            f"étude {work_id} cannot be read ({type(error).__name__}: {error})"
+        ) from None
     return make_score(work_id, rows, **about)
+
 
 def etudes(
     folder: Path | str,  # holds *.yaml, e.g. data/etudes
 ) -> list[Score]:  # in order of file name
     "All études of a folder."
     paths = sorted(Path(folder).glob("*.yaml"))
-    if not paths: raise BadInput(f"no études (*.yaml) in {Path(folder).name}: the project's own lie in data/etudes")
+    if not paths:
+        raise BadInput(
+            f"no études (*.yaml) in {Path(folder).name}: the project's own lie in data/etudes"
+        )
     return [parse_etude(path.read_text(encoding="utf-8"), f"etude/{path.stem}") for path in paths]
 
 # %% ../../nbs/data/11_performance.ipynb #d89a2d3f
-KEYBOARD_WORKS = ("bwv846", "chopin/mazurka06-2", "joplin/maple_leaf_rag", "mozart/k545/movement1_exposition", "cpebach/h186",
-    *(f"schumann_clara/polonaise_op1n{i}" for i in (1, 2, 3, 4)), "schumann_clara/opus17/movement3", "schumann_robert/opus48no2",
-    "schubert/Lindenbaum", "beach/prayer_of_a_tired_child", "schoenberg/opus19/movement2", "schoenberg/opus19/movement6", "verdi/laDonnaEMobile")
-CHORALES = tuple(f"bwv{n}" for n in """3.6 5.7 7.7 9.7 11.6 13.6 16.6 24.6 26.6 28.6 30.6 32.6 37.6 39.7 43.11 45.7 47.5 56.5 62.6 65.2 66.6 73.5 77.6
+KEYBOARD_WORKS = (
+    "bwv846",
+    "chopin/mazurka06-2",
+    "joplin/maple_leaf_rag",
+    "mozart/k545/movement1_exposition",
+    "cpebach/h186",
+    *(f"schumann_clara/polonaise_op1n{i}" for i in (1, 2, 3, 4)),
+    "schumann_clara/opus17/movement3",
+    "schumann_robert/opus48no2",
+    "schubert/Lindenbaum",
+    "beach/prayer_of_a_tired_child",
+    "schoenberg/opus19/movement2",
+    "schoenberg/opus19/movement6",
+    "verdi/laDonnaEMobile",
+)
+CHORALES = tuple(
+    f"bwv{n}"
+    for n in """3.6 5.7 7.7 9.7 11.6 13.6 16.6 24.6 26.6 28.6 30.6 32.6 37.6 39.7 43.11 45.7 47.5 56.5 62.6 65.2 66.6 73.5 77.6
     81.7 84.5 86.6 88.7 90.5 92.9 94.8 96.6 99.6 102.7 104.6 110.7 114.7 116.6 121.6 123.6 140.7 253 257 261 265 269 273 277 281 285 289
-    293 297 301 305 309 313 317 321 325 329 333 337 341 345 349 353 357 361 365 369""".split())
+    293 297 301 305 309 313 317 321 325 329 333 337 341 345 349 353 357 361 365 369""".split()
+)
 DEFAULT_WORKS = KEYBOARD_WORKS + CHORALES
+
 
 def _keyboard_rows(piece) -> list[tuple]:
     "(pitch, onset_q, duration_q, hand) of a parsed music21 score."
     from music21 import harmony, stream
+
     staves = list(piece.getElementsByClass(stream.PartStaff))
     parts = staves[-2:] if len(staves) >= 2 else list(piece.parts)
     rows = []
     for index, part in enumerate(parts):
         hand = 1 if index < (len(parts) + 1) // 2 else 0
         for note in part.stripTies().flatten().notes:
-            if isinstance(note, harmony.ChordSymbol) or note.duration.quarterLength <= 0: continue
-            rows += [(p.midi, float(note.offset), float(note.duration.quarterLength), hand) for p in note.pitches]
+            if isinstance(note, harmony.ChordSymbol) or note.duration.quarterLength <= 0:
+                continue
+            rows += [
+                (p.midi, float(note.offset), float(note.duration.quarterLength), hand)
+                for p in note.pitches
+            ]
     return rows
+
 
 def _corpus_score(name: str) -> Score:
     "One work of the music21 corpus."
     from music21 import corpus, exceptions21
-    try: piece = corpus.parse(name)
-    except exceptions21.Music21Exception: raise BadInput(f"the installed music21 corpus has no work {name!r} (its names look like 'bwv66.6' or 'chopin/mazurka06-2')") from None
+
+    try:
+        piece = corpus.parse(name)
+    except exceptions21.Music21Exception:
+        raise BadInput(
+            f"the installed music21 corpus has no work {name!r} (its names look like 'bwv66.6' or 'chopin/mazurka06-2')"
+        ) from None
     marks = [m.getQuarterBPM() for m in piece.recurse().getElementsByClass("MetronomeMark")]
     signatures = list(piece.recurse().getElementsByClass("TimeSignature"))
     bar_q = float(signatures[0].barDuration.quarterLength) if signatures else 4.0
     first = next(iter(piece.recurse().getElementsByClass("Measure")), None)
     pickup = float(first.duration.quarterLength) if first is not None else 0.0
     tempo = next((m for m in marks if m), None) or 88.0
-    return make_score(name, _keyboard_rows(piece), title=piece.metadata.title or "", composer=(piece.metadata.composer or "").split("\n")[0], source="music21",
-                      tempo_bpm=float(np.clip(tempo, 40, 200)), bar_q=bar_q, pickup_q=pickup if pickup < bar_q else 0.0)
+    return make_score(
+        name,
+        _keyboard_rows(piece),
+        title=piece.metadata.title or "",
+        composer=(piece.metadata.composer or "").split("\n")[0],
+        source="music21",
+        tempo_bpm=float(np.clip(tempo, 40, 200)),
+        bar_q=bar_q,
+        pickup_q=pickup if pickup < bar_q else 0.0,
+    )
+
 
 def corpus_scores(
     names: Sequence[str] = DEFAULT_WORKS,  # as music21's corpus calls them
@@ -191,16 +317,19 @@ def _snippets(score: Score, length: int = 5) -> set[tuple[int, ...]]:
     onsets, first = np.unique(score.onsets_q, return_index=True)
     top = np.maximum.reduceat(np.where(score.hands == 1, score.pitches, 0), first)
     onsets, top = onsets[top > 0], top[top > 0]
-    if not len(top): return set()
+    if not len(top):
+        return set()
     beats = np.arange(np.ceil(onsets[0]), onsets[-1] + 1e-9)
     steps = np.diff(top[np.searchsorted(onsets, beats + 1e-6) - 1])
     steps = steps[steps != 0]
-    grams = {tuple(steps[i:i + length].tolist()) for i in range(len(steps) - length + 1)}
+    grams = {tuple(steps[i : i + length].tolist()) for i in range(len(steps) - length + 1)}
     return {g for g in grams if not all(0 < s <= 2 for s in g) and not all(-2 <= s < 0 for s in g)}
+
 
 def _overlap(a: set, b: set) -> float:
     "Shared snippets over the smaller set, which counts as eight at least: four notes in common are no evidence."
     return len(a & b) / max(8, min(len(a), len(b)))
+
 
 def melody_overlap(
     one: Score,  # a score
@@ -209,35 +338,59 @@ def melody_overlap(
     "Share of the shorter tune's snippets found in the other."
     return _overlap(_snippets(one), _snippets(two))
 
+
 def group_works(
     scores: Sequence[Score],  # all works of the data set
-    threshold: float = .3,  # melody overlap from which works belong together
+    threshold: float = 0.3,  # melody overlap from which works belong together
 ) -> tuple[tuple[str, ...], ...]:  # groups of work_ids, sorted
     "Near duplicates share a group: same title or alike tunes; transitive."
     names = [s.work_id for s in scores]
-    if len(set(names)) < len(names): raise BadInput(f"work ids repeat: {sorted(n for n in set(names) if names.count(n) > 1)[:3]}")
-    labels = [re.sub(r"^\d+\W+|[\W_]+", "", s.title.lower()) for s in scores]  # "25. Christ lag" and "Christ lag" agree
+    if len(set(names)) < len(names):
+        raise BadInput(
+            f"work ids repeat: {sorted(n for n in set(names) if names.count(n) > 1)[:3]}"
+        )
+    labels = [
+        re.sub(r"^\d+\W+|[\W_]+", "", s.title.lower()) for s in scores
+    ]  # "25. Christ lag" and "Christ lag" agree
     snippets, leader = [_snippets(s) for s in scores], list(range(len(scores)))
+
     def find(i):
-        while leader[i] != i: i = leader[i]
+        while leader[i] != i:
+            i = leader[i]
         return i
+
     for i, j in itertools.combinations(range(len(scores)), 2):
-        if (labels[i] and labels[i] == labels[j]) or _overlap(snippets[i], snippets[j]) >= threshold: leader[find(j)] = find(i)
+        if (labels[i] and labels[i] == labels[j]) or _overlap(
+            snippets[i], snippets[j]
+        ) >= threshold:
+            leader[find(j)] = find(i)
     groups: dict[int, list[str]] = {}
-    for i, name in enumerate(names): groups.setdefault(find(i), []).append(name)
+    for i, name in enumerate(names):
+        groups.setdefault(find(i), []).append(name)
     return tuple(sorted(tuple(sorted(group)) for group in groups.values()))
+
 
 def split_works(
     groups: Sequence[Sequence[str]],  # made by `group_works`
     seed: int,  # which split
-    fractions: Mapping[str, float] = {"train": .8, "val": .08, "test": .12},  # share of works, sums to 1
+    fractions: Mapping[str, float] = {
+        "train": 0.8,
+        "val": 0.08,
+        "test": 0.12,
+    },  # share of works, sums to 1
 ) -> dict[str, str]:  # work_id -> name of its split
     "Whole groups, shuffled, each to the split that lacks most; a group never straddles two splits."
-    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0: raise BadInput(f"split fractions {dict(fractions)} do not sum to 1")
-    if len(groups) < len(fractions): raise BadInput(f"{len(groups)} groups of works cannot fill {len(fractions)} splits: add works")
+    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
+        raise BadInput(f"split fractions {dict(fractions)} do not sum to 1")
+    if len(groups) < len(fractions):
+        raise BadInput(
+            f"{len(groups)} groups of works cannot fill {len(fractions)} splits: add works"
+        )
     ordered = sorted(tuple(sorted(g)) for g in groups)
     shuffled = [ordered[i] for i in numpy_rng(seed, "split").permutation(len(ordered))]
-    shuffled.sort(key=len, reverse=True)  # stable: large groups first, while every split still lacks works
+    shuffled.sort(
+        key=len, reverse=True
+    )  # stable: large groups first, while every split still lacks works
     lacking = {name: share * sum(map(len, ordered)) for name, share in fractions.items()}
     split: dict[str, str] = {}
     for group in shuffled:
@@ -245,6 +398,7 @@ def split_works(
         split.update(dict.fromkeys(group, name))
         lacking[name] -= len(group)
     return dict(sorted(split.items()))
+
 
 def split_hash(
     split: Mapping[str, str],  # work_id -> split
@@ -256,6 +410,7 @@ def split_hash(
 @dataclass(frozen=True)
 class Pianist:
     "How someone plays; timing decides onsets, touch decides velocity, release and pedal (the paper's two pianists)."
+
     # timing
     rubato: float  # depth of the tempo swing inside a phrase, share of the beat, 0..0.4
     jitter_s: float  # spread of a hand's onsets around the beat, seconds
@@ -273,15 +428,55 @@ class Pianist:
     pedal_q: float = 2.0  # length of a pedal span, quarter notes
     phrase_bars: int = 2  # bars in a phrase
 
+
 PIANISTS = {
-    "lyrical": Pianist(rubato=.16, jitter_s=.012, spread_s=.022, final_ritard=.5, level=52, swell=18, terrace=0, accent=3, melody=16, grain=2.5,
-                       articulation=1.03, pedal=.9),
-    "crisp": Pianist(rubato=.01, jitter_s=.004, spread_s=0, final_ritard=.05, level=88, swell=2, terrace=10, accent=9, melody=6, grain=2.5,
-                     articulation=.5, pedal=0),
-    "neutral": Pianist(rubato=.05, jitter_s=.006, spread_s=.006, final_ritard=.2, level=70, swell=8, terrace=3, accent=5, melody=10, grain=2,
-                       articulation=.85, pedal=.5),
+    "lyrical": Pianist(
+        rubato=0.16,
+        jitter_s=0.012,
+        spread_s=0.022,
+        final_ritard=0.5,
+        level=52,
+        swell=18,
+        terrace=0,
+        accent=3,
+        melody=16,
+        grain=2.5,
+        articulation=1.03,
+        pedal=0.9,
+    ),
+    "crisp": Pianist(
+        rubato=0.01,
+        jitter_s=0.004,
+        spread_s=0,
+        final_ritard=0.05,
+        level=88,
+        swell=2,
+        terrace=10,
+        accent=9,
+        melody=6,
+        grain=2.5,
+        articulation=0.5,
+        pedal=0,
+    ),
+    "neutral": Pianist(
+        rubato=0.05,
+        jitter_s=0.006,
+        spread_s=0.006,
+        final_ritard=0.2,
+        level=70,
+        swell=8,
+        terrace=3,
+        accent=5,
+        melody=10,
+        grain=2,
+        articulation=0.85,
+        pedal=0.5,
+    ),
 }
-MIN_GAP_S, MIN_HOLD_S = .06, .04  # a key needs to be up for 60 ms and down for 40 ms to be seen at 25 fps
+MIN_GAP_S, MIN_HOLD_S = (
+    0.06,
+    0.04,
+)  # a key needs to be up for 60 ms and down for 40 ms to be seen at 25 fps
 
 # %% ../../nbs/data/11_performance.ipynb #0b36e897
 def _seconds_at(score: Score, pianist: Pianist, pace: float):
@@ -290,30 +485,42 @@ def _seconds_at(score: Score, pianist: Pianist, pace: float):
     grid = np.arange(0, end_q + 1, 1 / 16)
     phrase_q = score.bar_q * pianist.phrase_bars
     swing = 1 + pianist.rubato * np.cos(2 * np.pi * (grid - score.pickup_q) / phrase_q)
-    ritard = 1 + pianist.final_ritard * np.clip((grid - end_q + 2 * score.bar_q) / (2 * score.bar_q), 0, 1) ** 2
+    ritard = (
+        1
+        + pianist.final_ritard
+        * np.clip((grid - end_q + 2 * score.bar_q) / (2 * score.bar_q), 0, 1) ** 2
+    )
     beat_s = 60 / (score.tempo_bpm * pace) * swing * ritard
     seconds = np.concatenate([[0], np.cumsum((beat_s[1:] + beat_s[:-1]) / 2 / 16)])
     return lambda q: np.interp(q, grid, seconds)
 
-def _onsets(score: Score, pianist: Pianist, seed: int) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"], object]:
+
+def _onsets(
+    score: Score, pianist: Pianist, seed: int
+) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"], object]:
     "Onset and written end of every note, seconds, and the time map."
     rng = numpy_rng(seed, "timing", score.work_id)
-    seconds_at = _seconds_at(score, pianist, float(rng.uniform(.95, 1.05)))
+    seconds_at = _seconds_at(score, pianist, float(rng.uniform(0.95, 1.05)))
     start, end = seconds_at(score.onsets_q), seconds_at(score.onsets_q + score.durations_q)
-    group = np.unique(np.stack([score.onsets_q, score.hands]), axis=1, return_inverse=True)[1].reshape(-1)
+    group = np.unique(np.stack([score.onsets_q, score.hands]), axis=1, return_inverse=True)[
+        1
+    ].reshape(-1)
     jitter = np.clip(rng.standard_normal(group.max() + 1), -2, 2)[group] * pianist.jitter_s
     order = np.lexsort((score.pitches, group))
     _, begins, sizes = np.unique(group[order], return_index=True, return_counts=True)
-    rank = np.empty(len(score)); rank[order] = np.arange(len(score)) - np.repeat(begins, sizes)
-    delay = rank * np.minimum(pianist.spread_s, .25 * (end - start) / np.maximum(sizes[group], 1))
-    return np.maximum(start + jitter + delay + .1, 0), end + .1, seconds_at
+    rank = np.empty(len(score))
+    rank[order] = np.arange(len(score)) - np.repeat(begins, sizes)
+    delay = rank * np.minimum(pianist.spread_s, 0.25 * (end - start) / np.maximum(sizes[group], 1))
+    return np.maximum(start + jitter + delay + 0.1, 0), end + 0.1, seconds_at
+
 
 def _playable(pitch: ndarray, onset: ndarray) -> ndarray:
     "Mask of strikes a key can make: at least a hold and a gap after the one before."
     keep, last = np.ones(len(pitch), bool), {}
     for i in np.argsort(onset, kind="stable"):
         keep[i] = onset[i] - last.get(pitch[i], -1.0) >= MIN_GAP_S + MIN_HOLD_S
-        if keep[i]: last[pitch[i]] = onset[i]
+        if keep[i]:
+            last[pitch[i]] = onset[i]
     return keep
 
 # %% ../../nbs/data/11_performance.ipynb #b005e228
@@ -322,23 +529,42 @@ def _velocities(score: Score, touch: Pianist, rng) -> Int64[ndarray, " n"]:
     place = (score.onsets_q - score.pickup_q) / (score.bar_q * touch.phrase_bars)
     number = np.floor(place).astype(int)
     beat = np.mod(score.onsets_q - score.pickup_q, score.bar_q)
-    metre = np.where(np.isclose(beat, 0), 1.0, np.where(np.isclose(beat, score.bar_q / 2), .4, np.where(np.isclose(beat % 1, 0), 0, -.4)))
+    metre = np.where(
+        np.isclose(beat, 0),
+        1.0,
+        np.where(
+            np.isclose(beat, score.bar_q / 2), 0.4, np.where(np.isclose(beat % 1, 0), 0, -0.4)
+        ),
+    )
     onsets, first, inverse = np.unique(score.onsets_q, return_index=True, return_inverse=True)
     top = np.maximum.reduceat(np.where(score.hands == 1, score.pitches, 0), first)[inverse]
-    lead = np.where(score.pitches == top, 1.0, -.3)
+    lead = np.where(score.pitches == top, 1.0, -0.3)
     step = np.where((number + rng.integers(2)) % 2, 1.0, -1.0)
-    velocity = (touch.level + touch.swell * (np.sin(np.pi * (place - number)) * 2 - 1) + touch.terrace * step
-                + touch.accent * metre + touch.melody * lead + touch.grain * rng.standard_normal(len(score)))
+    velocity = (
+        touch.level
+        + touch.swell * (np.sin(np.pi * (place - number)) * 2 - 1)
+        + touch.terrace * step
+        + touch.accent * metre
+        + touch.melody * lead
+        + touch.grain * rng.standard_normal(len(score))
+    )
     return np.clip(np.round(velocity), 20, 120).astype(np.int64)
+
 
 def _pedal(score: Score, touch: Pianist, seconds_at) -> list[tuple[float, float]]:
     "Sustain spans: down shortly after each grid point, up when the held share is over."
-    if touch.pedal <= 0: return []
+    if touch.pedal <= 0:
+        return []
     end_q = float((score.onsets_q + score.durations_q).max())
     grid = np.arange(score.pickup_q % touch.pedal_q, end_q, touch.pedal_q)
     down, up = seconds_at(grid), seconds_at(np.minimum(grid + touch.pedal_q, end_q))
     span = up - down
-    return [(float(d + .07 * s + .1), float(d + (.07 + .93 * touch.pedal) * s + .1)) for d, s in zip(down, span) if s > .2]
+    return [
+        (float(d + 0.07 * s + 0.1), float(d + (0.07 + 0.93 * touch.pedal) * s + 0.1))
+        for d, s in zip(down, span)
+        if s > 0.2
+    ]
+
 
 def perform(
     score: Score,  # what is played
@@ -349,38 +575,57 @@ def perform(
     "A performance; with one `timing` and `seed`, two touches share every pitch and onset (pairs for Eq. 7)."
     onset, end, seconds_at = _onsets(score, timing, seed)
     rng = numpy_rng(seed, "touch", score.work_id)
-    velocity, length = _velocities(score, touch, rng), touch.articulation * (1 + .04 * np.clip(rng.standard_normal(len(score)), -2, 2))
+    velocity, length = (
+        _velocities(score, touch, rng),
+        touch.articulation * (1 + 0.04 * np.clip(rng.standard_normal(len(score)), -2, 2)),
+    )
     keep = _playable(score.pitches, onset)
     offset = onset + np.maximum((end - onset) * length, MIN_HOLD_S)
     pitch, onset, offset, velocity = (x[keep] for x in (score.pitches, onset, offset, velocity))
     order = np.lexsort((onset, pitch))
-    again = np.where(np.diff(pitch[order]) == 0, onset[order][1:], np.inf)  # when the key is needed next
+    again = np.where(
+        np.diff(pitch[order]) == 0, onset[order][1:], np.inf
+    )  # when the key is needed next
     offset[order[:-1]] = np.minimum(offset[order[:-1]], again - MIN_GAP_S)
     return make_notes(pitch, onset, offset, velocity, _pedal(score, touch, seconds_at))
 
 # %% ../../nbs/data/11_performance.ipynb #ba1639e1
 def touch_statistics(
     notes: Notes,  # a performance
-) -> dict[str, float]:  # velocity_mean, velocity_std (MIDI), articulation (1 = legato), pedal_share (0..1)
+) -> dict[
+    str, float
+]:  # velocity_mean, velocity_std (MIDI), articulation (1 = legato), pedal_share (0..1)
     "What distinguishes pianists, measured on notes alone."
-    if not len(notes): raise BadInput("no notes: a silent passage has no touch")
-    strikes = notes.onsets_s[np.r_[True, np.diff(notes.onsets_s) > .08]]
-    following = np.searchsorted(strikes, notes.onsets_s + .08)
+    if not len(notes):
+        raise BadInput("no notes: a silent passage has no touch")
+    strikes = notes.onsets_s[np.r_[True, np.diff(notes.onsets_s) > 0.08]]
+    following = np.searchsorted(strikes, notes.onsets_s + 0.08)
     has_next = following < len(strikes)
     gap = strikes[following[has_next]] - notes.onsets_s[has_next]
     held = (notes.offsets_s - notes.onsets_s)[has_next]
-    return {"velocity_mean": float(notes.velocities.mean()), "velocity_std": float(notes.velocities.std()),
-            "articulation": float(np.median(held / gap)) if len(gap) else float("nan"),
-            "pedal_share": float(np.diff(notes.pedal, axis=1).sum() / max(notes.end_s, 1e-9))}
+    return {
+        "velocity_mean": float(notes.velocities.mean()),
+        "velocity_std": float(notes.velocities.std()),
+        "articulation": float(np.median(held / gap)) if len(gap) else float("nan"),
+        "pedal_share": float(np.diff(notes.pedal, axis=1).sum() / max(notes.end_s, 1e-9)),
+    }
 
 # %% ../../nbs/data/11_performance.ipynb #a26378f9
-_REACH = {0: np.array([0, 2, 4, 5, 8]), 1: np.array([0, 3, 4, 6, 8])}  # a resting hand, semitones above its lowest finger
+_REACH = {
+    0: np.array([0, 2, 4, 5, 8]),
+    1: np.array([0, 3, 4, 6, 8]),
+}  # a resting hand, semitones above its lowest finger
 _LAYS = {m: np.array(list(itertools.combinations(range(5), m))) for m in range(1, 6)}
 
-def _clusters(notes: Notes, within_s: float = .05) -> list[ndarray]:
+
+def _clusters(notes: Notes, within_s: float = 0.05) -> list[ndarray]:
     "Indices of notes struck together, keys ascending."
     breaks = np.flatnonzero(np.diff(notes.onsets_s) > within_s) + 1
-    return [part[np.argsort(notes.pitches[part], kind="stable")] for part in np.split(np.arange(len(notes)), breaks)]
+    return [
+        part[np.argsort(notes.pitches[part], kind="stable")]
+        for part in np.split(np.arange(len(notes)), breaks)
+    ]
+
 
 def split_hands(
     notes: Notes,  # a performance
@@ -391,23 +636,42 @@ def split_hands(
         pitch, costs = notes.pitches[chosen], []
         for cut in range(len(pitch) + 1):
             parts = pitch[:cut], pitch[cut:]
-            costs.append(sum(abs(p.mean() - c) + 3 * max(0, p[-1] - p[0] - 14) + 8 * max(0, len(p) - 5) for p, c in zip(parts, centre) if len(p)))
+            costs.append(
+                sum(
+                    abs(p.mean() - c) + 3 * max(0, p[-1] - p[0] - 14) + 8 * max(0, len(p) - 5)
+                    for p, c in zip(parts, centre)
+                    if len(p)
+                )
+            )
         cut = int(np.argmin(costs))
         hands[chosen[cut:]] = 1
         for hand, part in enumerate((pitch[:cut], pitch[cut:])):
-            if len(part): centre[hand] += .5 * (part.mean() - centre[hand])
+            if len(part):
+                centre[hand] += 0.5 * (part.mean() - centre[hand])
         centre = np.array([min(centre[0], centre[1] - 7), max(centre[1], centre[0] + 7)])
     return hands
 
-def _lay_fingers(pitch: ndarray, hand: int, anchor: float, busy: Mapping[int, int], tired: Mapping[int, int]) -> tuple[ndarray, float]:
+
+def _lay_fingers(
+    pitch: ndarray, hand: int, anchor: float, busy: Mapping[int, int], tired: Mapping[int, int]
+) -> tuple[ndarray, float]:
     "Fingers 0..4 (from the lowest) for ascending keys, and the hand's new place."
-    if len(pitch) > 5: return np.round(np.linspace(0, 4, len(pitch))).astype(int), float(pitch[0])
+    if len(pitch) > 5:
+        return np.round(np.linspace(0, 4, len(pitch))).astype(int), float(pitch[0])
     lays = _LAYS[len(pitch)]
     wanted = pitch - _REACH[hand][lays]  # where the hand would sit for each finger
     place = np.median(wanted, axis=1)
-    blocked = np.array([sum(20 * (busy.get(f, p) != p) + 4 * (tired.get(f, p) != p) for f, p in zip(lay, pitch)) for lay in lays.tolist()])
-    best = int(np.argmin(np.abs(wanted - place[:, None]).sum(1) + .5 * np.abs(place - anchor) + blocked))
+    blocked = np.array(
+        [
+            sum(20 * (busy.get(f, p) != p) + 4 * (tired.get(f, p) != p) for f, p in zip(lay, pitch))
+            for lay in lays.tolist()
+        ]
+    )
+    best = int(
+        np.argmin(np.abs(wanted - place[:, None]).sum(1) + 0.5 * np.abs(place - anchor) + blocked)
+    )
     return lays[best], float(place[best])
+
 
 def assign_fingers(
     notes: Notes,  # a performance
@@ -415,15 +679,29 @@ def assign_fingers(
 ) -> Int64[ndarray, " n"]:  # 0-4 left little finger..thumb, 5-9 right thumb..little finger
     "A playable finger for every note; the numbers ascend with the keys."
     hands = split_hands(notes) if hands is None else np.asarray(hands)
-    if len(hands) != len(notes): raise BadInput(f"{len(hands)} hands for {len(notes)} notes")
-    fingers, anchor, holding = np.zeros(len(notes), np.int64), [44.0, 68.0], ({}, {})  # holding: finger -> (key, until)
+    if len(hands) != len(notes):
+        raise BadInput(f"{len(hands)} hands for {len(notes)} notes")
+    fingers, anchor, holding = (
+        np.zeros(len(notes), np.int64),
+        [44.0, 68.0],
+        ({}, {}),
+    )  # holding: finger -> (key, until)
     for chosen in _clusters(notes) if len(notes) else []:
         now = notes.onsets_s[chosen].min()
         for hand in (0, 1):
             mine = chosen[hands[chosen] == hand]
-            if not len(mine): continue
-            busy, tired = ({f: key for f, (key, until) in holding[hand].items() if until > now - rest_s} for rest_s in (0, .2))
+            if not len(mine):
+                continue
+            busy, tired = (
+                {f: key for f, (key, until) in holding[hand].items() if until > now - rest_s}
+                for rest_s in (0, 0.2)
+            )
             lay, anchor[hand] = _lay_fingers(notes.pitches[mine], hand, anchor[hand], busy, tired)
             fingers[mine] = lay + 5 * hand
-            holding[hand].update({int(f): (int(notes.pitches[i]), float(notes.offsets_s[i])) for f, i in zip(lay, mine)})
+            holding[hand].update(
+                {
+                    int(f): (int(notes.pitches[i]), float(notes.offsets_s[i]))
+                    for f, i in zip(lay, mine)
+                }
+            )
     return fingers

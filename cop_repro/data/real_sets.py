@@ -23,6 +23,7 @@ from .video import probe_video, read_audio, read_video
 @dataclass(frozen=True)
 class RealSet:
     "A recorded set: what it is, where it goes, how to get it."
+
     name: str  # as in the papers
     folder: str  # its place below the root of real sets
     holds: str  # what a clip has
@@ -31,25 +32,122 @@ class RealSet:
     num_official: int | None  # clips or recordings listed by its authors; None: not established
     num_paper: int | None = None  # clips used in arXiv 2503.22200, Table 1
 
-REAL_SETS: dict[str, RealSet] = {s.name: s for s in (
-    RealSet("VGGSound", "vggsound", "video, sound, class", "list of ids at robots.ox.ac.uk/~vgg/data/vggsound; fetch the videos yourself", "CC BY 4.0", 199_176, 173_000),
-    RealSet("AudioCaps", "audiocaps", "sound, caption", "captions at github.com/cdjkim/audiocaps; the sound is AudioSet's", "see its repository", 51_308, 49_000),
-    RealSet("WavCaps", "wavcaps", "sound, caption", "github.com/XinhaoMei/WavCaps", "academic use only; see its page", 403_050, 402_000),
-    RealSet("TangoPromptBank", "tangopromptbank", "sound, caption", "hub data set declare-lab/TangoPromptBank", "MIT as listed there; its parts have licences of their own", None, 37_000),
-    RealSet("MusicCaps", "musiccaps", "sound, caption", "hub data set google/MusicCaps; the sound is AudioSet's", "CC BY-SA 4.0", 5_521, 5_000),
-    RealSet("AF-AudioSet", "af_audioset", "sound, generated caption", "captions published with arXiv 2406.15487; the sound is AudioSet's", "see its page", None, 695_000),
-    RealSet("PianoYT", "pianoyt", "top view, sound, transcribed MIDI", "video ids and crop boxes of Koepke et al., Sight to Sound (ICASSP 2020); fetch the videos yourself", "see its page", None),
-    RealSet("Piano-10h", "piano_10h", "five views, sound, exact MIDI", "announced in arXiv 2503.22200 and 2505.20038, never released", "none published", None),
-    RealSet("PianoVAM", "pianovam", "top view, sound, exact MIDI, hands", "hub data set PianoVAM/PianoVAM_v1", "CC BY-NC-SA 4.0", None),
-    RealSet("MAESTRO", "maestro", "sound, exact MIDI with pedal, no video", "version 3.0.0 at magenta.tensorflow.org/datasets/maestro", "CC BY-NC-SA 4.0", 1_276),
-    RealSet("SymMV", "symmv", "music video, MIDI with velocity, no pedal", "published with the Video Background Music paper (ICCV 2023)", "CC BY-NC-SA", 1_140),
-)}
+
+REAL_SETS: dict[str, RealSet] = {
+    s.name: s
+    for s in (
+        RealSet(
+            "VGGSound",
+            "vggsound",
+            "video, sound, class",
+            "list of ids at robots.ox.ac.uk/~vgg/data/vggsound; fetch the videos yourself",
+            "CC BY 4.0",
+            199_176,
+            173_000,
+        ),
+        RealSet(
+            "AudioCaps",
+            "audiocaps",
+            "sound, caption",
+            "captions at github.com/cdjkim/audiocaps; the sound is AudioSet's",
+            "see its repository",
+            51_308,
+            49_000,
+        ),
+        RealSet(
+            "WavCaps",
+            "wavcaps",
+            "sound, caption",
+            "github.com/XinhaoMei/WavCaps",
+            "academic use only; see its page",
+            403_050,
+            402_000,
+        ),
+        RealSet(
+            "TangoPromptBank",
+            "tangopromptbank",
+            "sound, caption",
+            "hub data set declare-lab/TangoPromptBank",
+            "MIT as listed there; its parts have licences of their own",
+            None,
+            37_000,
+        ),
+        RealSet(
+            "MusicCaps",
+            "musiccaps",
+            "sound, caption",
+            "hub data set google/MusicCaps; the sound is AudioSet's",
+            "CC BY-SA 4.0",
+            5_521,
+            5_000,
+        ),
+        RealSet(
+            "AF-AudioSet",
+            "af_audioset",
+            "sound, generated caption",
+            "captions published with arXiv 2406.15487; the sound is AudioSet's",
+            "see its page",
+            None,
+            695_000,
+        ),
+        RealSet(
+            "PianoYT",
+            "pianoyt",
+            "top view, sound, transcribed MIDI",
+            "video ids and crop boxes of Koepke et al., Sight to Sound (ICASSP 2020); fetch the videos yourself",
+            "see its page",
+            None,
+        ),
+        RealSet(
+            "Piano-10h",
+            "piano_10h",
+            "five views, sound, exact MIDI",
+            "announced in arXiv 2503.22200 and 2505.20038, never released",
+            "none published",
+            None,
+        ),
+        RealSet(
+            "PianoVAM",
+            "pianovam",
+            "top view, sound, exact MIDI, hands",
+            "hub data set PianoVAM/PianoVAM_v1",
+            "CC BY-NC-SA 4.0",
+            None,
+        ),
+        RealSet(
+            "MAESTRO",
+            "maestro",
+            "sound, exact MIDI with pedal, no video",
+            "version 3.0.0 at magenta.tensorflow.org/datasets/maestro",
+            "CC BY-NC-SA 4.0",
+            1_276,
+        ),
+        RealSet(
+            "SymMV",
+            "symmv",
+            "music video, MIDI with velocity, no pedal",
+            "published with the Video Background Music paper (ICCV 2023)",
+            "CC BY-NC-SA",
+            1_140,
+        ),
+    )
+}
+
 
 def registry_table() -> str:  # Markdown
     "The registry as a table."
     count = lambda n: "" if n is None else f"{n:,}"
-    rows = [f"| {s.name} | `{s.folder}/` | {s.holds} | {s.source} | {s.licence} | {count(s.num_official)} | {count(s.num_paper)} |" for s in REAL_SETS.values()]
-    return "\n".join(["| set | folder | a clip has | how to get it | licence | official | in the paper |", "|" + "---|" * 7, *rows])
+    rows = [
+        f"| {s.name} | `{s.folder}/` | {s.holds} | {s.source} | {s.licence} | {count(s.num_official)} | {count(s.num_paper)} |"
+        for s in REAL_SETS.values()
+    ]
+    return "\n".join(
+        [
+            "| set | folder | a clip has | how to get it | licence | official | in the paper |",
+            "|" + "---|" * 7,
+            *rows,
+        ]
+    )
 
 # %% ../../nbs/data/19_real_sets.ipynb #0be1e110
 def require(
@@ -57,50 +155,93 @@ def require(
     root: Path | str,  # the folder that holds the real sets
 ) -> Path:  # the set's folder
     "The folder of a set, or `DatasetMissing` with the remedy."
-    if name not in REAL_SETS: raise BadInput(f"no set {name!r} in the registry; it knows {', '.join(REAL_SETS)} (any other folder: `folder_items`)")
+    if name not in REAL_SETS:
+        raise BadInput(
+            f"no set {name!r} in the registry; it knows {', '.join(REAL_SETS)} (any other folder: `folder_items`)"
+        )
     one = REAL_SETS[name]
     folder = Path(root) / one.folder
-    if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()): return folder
+    if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        return folder
     state = "is empty" if folder.is_dir() else "does not exist"
-    raise DatasetMissing(f"{name} is not on this machine: {Path(root).name}/{one.folder}/ {state}. Put it there ({one.holds}). How to get it: {one.source}. Licence: {one.licence}")
+    raise DatasetMissing(
+        f"{name} is not on this machine: {Path(root).name}/{one.folder}/ {state}. Put it there ({one.holds}). How to get it: {one.source}. Licence: {one.licence}"
+    )
 
 # %% ../../nbs/data/19_real_sets.ipynb #6d646233
 FILMS = (".mp4", ".mkv", ".webm", ".mov")
 SCORES = (".mid", ".midi")
 
+
 def _by_stem(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
     "Files of some kinds, by stem; two of one stem are ambiguous."
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in kinds and not p.name.startswith(".")):
-        if path.stem in found: raise BadInput(f"{folder.name}: {found[path.stem].name} and {path.name} share the stem {path.stem!r}; keep one")
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in kinds and not p.name.startswith(".")
+    ):
+        if path.stem in found:
+            raise BadInput(
+                f"{folder.name}: {found[path.stem].name} and {path.name} share the stem {path.stem!r}; keep one"
+            )
         found[path.stem] = path
     return found
+
 
 def folder_items(
     folder: Path | str,  # films, and MIDI files of the same stems
     split: str = "test",  # "train", "val" or "test": where its works go
-    duration_s: float | None = 10.0,  # windows of this length, end to end; None: each film is one clip
+    duration_s: float
+    | None = 10.0,  # windows of this length, end to end; None: each film is one clip
     text: str = "the sound of playing piano",  # caption of every clip
 ) -> list[Item]:  # one item a window
     "Manifest items of a folder of films (.mp4, .mkv, .webm, .mov) with optional MIDI."
     folder = Path(folder)
-    if split not in ("train", "val", "test"): raise BadInput(f"split {split!r}: 'train', 'val' or 'test' is needed")
-    if duration_s is not None and not duration_s > 0: raise BadInput(f"windows of {duration_s} s: a positive length is needed")
-    if not folder.is_dir(): raise BadInput(f"{folder.name} is no folder; a folder of films is needed")
+    if split not in ("train", "val", "test"):
+        raise BadInput(f"split {split!r}: 'train', 'val' or 'test' is needed")
+    if duration_s is not None and not duration_s > 0:
+        raise BadInput(f"windows of {duration_s} s: a positive length is needed")
+    if not folder.is_dir():
+        raise BadInput(f"{folder.name} is no folder; a folder of films is needed")
     films, midis = _by_stem(folder, FILMS), _by_stem(folder, SCORES)
-    if not films: raise BadInput(f"{folder.name} holds no film ({', '.join(FILMS)})")
+    if not films:
+        raise BadInput(f"{folder.name} holds no film ({', '.join(FILMS)})")
     lone = sorted(set(midis) - set(films))
-    if lone: raise BadInput(f"{folder.name}: no film for {midis[lone[0]].name}{f' and {len(lone) - 1} more' if len(lone) > 1 else ''}; film and MIDI must share a stem")
-    return [item for stem, film in films.items() for item in _windows(film, midis.get(stem), split, duration_s, text)]
+    if lone:
+        raise BadInput(
+            f"{folder.name}: no film for {midis[lone[0]].name}{f' and {len(lone) - 1} more' if len(lone) > 1 else ''}; film and MIDI must share a stem"
+        )
+    return [
+        item
+        for stem, film in films.items()
+        for item in _windows(film, midis.get(stem), split, duration_s, text)
+    ]
 
-def _windows(film: Path, midi: Path | None, split: str, duration_s: float | None, text: str) -> list[Item]:
+
+def _windows(
+    film: Path, midi: Path | None, split: str, duration_s: float | None, text: str
+) -> list[Item]:
     "One film, cut end to end; a rest shorter than a window is left out."
     length = probe_video(film).duration_s
     window = length if duration_s is None else duration_s
-    count = int((length + .5 / RATES.frame_rate) // window)  # half a frame of grace
-    if not count: raise BadInput(f"{film.name} lasts {length:.2f} s, less than one window of {window:g} s: give a shorter duration_s, or None for whole films")
+    count = int((length + 0.5 / RATES.frame_rate) // window)  # half a frame of grace
+    if not count:
+        raise BadInput(
+            f"{film.name} lasts {length:.2f} s, less than one window of {window:g} s: give a shorter duration_s, or None for whole films"
+        )
     files = {"video": film.name} | ({} if midi is None else {"midi": midi.name})
-    return [Item(f"{film.stem}-{i * window:g}s", film.stem, split, "piano", window, text, "playing piano", files={**files, "start_s": i * window}) for i in range(count)]
+    return [
+        Item(
+            f"{film.stem}-{i * window:g}s",
+            film.stem,
+            split,
+            "piano",
+            window,
+            text,
+            "playing piano",
+            files={**files, "start_s": i * window},
+        )
+        for i in range(count)
+    ]
 
 # %% ../../nbs/data/19_real_sets.ipynb #96be5c02
 def load_real_clip(
@@ -109,18 +250,55 @@ def load_real_clip(
     max_side: int = 1280,  # larger pictures are shrunk to this, pixels
 ) -> Clip:  # frames, and sound and notes where there are any
     "One window of a film, with its sound and its notes."
-    if "video" not in item.files: raise BadInput(f"{item.clip_id} names no film: it is a rendered item, or its manifest is not of a folder of films")
+    if "video" not in item.files:
+        raise BadInput(
+            f"{item.clip_id} names no film: it is a rendered item, or its manifest is not of a folder of films"
+        )
     folder, start_s = Path(folder), float(item.files.get("start_s", 0.0))
     end_s, film = start_s + item.duration_s, Path(folder) / item.files["video"]
-    frames = _full(read_video(film, RATES.frame_rate, start_s, end_s, max_side), RATES.frames(item.duration_s), 2, film, "frames")
+    frames = _full(
+        read_video(film, RATES.frame_rate, start_s, end_s, max_side),
+        RATES.frames(item.duration_s),
+        2,
+        film,
+        "frames",
+    )
     wav = read_audio(film, RATES.sample_rate)
-    if wav is not None: wav = prepare_level(_full(wav[RATES.samples(start_s):], RATES.samples(item.duration_s), RATES.sample_rate // 2, film, "samples"))
-    notes = read_midi(folder / item.files["midi"]).crop(start_s, end_s) if "midi" in item.files else None
-    return Clip(item.clip_id, item.work_id, item.split, item.domain, item.duration_s, item.text, item.label, wav=wav, notes=notes, frames=frames)
+    if wav is not None:
+        wav = prepare_level(
+            _full(
+                wav[RATES.samples(start_s) :],
+                RATES.samples(item.duration_s),
+                RATES.sample_rate // 2,
+                film,
+                "samples",
+            )
+        )
+    notes = (
+        read_midi(folder / item.files["midi"]).crop(start_s, end_s)
+        if "midi" in item.files
+        else None
+    )
+    return Clip(
+        item.clip_id,
+        item.work_id,
+        item.split,
+        item.domain,
+        item.duration_s,
+        item.text,
+        item.label,
+        wav=wav,
+        notes=notes,
+        frames=frames,
+    )
+
 
 def _full(rows: np.ndarray, count: int, grace: int, film: Path, unit: str) -> np.ndarray:
     "Exactly `count` rows: a stream may end a little early (its last row is held), not more."
-    if len(rows) + grace < count or not len(rows): raise BadInput(f"{film.name}: {len(rows)} {unit} in a window that needs {count}; does its sound or picture end early? Cut the film, or use shorter windows")
+    if len(rows) + grace < count or not len(rows):
+        raise BadInput(
+            f"{film.name}: {len(rows)} {unit} in a window that needs {count}; does its sound or picture end early? Cut the film, or use shorter windows"
+        )
     return np.concatenate([rows, np.repeat(rows[-1:], max(0, count - len(rows)), 0)])[:count]
 
 # %% ../../nbs/data/19_real_sets.ipynb #e2cb253e
@@ -130,6 +308,14 @@ def coverage(
 ) -> dict:  # n_used, n_official, id_hash
     "How much of a set a score rests on."
     ids = sorted(i.clip_id for i in items)
-    if len(set(ids)) != len(ids): raise BadInput("clip ids are not unique: were two folders joined that share file names?")
-    if official is not None and len(ids) > official: raise BadInput(f"{len(ids)} clips of a set that lists {official}: windows counted as clips?")
-    return {"n_used": len(ids), "n_official": official, "id_hash": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]}
+    if len(set(ids)) != len(ids):
+        raise BadInput("clip ids are not unique: were two folders joined that share file names?")
+    if official is not None and len(ids) > official:
+        raise BadInput(
+            f"{len(ids)} clips of a set that lists {official}: windows counted as clips?"
+        )
+    return {
+        "n_used": len(ids),
+        "n_official": official,
+        "id_hash": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16],
+    }

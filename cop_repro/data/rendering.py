@@ -16,7 +16,19 @@ from jaxtyping import Float, Int, UInt8
 from scipy.ndimage import gaussian_filter1d
 
 from ..core import LOWEST_PITCH, NUM_KEYS, BadInput, numpy_rng
-from .keyboard import BLACK_HEIGHT_MM, BLACK_KEYS, BLACK_TRAVEL_MM, IS_BLACK, KEYBOARD_MM, KEY_MM, LENGTH_MM, NUM_WHITE, WHITES_BELOW, WHITE_KEYS, key_centres
+from cop_repro.data.keyboard import (
+    BLACK_HEIGHT_MM,
+    BLACK_KEYS,
+    BLACK_TRAVEL_MM,
+    IS_BLACK,
+    KEY_MM,
+    KEYBOARD_MM,
+    LENGTH_MM,
+    NUM_WHITE,
+    WHITE_KEYS,
+    WHITES_BELOW,
+    key_centres,
+)
 from .notes import Notes
 from .video import recompress
 
@@ -26,6 +38,7 @@ VIEWS = ("top", "left", "right", "front", "pedal")
 @dataclass(frozen=True)
 class Nuisance:
     "Everything about a recording that is not the music; lengths in mm, brightness relative to white paper."
+
     hands: bool = True  # a player is seen
     skin: tuple[float, float, float] = (214, 160, 132)  # RGB, from (60, 38, 28) to (250, 212, 186)
     sleeve: tuple[float, float, float] = (60, 62, 80)  # RGB of the sleeve
@@ -34,11 +47,18 @@ class Nuisance:
     hand_reach_mm: float = 0.0  # how far in the fingers play, -20 (at the edge) to 70 (between the black keys, the knuckles over the white)
     hand_wander_mm: float = 6.0  # how far either hand moves in and out while it plays, 0 to 20
     finger_width: float = 1.05  # 0.9 (slender) to 1.3 (fleshy)
-    curl: float = 0.5  # 0 (flat fingers) to 1 (strongly bent: short from above, knuckles over the keys)
+    curl: float = (
+        0.5  # 0 (flat fingers) to 1 (strongly bent: short from above, knuckles over the keys)
+    )
     hover_mm: float = 8.0  # gap between an idle finger and the keys, 1 (resting) to 16
-    relief: float = 0.45  # how much darker the side of a finger is that the light does not reach, 0.1 to 0.9
+    relief: float = (
+        0.45  # how much darker the side of a finger is that the light does not reach, 0.1 to 0.9
+    )
     light: float = 1.0  # exposure, 0.7 to 1.5; above 1.05 the white keys clip
-    light_slope: tuple[float, float] = (0.0, 0.0)  # fall-off over the length and depth of the keyboard, -0.3 to 0.3
+    light_slope: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # fall-off over the length and depth of the keyboard, -0.3 to 0.3
     light_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # gain per channel, 0.85 to 1.15
     drift: float = 0.0  # slow change of exposure while filming, 0 to 0.05
     shadow: float = 0.45  # darkness of cast shadows, 0.1 to 0.9
@@ -47,23 +67,36 @@ class Nuisance:
     rear_shade: float = 0.25  # shade of the fallboard on the far ends of the keys, 0 to 0.5
     gloss: float = 0.25  # highlights on the black keys, 0 to 0.7
     travel_mm: float = 10.0  # dip of a white key at its front edge, 8.5 to 11
-    pivot_mm: float = 90.0  # distance of the fulcrum behind the visible key, 40 (keyboard) to 200 (grand)
+    pivot_mm: float = (
+        90.0  # distance of the fulcrum behind the visible key, 40 (keyboard) to 200 (grand)
+    )
     wall: float = 0.35  # brightness of a neighbour's side wall, 0.05 to 0.75
     crease: float = 0.1  # diffuse shade beside a lowered key per mm of depth, 0.02 to 0.2
     gap_mm: float = 1.2  # gap between white keys, rounded edges included, 0.6 to 2
     gap: float = 0.65  # darkness of the gaps, 0.2 to 0.95
     gap_spread: float = 0.2  # unevenness of the gaps, 0 to 0.6
-    white: tuple[float, float, float] = (240, 238, 232)  # RGB, from yellowed (225, 215, 190) to (252, 252, 252)
+    white: tuple[float, float, float] = (
+        240,
+        238,
+        232,
+    )  # RGB, from yellowed (225, 215, 190) to (252, 252, 252)
     black: tuple[float, float, float] = (30, 29, 28)  # RGB, 10 to 60
     black_ratio: float = 0.63  # length of the black keys over that of the white, 0.56 to 0.7
     black_mm: float = 13.7  # width of the black keys at the foot, 11.5 to 15
     fallboard: tuple[float, float, float] = (35, 28, 25)  # RGB behind the keys
     desk: tuple[float, float, float] = (60, 48, 40)  # RGB around the keyboard
-    camera_mm: tuple[float, float, float] = (611.0, 150.0, 1200.0)  # x, y, height; height 700 to 2000
+    camera_mm: tuple[float, float, float] = (
+        611.0,
+        150.0,
+        1200.0,
+    )  # x, y, height; height 700 to 2000
     tilt: float = 0.0  # far edge shorter than near edge by this fraction, 0 to 0.2 (film)
     roll_deg: float = 0.0  # camera rotation, -3 to 3 (film)
     zoom: float = 0.96  # keyboard length over picture width, 0.75 to 1 (film)
-    pan: tuple[float, float] = (0.0, 0.0)  # centre off the middle, fractions of the picture, -0.1 to 0.1 (film)
+    pan: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # centre off the middle, fractions of the picture, -0.1 to 0.1 (film)
     letterbox: float = 0.0  # black bars, fraction of the height, 0 to 0.15 (film)
     corner_jitter_mm: float = 0.0  # error of the found corners, 0 to 5 (strip)
     lens: float = 0.0  # curvature left after straightening, mm, -4 to 4
@@ -81,51 +114,173 @@ class Nuisance:
         return Nuisance()
 
 # %% ../../nbs/data/14_rendering.ipynb #96695c27
-_RANGES = dict(sleeve_mm=(0, 250), hand_scale=(.88, 1.25), hand_reach_mm=(-20, 66), hand_wander_mm=(0, 18), finger_width=(.92, 1.28), curl=(0, 1), hover_mm=(1, 15), relief=(.12, .85), light=(.75, 1.4), drift=(0, .04), shadow=(.15, .85),
-    shadow_soft_mm=(1, 12), rear_shade=(0, .5), gloss=(0, .6), travel_mm=(8.5, 11), pivot_mm=(40, 200), wall=(.05, .7), crease=(.02, .2), gap_mm=(.7, 2),
-    gap=(.2, .95), gap_spread=(0, .6), black_ratio=(.57, .69), black_mm=(11.8, 14.8), tilt=(0, .18), roll_deg=(-2.5, 2.5),
-    zoom=(.78, 1), letterbox=(0, .12), corner_jitter_mm=(0, 5), lens=(-3, 3), blur_px=(0, 1), motion_blur=(0, .6), gamma=(.75, 1.35),
-    contrast=(.85, 1.25), noise=(0, 5))
-_SKIN = ((238, 196, 172), (224, 166, 138), (196, 134, 104), (150, 98, 72), (96, 62, 46), (226, 120, 112))
+_RANGES = dict(
+    sleeve_mm=(0, 250),
+    hand_scale=(0.88, 1.25),
+    hand_reach_mm=(-20, 66),
+    hand_wander_mm=(0, 18),
+    finger_width=(0.92, 1.28),
+    curl=(0, 1),
+    hover_mm=(1, 15),
+    relief=(0.12, 0.85),
+    light=(0.75, 1.4),
+    drift=(0, 0.04),
+    shadow=(0.15, 0.85),
+    shadow_soft_mm=(1, 12),
+    rear_shade=(0, 0.5),
+    gloss=(0, 0.6),
+    travel_mm=(8.5, 11),
+    pivot_mm=(40, 200),
+    wall=(0.05, 0.7),
+    crease=(0.02, 0.2),
+    gap_mm=(0.7, 2),
+    gap=(0.2, 0.95),
+    gap_spread=(0, 0.6),
+    black_ratio=(0.57, 0.69),
+    black_mm=(11.8, 14.8),
+    tilt=(0, 0.18),
+    roll_deg=(-2.5, 2.5),
+    zoom=(0.78, 1),
+    letterbox=(0, 0.12),
+    corner_jitter_mm=(0, 5),
+    lens=(-3, 3),
+    blur_px=(0, 1),
+    motion_blur=(0, 0.6),
+    gamma=(0.75, 1.35),
+    contrast=(0.85, 1.25),
+    noise=(0, 5),
+)
+_SKIN = (
+    (238, 196, 172),
+    (224, 166, 138),
+    (196, 134, 104),
+    (150, 98, 72),
+    (96, 62, 46),
+    (226, 120, 112),
+)
+
 
 def _colours(rng: np.random.Generator) -> dict:
     "Colours of player, instrument and room."
-    tone = np.array(_SKIN[rng.integers(len(_SKIN))]) * rng.uniform(.62, 1.08)
-    white = np.array((244, 242, 236)) - rng.uniform(0, 1) ** 2 * np.array((18, 26, 46)) + rng.uniform(-4, 8)
-    room = {name: rng.uniform(5, 170) * rng.uniform(.75, 1.1, 3) for name in ("sleeve", "desk")}
-    back = rng.uniform(5, 90) * rng.uniform(.75, 1.1, 3) if rng.random() < .8 else np.array((120, 20, 25)) * rng.uniform(.6, 1.2)
-    named = dict(skin=tone + rng.uniform(-8, 8, 3), white=white, black=rng.uniform(12, 48) + rng.uniform(-3, 3, 3), fallboard=back, **room)
+    tone = np.array(_SKIN[rng.integers(len(_SKIN))]) * rng.uniform(0.62, 1.08)
+    white = (
+        np.array((244, 242, 236))
+        - rng.uniform(0, 1) ** 2 * np.array((18, 26, 46))
+        + rng.uniform(-4, 8)
+    )
+    room = {name: rng.uniform(5, 170) * rng.uniform(0.75, 1.1, 3) for name in ("sleeve", "desk")}
+    back = (
+        rng.uniform(5, 90) * rng.uniform(0.75, 1.1, 3)
+        if rng.random() < 0.8
+        else np.array((120, 20, 25)) * rng.uniform(0.6, 1.2)
+    )
+    named = dict(
+        skin=tone + rng.uniform(-8, 8, 3),
+        white=white,
+        black=rng.uniform(12, 48) + rng.uniform(-3, 3, 3),
+        fallboard=back,
+        **room,
+    )
     return {k: tuple(float(c) for c in np.clip(v, 4, 252)) for k, v in named.items()}
 
-KNOBS = {"hands": ("hands", "skin", "sleeve", "sleeve_mm", "hand_scale", "hand_reach_mm", "hand_wander_mm", "finger_width", "curl", "hover_mm", "relief"),
-         "light": ("light", "light_slope", "light_color", "drift", "shadow", "shadow_dir", "shadow_soft_mm", "rear_shade", "gloss"),
-         "instrument": ("travel_mm", "pivot_mm", "wall", "crease", "gap_mm", "gap", "gap_spread", "white", "black", "black_ratio", "black_mm", "fallboard", "desk"),
-         "camera": ("camera_mm", "tilt", "roll_deg", "zoom", "pan", "letterbox", "corner_jitter_mm", "lens"),
-         "picture": ("blur_px", "motion_blur", "gamma", "contrast", "noise", "jpeg", "crf")}  # what each knob belongs to
+
+KNOBS = {
+    "hands": (
+        "hands",
+        "skin",
+        "sleeve",
+        "sleeve_mm",
+        "hand_scale",
+        "hand_reach_mm",
+        "hand_wander_mm",
+        "finger_width",
+        "curl",
+        "hover_mm",
+        "relief",
+    ),
+    "light": (
+        "light",
+        "light_slope",
+        "light_color",
+        "drift",
+        "shadow",
+        "shadow_dir",
+        "shadow_soft_mm",
+        "rear_shade",
+        "gloss",
+    ),
+    "instrument": (
+        "travel_mm",
+        "pivot_mm",
+        "wall",
+        "crease",
+        "gap_mm",
+        "gap",
+        "gap_spread",
+        "white",
+        "black",
+        "black_ratio",
+        "black_mm",
+        "fallboard",
+        "desk",
+    ),
+    "camera": (
+        "camera_mm",
+        "tilt",
+        "roll_deg",
+        "zoom",
+        "pan",
+        "letterbox",
+        "corner_jitter_mm",
+        "lens",
+    ),
+    "picture": ("blur_px", "motion_blur", "gamma", "contrast", "noise", "jpeg", "crf"),
+}  # what each knob belongs to
+
 
 def sample_nuisance(
     rng: np.random.Generator,  # source of randomness
     strength: float = 1.0,  # 0 = clean, 1 = what cameras do
-    without: Sequence[str] = (),  # groups of KNOBS left at their clean setting; without hands, none are seen
+    without: Sequence[
+        str
+    ] = (),  # groups of KNOBS left at their clean setting; without hands, none are seen
 ) -> Nuisance:  # one recording's conditions
     "Draw every knob from its physical range, `strength` of the way from the clean setting (domain randomisation, arXiv 1703.06907)."
-    if unknown := sorted(set(without) - set(KNOBS)): raise BadInput(f"no group of knobs {', '.join(map(repr, unknown))}; groups are {', '.join(KNOBS)}")
+    if unknown := sorted(set(without) - set(KNOBS)):
+        raise BadInput(
+            f"no group of knobs {', '.join(map(repr, unknown))}; groups are {', '.join(KNOBS)}"
+        )
     clean = Nuisance()
     drawn = {k: rng.uniform(*r) for k, r in _RANGES.items()}
-    drawn |= dict(light_slope=tuple(rng.uniform(-.28, .28, 2)), light_color=tuple(rng.uniform(.88, 1.12, 3)), pan=tuple(rng.uniform(-.06, .06, 2)),
-        shadow_dir=(rng.uniform(-.8, .8), rng.uniform(-.4, .5)), camera_mm=(rng.uniform(430, 790), rng.uniform(-40, 400), rng.uniform(850, 1900)))
-    blend = lambda a, b: tuple(float(p + strength * (q - p)) for p, q in zip(a, b)) if isinstance(a, tuple) else float(a + strength * (b - a))
+    drawn |= dict(
+        light_slope=tuple(rng.uniform(-0.28, 0.28, 2)),
+        light_color=tuple(rng.uniform(0.88, 1.12, 3)),
+        pan=tuple(rng.uniform(-0.06, 0.06, 2)),
+        shadow_dir=(rng.uniform(-0.8, 0.8), rng.uniform(-0.4, 0.5)),
+        camera_mm=(rng.uniform(430, 790), rng.uniform(-40, 400), rng.uniform(850, 1900)),
+    )
+    blend = lambda a, b: (
+        tuple(float(p + strength * (q - p)) for p, q in zip(a, b))
+        if isinstance(a, tuple)
+        else float(a + strength * (b - a))
+    )
     mixed = {k: blend(getattr(clean, k), v) for k, v in (drawn | _colours(rng)).items()}
-    if rng.random() < .6: mixed |= dict(letterbox=0.0)
+    if rng.random() < 0.6:
+        mixed |= dict(letterbox=0.0)
     kind = rng.random(2)
     jpeg, crf = int(rng.integers(35, 95)), int(rng.integers(20, 31))
-    made = Nuisance(hands=bool(kind[0] > .08 * strength), jpeg=jpeg if kind[1] < .35 * strength else 0,
-                    crf=crf if kind[1] > 1 - .2 * strength else 0, **mixed)
+    made = Nuisance(
+        hands=bool(kind[0] > 0.08 * strength),
+        jpeg=jpeg if kind[1] < 0.35 * strength else 0,
+        crf=crf if kind[1] > 1 - 0.2 * strength else 0,
+        **mixed,
+    )
     calm = {k: getattr(clean, k) for group in without for k in KNOBS[group]}
     return replace(made, **calm | ({"hands": False} if "hands" in without else {}))
 
 # %% ../../nbs/data/14_rendering.ipynb #da848f00
 RELEASE_S = 0.07
+
 
 def descent_time(
     velocities: Int[np.ndarray, " n"],  # MIDI velocity 1..127
@@ -133,15 +288,17 @@ def descent_time(
     "How long a key takes to go down (Goebl, Bresin and Galembo, J. Acoust. Soc. Am. 118, 2005)."
     return 0.160 * (25 / 160) ** ((np.asarray(velocities, float) - 20) / 90)
 
+
 def _lift_times(notes: Notes) -> np.ndarray:
     "Releases as a hand can play them, s (n,): a key must come up before it is struck again."
     lift, down = notes.offsets_s.copy(), descent_time(notes.velocities)
     order = np.lexsort((notes.onsets_s, notes.pitches))
     a, b = order[:-1], order[1:]
     again = notes.pitches[a] == notes.pitches[b]
-    room = notes.onsets_s[b] - down[b] - .6 * RELEASE_S
-    lift[a[again]] = np.clip(room, notes.onsets_s[a] + .01, lift[a])[again]
+    room = notes.onsets_s[b] - down[b] - 0.6 * RELEASE_S
+    lift[a[again]] = np.clip(room, notes.onsets_s[a] + 0.01, lift[a])[again]
     return lift
+
 
 def key_depth(
     notes: Notes,  # what is played
@@ -150,47 +307,82 @@ def key_depth(
 ) -> Float[np.ndarray, "f 88"]:  # 0 = at rest, 1 = on the key bed
     "Depth of every key at every moment."
     depth = np.zeros((len(times_s), NUM_KEYS), np.float32)
-    spread = shutter_s * (np.array([0.0]) if shutter_s == 0 else np.linspace(-.375, .375, 4))
-    for pitch, on, off, down in zip(notes.pitches, notes.onsets_s, _lift_times(notes), descent_time(notes.velocities)):
+    spread = shutter_s * (np.array([0.0]) if shutter_s == 0 else np.linspace(-0.375, 0.375, 4))
+    for pitch, on, off, down in zip(
+        notes.pitches, notes.onsets_s, _lift_times(notes), descent_time(notes.velocities)
+    ):
         a, b = np.searchsorted(times_s, (on - down - shutter_s, off + RELEASE_S + shutter_s))
         t = times_s[a:b, None] + spread
-        press, lift = np.clip((t - on + down) / down, 0, 1) ** 2, np.clip(1 - (t - off) / RELEASE_S, 0, 1)
+        press, lift = (
+            np.clip((t - on + down) / down, 0, 1) ** 2,
+            np.clip(1 - (t - off) / RELEASE_S, 0, 1),
+        )
         column = depth[a:b, pitch - LOWEST_PITCH]
         np.maximum(column, np.minimum(press, lift).mean(1), out=column)
     return depth
 
 # %% ../../nbs/data/14_rendering.ipynb #2d720214
-_REST_X = np.array([-45, -22, 0, 22, 43, -43, -22, 0, 22, 45.0])  # left little finger ... left thumb, right thumb ... right little finger
+_REST_X = np.array(
+    [-45, -22, 0, 22, 43, -43, -22, 0, 22, 45.0]
+)  # left little finger ... left thumb, right thumb ... right little finger
 _REST_Y = np.array([112, 98, 92, 96, 126, 126, 96, 92, 98, 112.0])
 _LENGTH = np.array([62, 78, 84, 78, 56, 56, 78, 84, 78, 62.0])  # fingertip to knuckle
 _RADIUS = np.array([6.3, 7.2, 7.6, 7.4, 9, 9, 7.4, 7.6, 7.2, 6.3])
 _ELBOW = 300.0  # either elbow off the middle of the keyboard, mm: hands in the middle point inwards
 _smooth = lambda x: (c := np.clip(x, 0, 1)) * c * (3 - 2 * c)
 
-def _hand_path(notes: Notes, fingers: np.ndarray, hand: int, times: np.ndarray, spots: np.ndarray, scale: float, rng) -> np.ndarray:
+
+def _hand_path(
+    notes: Notes,
+    fingers: np.ndarray,
+    hand: int,
+    times: np.ndarray,
+    spots: np.ndarray,
+    scale: float,
+    rng,
+) -> np.ndarray:
     "Centre of one hand in x, and how far it has withdrawn in y, at every moment (f, 2)."
     mine = np.flatnonzero((fingers >= 0) & (fingers // 5 == hand))
-    rate = len(times) / max(times[-1] - times[0], .04) if len(times) > 1 else 25.0
+    rate = len(times) / max(times[-1] - times[0], 0.04) if len(times) > 1 else 25.0
     if not len(mine):
-        return np.tile((KEYBOARD_MM * (.3 + .4 * hand), 200.0 * (rng.random() < .5)), (len(times), 1))
+        return np.tile(
+            (KEYBOARD_MM * (0.3 + 0.4 * hand), 200.0 * (rng.random() < 0.5)), (len(times), 1)
+        )
     on, off = notes.onsets_s[mine], notes.offsets_s[mine]
-    first = np.flatnonzero(np.diff(on, prepend=-9.0) > .05)
-    place = np.add.reduceat(spots[mine, 0] - scale * _REST_X[fingers[mine]], first) / np.diff(np.append(first, len(mine)))
+    first = np.flatnonzero(np.diff(on, prepend=-9.0) > 0.05)
+    place = np.add.reduceat(spots[mine, 0] - scale * _REST_X[fingers[mine]], first) / np.diff(
+        np.append(first, len(mine))
+    )
     start, end = on[first], np.maximum.reduceat(off, first)
     following = np.append(start[1:], np.inf)
-    travel = .12 + np.abs(np.diff(place, append=place[-1])) / 1500
-    knots = np.stack([start - .06, np.maximum(start, np.minimum(end, following - travel))], 1).ravel()
+    travel = 0.12 + np.abs(np.diff(place, append=place[-1])) / 1500
+    knots = np.stack(
+        [start - 0.06, np.maximum(start, np.minimum(end, following - travel))], 1
+    ).ravel()
     x = np.interp(times, np.maximum.accumulate(knots), np.repeat(place, 2))
     away = np.zeros(len(times))
-    for a, b in zip(np.append(-9.0, end + .7), np.append(start - .7, times[-1] + 9)):
-        if b - a > 2 and rng.random() < .5: away[(times > a) & (times < b)] = 200.0
-    return np.stack([gaussian_filter1d(x, .05 * rate, mode="nearest"), gaussian_filter1d(away, .16 * rate, mode="nearest")], 1)
+    for a, b in zip(np.append(-9.0, end + 0.7), np.append(start - 0.7, times[-1] + 9)):
+        if b - a > 2 and rng.random() < 0.5:
+            away[(times > a) & (times < b)] = 200.0
+    return np.stack(
+        [
+            gaussian_filter1d(x, 0.05 * rate, mode="nearest"),
+            gaussian_filter1d(away, 0.16 * rate, mode="nearest"),
+        ],
+        1,
+    )
 
-def _wander(times: np.ndarray, hands: np.ndarray, swing: np.ndarray, nuisance: Nuisance) -> np.ndarray:
+
+def _wander(
+    times: np.ndarray, hands: np.ndarray, swing: np.ndarray, nuisance: Nuisance
+) -> np.ndarray:
     "How far further in a hand (0, 1) is at a moment, mm; `swing` (2, 2) holds periods in s and phases in turns."
     return nuisance.hand_wander_mm * np.sin(2 * np.pi * (times / swing[0][hands] + swing[1][hands]))
 
-def _touch_points(notes: Notes, fingers: np.ndarray, swing: np.ndarray, nuisance: Nuisance, rng) -> np.ndarray:
+
+def _touch_points(
+    notes: Notes, fingers: np.ndarray, swing: np.ndarray, nuisance: Nuisance, rng
+) -> np.ndarray:
     "Where on its key each note is touched, mm (n, 2)."
     key = notes.pitches - LOWEST_PITCH
     centres, half = key_centres(nuisance.black_mm), nuisance.black_mm / 2
@@ -199,12 +391,17 @@ def _touch_points(notes: Notes, fingers: np.ndarray, swing: np.ndarray, nuisance
         left = centres[k - 1] + half if k and IS_BLACK[k - 1] else centres[k] - KEY_MM / 2
         right = centres[k + 1] - half if k < 87 and IS_BLACK[k + 1] else centres[k] + KEY_MM / 2
         tail[k] = (left + right) / 2
-    y = np.where(fingers >= 0, _REST_Y[fingers], 100) - nuisance.hand_reach_mm + rng.uniform(-9, 9, len(key))
+    y = (
+        np.where(fingers >= 0, _REST_Y[fingers], 100)
+        - nuisance.hand_reach_mm
+        + rng.uniform(-9, 9, len(key))
+    )
     y -= _wander(notes.onsets_s, np.maximum(fingers, 0) // 5, swing, nuisance)
     edge = nuisance.black_ratio * LENGTH_MM
     y = np.where(IS_BLACK[key], np.clip(y, 12, edge - 14), np.clip(y, 16, LENGTH_MM - 8))
     x = np.where(y < edge + 8, tail[key], centres[key] + rng.uniform(-4, 4, len(key)))
     return np.stack([x, y], 1)
+
 
 def hand_joints(
     notes: Notes,  # what is played
@@ -217,64 +414,128 @@ def hand_joints(
     rng, scale = numpy_rng(seed, "hands"), nuisance.hand_scale
     swing = np.stack([rng.uniform(2, 7, 2), rng.uniform(0, 1, 2)])
     spots = _touch_points(notes, fingers, swing, nuisance, rng)
-    path = np.stack([_hand_path(notes, fingers, h, times_s, spots, scale, rng) for h in (0, 1)], 1).repeat(5, 1)
+    path = np.stack(
+        [_hand_path(notes, fingers, h, times_s, spots, scale, rng) for h in (0, 1)], 1
+    ).repeat(5, 1)
     phase, speed = rng.uniform(0, 2 * np.pi, (2, 10, 3)), rng.uniform(1.5, 9, (2, 10, 3))
     sway = np.sin(times_s[:, None, None, None] * speed + phase).sum(1) * (2.0, 3.5, 3.0)
-    lean = np.clip((path[..., 0] - KEYBOARD_MM / 2 - np.repeat((-_ELBOW, _ELBOW), 5)) / 700 + rng.normal(0, .08, 2).repeat(5), -.5, .5)
-    inwards = nuisance.hand_reach_mm + _wander(times_s[:, None], np.arange(10) // 5, swing, nuisance)
-    base = np.stack([path[..., 0] + scale * _REST_X, path[..., 1] + _REST_Y + lean * scale * _REST_X - inwards, np.full(path.shape[:2], 5 + nuisance.hover_mm)], -1)
+    lean = np.clip(
+        (path[..., 0] - KEYBOARD_MM / 2 - np.repeat((-_ELBOW, _ELBOW), 5)) / 700
+        + rng.normal(0, 0.08, 2).repeat(5),
+        -0.5,
+        0.5,
+    )
+    inwards = nuisance.hand_reach_mm + _wander(
+        times_s[:, None], np.arange(10) // 5, swing, nuisance
+    )
+    base = np.stack(
+        [
+            path[..., 0] + scale * _REST_X,
+            path[..., 1] + _REST_Y + lean * scale * _REST_X - inwards,
+            np.full(path.shape[:2], 5 + nuisance.hover_mm),
+        ],
+        -1,
+    )
     tip = base + sway
-    for i, (f, on, off, down) in enumerate(zip(fingers, notes.onsets_s, _lift_times(notes), descent_time(notes.velocities))):
-        if f < 0: continue
-        a, b = np.searchsorted(times_s, (on - down - .14, off + .16))
+    for i, (f, on, off, down) in enumerate(
+        zip(fingers, notes.onsets_s, _lift_times(notes), descent_time(notes.velocities))
+    ):
+        if f < 0:
+            continue
+        a, b = np.searchsorted(times_s, (on - down - 0.14, off + 0.16))
         t, black = times_s[a:b], IS_BLACK[notes.pitches[i] - LOWEST_PITCH]
-        weight = (_smooth((t - on + down + .14) / .14) * _smooth(1 - (t - off) / .16))[:, None]
-        depth = np.minimum(np.clip((t - on + down) / down, 0, 1) ** 2, np.clip(1 - (t - off) / RELEASE_S, 0, 1))
+        weight = (_smooth((t - on + down + 0.14) / 0.14) * _smooth(1 - (t - off) / 0.16))[:, None]
+        depth = np.minimum(
+            np.clip((t - on + down) / down, 0, 1) ** 2, np.clip(1 - (t - off) / RELEASE_S, 0, 1)
+        )
         z = BLACK_HEIGHT_MM * black - (BLACK_TRAVEL_MM if black else nuisance.travel_mm) * depth + 5
         goal = np.stack([np.full_like(t, spots[i, 0]), np.full_like(t, spots[i, 1]), z], 1)
         tip[a:b, f] += weight * (goal - tip[a:b, f])
     return _chain(tip, base, sway, lean, scale, nuisance.curl)
 
-def _chain(tip: np.ndarray, base: np.ndarray, sway: np.ndarray, lean: np.ndarray, scale: float, curl: float) -> np.ndarray:
+
+def _chain(
+    tip: np.ndarray, base: np.ndarray, sway: np.ndarray, lean: np.ndarray, scale: float, curl: float
+) -> np.ndarray:
     "Joints that carry the fingertips (f, 10, 5, 3); a bent finger is short from above and arched from the side, a leaning hand (rad) comes from one side."
-    bent = np.where(np.isin(np.arange(10), (4, 5)), .3 * curl, curl)  # a thumb lies on its side
+    bent = np.where(np.isin(np.arange(10), (4, 5)), 0.3 * curl, curl)  # a thumb lies on its side
     high = np.where(np.isin(np.arange(10), (4, 5)), 20.0, 27 + 12 * curl)
-    span = scale * _LENGTH * (1.12 - .4 * bent)
-    knuckle = base + .3 * (tip - base) + np.stack(np.broadcast_arrays(-.25 * scale * _REST_X - lean * span, span, high), -1)
+    span = scale * _LENGTH * (1.12 - 0.4 * bent)
+    knuckle = (
+        base
+        + 0.3 * (tip - base)
+        + np.stack(np.broadcast_arrays(-0.25 * scale * _REST_X - lean * span, span, high), -1)
+    )
     hands = knuckle.reshape(len(tip), 2, 5, 3).mean(2).repeat(5, 1)
-    wrist = hands + np.stack(np.broadcast_arrays(.3 * scale * _REST_X - lean * 72 * scale, 72.0 * scale, 6.0), -1) + .3 * sway
+    wrist = (
+        hands
+        + np.stack(
+            np.broadcast_arrays(0.3 * scale * _REST_X - lean * 72 * scale, 72.0 * scale, 6.0), -1
+        )
+        + 0.3 * sway
+    )
+
     def joint(part: np.ndarray, arch: np.ndarray) -> np.ndarray:
         made = tip + part[:, None] * (knuckle - tip)
         made[..., 2] += scale * arch
         return made
-    return np.stack([tip, joint(.28 - .14 * bent, 4 + 14 * bent), joint(.56 - .12 * bent, 5 + 18 * bent), knuckle, wrist], 2)
+
+    return np.stack(
+        [
+            tip,
+            joint(0.28 - 0.14 * bent, 4 + 14 * bent),
+            joint(0.56 - 0.12 * bent, 5 + 18 * bent),
+            knuckle,
+            wrist,
+        ],
+        2,
+    )
 
 # %% ../../nbs/data/14_rendering.ipynb #3bfbf50a
 _LEVELS = 16  # steps of key depth that are told apart
 _shade = lambda rgb, factor: tuple(float(np.clip(c * factor, 0, 255)) for c in rgb)
 
+
 class _Canvas:
     "Millimetres to sub-pixels and colours to grey or RGB; the keyboard lies straight."
-    def __init__(self, scale: tuple[float, float], margin: tuple[float, float, float], nuisance: Nuisance, channels: int):
-        self.scale, self.margin, self.nuisance, self.channels = np.array(scale), margin, nuisance, channels
+
+    def __init__(
+        self,
+        scale: tuple[float, float],
+        margin: tuple[float, float, float],
+        nuisance: Nuisance,
+        channels: int,
+    ):
+        self.scale, self.margin, self.nuisance, self.channels = (
+            np.array(scale),
+            margin,
+            nuisance,
+            channels,
+        )
         side, top, bottom = margin
         self.origin = np.array((side, top))
-        self.width, self.height = (int(np.ceil(n)) for n in self.scale * (KEYBOARD_MM + 2 * side, LENGTH_MM + top + bottom))
+        self.width, self.height = (
+            int(np.ceil(n)) for n in self.scale * (KEYBOARD_MM + 2 * side, LENGTH_MM + top + bottom)
+        )
 
     def fixed(self, points: np.ndarray) -> np.ndarray:
         "mm -> 1/16 pixel for cv2 (pixel centres are integers there)."
-        return np.round(((points + self.origin) * self.scale - .5) * 16).astype(np.int32)
+        return np.round(((points + self.origin) * self.scale - 0.5) * 16).astype(np.int32)
 
     def quad(self, left_back, left_front, right_front, right_back, y_back, y_front) -> np.ndarray:
         "Key-shaped areas in 1/16 pixel (..., 4, 2), drawn in by what cv2's smooth edges add outside."
-        dx, dy = .7 / self.scale
+        dx, dy = 0.7 / self.scale
         narrow = lambda a, b: (np.minimum(a + dx, (a + b) / 2), np.maximum(b - dx, (a + b) / 2))
-        (lb, rb), (lf, rf), (yb, yf) = narrow(left_back, right_back), narrow(left_front, right_front), (y_back + dy, y_front - dy)
+        (lb, rb), (lf, rf), (yb, yf) = (
+            narrow(left_back, right_back),
+            narrow(left_front, right_front),
+            (y_back + dy, y_front - dy),
+        )
         return self.fixed(_across((lb, yb), (lf, yf), (rf, yf), (rb, yb)))
 
     def colour(self, rgb):
         "A colour for this canvas: RGB or its luminance."
-        return tuple(rgb) if self.channels == 3 else float(np.dot(rgb, (.299, .587, .114)))
+        return tuple(rgb) if self.channels == 3 else float(np.dot(rgb, (0.299, 0.587, 0.114)))
 
     def blank(self, rgb) -> np.ndarray:
         "An empty picture of one colour."
@@ -286,13 +547,21 @@ class _Canvas:
         cx, cy, height = self.nuisance.camera_mm
         return x + z * (x - cx) / height, y + z * (y - cy) / height
 
+
 def _fill(picture: np.ndarray, polygon: np.ndarray, colour) -> None:
     "One anti-aliased convex polygon in 1/16 pixels."
     cv2.fillConvexPoly(picture, polygon, colour, cv2.LINE_AA, 4)
 
+
 def _across(*parts) -> np.ndarray:
     "Points (..., p, 2) from (x, y) pairs that broadcast over frames and keys."
-    return np.stack([np.stack(np.broadcast_arrays(x, y, *(q for pair in parts for q in pair))[:2], -1) for x, y in parts], -2)
+    return np.stack(
+        [
+            np.stack(np.broadcast_arrays(x, y, *(q for pair in parts for q in pair))[:2], -1)
+            for x, y in parts
+        ],
+        -2,
+    )
 
 # %% ../../nbs/data/14_rendering.ipynb #45fb886e
 def _white_shapes(canvas: _Canvas, depth: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -302,59 +571,121 @@ def _white_shapes(canvas: _Canvas, depth: np.ndarray) -> tuple[dict[str, np.ndar
     x1 = x0 + KEY_MM - n.gap_mm
     sink = -n.travel_mm * depth
     rear = n.pivot_mm / (n.pivot_mm + LENGTH_MM)
-    ahead, behind = (np.pad(sink, ((0, 0), (1, 1)))[:, s] for s in (slice(2, None), slice(None, -2)))  # right and left neighbours
+    ahead, behind = (
+        np.pad(sink, ((0, 0), (1, 1)))[:, s] for s in (slice(2, None), slice(None, -2))
+    )  # right and left neighbours
+
     def edges(z, z_left, z_right):
-        slide, slide_l, slide_r = (canvas.parallax(x0 + KEY_MM / 2, 0, a)[0] - x0 - KEY_MM / 2 for a in (z, z_left, z_right))
-        return (x0 + np.where(slide > 0, slide, np.maximum(slide, np.minimum(0, slide_l))),
-                x1 + np.where(slide < 0, slide, np.minimum(slide, np.maximum(0, slide_r))))
+        slide, slide_l, slide_r = (
+            canvas.parallax(x0 + KEY_MM / 2, 0, a)[0] - x0 - KEY_MM / 2
+            for a in (z, z_left, z_right)
+        )
+        return (
+            x0 + np.where(slide > 0, slide, np.maximum(slide, np.minimum(0, slide_l))),
+            x1 + np.where(slide < 0, slide, np.minimum(slide, np.maximum(0, slide_r))),
+        )
+
     (lb, rb), (lf, rf) = edges(rear * sink, rear * behind, rear * ahead), edges(sink, behind, ahead)
     yb, yf = (canvas.parallax(0, y, z)[1] for y, z in ((-1.0, rear * sink), (LENGTH_MM, sink)))
     below_l, below_r = np.maximum(0, behind - sink), np.maximum(0, ahead - sink)
-    wl, wr = (b * (max(s * n.shadow_dir[0], 0) + n.crease) for b, s in ((below_l, 1), (below_r, -1)))
-    shapes = dict(well=canvas.quad(x0, x0, x1, x1, yb, yf), face=canvas.quad(lb, lf, rf, rb, yb, yf),
-                  left=canvas.quad(lb, lf, lf + wl, lb + rear * wl, yb, yf), right=canvas.quad(rb - rear * wr, rf - wr, rf, rb, yb, yf))
+    wl, wr = (
+        b * (max(s * n.shadow_dir[0], 0) + n.crease) for b, s in ((below_l, 1), (below_r, -1))
+    )
+    shapes = dict(
+        well=canvas.quad(x0, x0, x1, x1, yb, yf),
+        face=canvas.quad(lb, lf, rf, rb, yb, yf),
+        left=canvas.quad(lb, lf, lf + wl, lb + rear * wl, yb, yf),
+        right=canvas.quad(rb - rear * wr, rf - wr, rf, rb, yb, yf),
+    )
     return shapes, np.stack([wl, wr], -1)
 
-def _black_shapes(canvas: _Canvas, depth: np.ndarray, white_depth: np.ndarray) -> dict[str, np.ndarray]:
+
+def _black_shapes(
+    canvas: _Canvas, depth: np.ndarray, white_depth: np.ndarray
+) -> dict[str, np.ndarray]:
     "Polygons of the 36 black keys for every frame, 1/16 pixels (f, 36, p, 2)."
     n = canvas.nuisance
-    xc, half, length, below = key_centres(n.black_mm)[BLACK_KEYS], n.black_mm / 2, n.black_ratio * LENGTH_MM, WHITES_BELOW[BLACK_KEYS]
-    rear, here = (n.pivot_mm + y for y in (0, length)); rear, here = rear / (n.pivot_mm + LENGTH_MM), here / (n.pivot_mm + LENGTH_MM)
+    xc, half, length, below = (
+        key_centres(n.black_mm)[BLACK_KEYS],
+        n.black_mm / 2,
+        n.black_ratio * LENGTH_MM,
+        WHITES_BELOW[BLACK_KEYS],
+    )
+    rear, here = (n.pivot_mm + y for y in (0, length))
+    rear, here = rear / (n.pivot_mm + LENGTH_MM), here / (n.pivot_mm + LENGTH_MM)
     z_left, z_right = (-n.travel_mm * here * white_depth[:, below + i] for i in (-1, 0))
     fall = BLACK_TRAVEL_MM * depth
     top, top_rear = BLACK_HEIGHT_MM - fall, BLACK_HEIGHT_MM - fall * rear / here
     px = lambda x, z: canvas.parallax(x, 0, z)[0]
     py = lambda y, z: canvas.parallax(0, y, z)[1]
-    tl, tr, tlb, trb = px(xc - .72 * half, top), px(xc + .72 * half, top), px(xc - .72 * half, top_rear), px(xc + .72 * half, top_rear)
-    bl, br, foot = px(xc - half, z_left), px(xc + half, z_right), length - .5 * fall
+    tl, tr, tlb, trb = (
+        px(xc - 0.72 * half, top),
+        px(xc + 0.72 * half, top),
+        px(xc - 0.72 * half, top_rear),
+        px(xc + 0.72 * half, top_rear),
+    )
+    bl, br, foot = px(xc - half, z_left), px(xc + half, z_right), length - 0.5 * fall
     y_top = py(length - 6, top)
     sign = 1 if n.shadow_dir[0] >= 0 else -1
     rise = top - (z_right if sign > 0 else z_left)
-    reach_x, reach_y = xc + sign * .72 * half + rise * n.shadow_dir[0], np.maximum(length - 6 + rise * n.shadow_dir[1], 20)
-    near, rear_x = xc - sign * half, xc + sign * .72 * half + rise * rear / here * n.shadow_dir[0]
-    shadow = _across((near, foot), (near + rise * n.shadow_dir[0], reach_y), (reach_x, reach_y), (rear_x, -1.0), (xc, -1.0))
+    reach_x, reach_y = (
+        xc + sign * 0.72 * half + rise * n.shadow_dir[0],
+        np.maximum(length - 6 + rise * n.shadow_dir[1], 20),
+    )
+    near, rear_x = xc - sign * half, xc + sign * 0.72 * half + rise * rear / here * n.shadow_dir[0]
+    shadow = _across(
+        (near, foot),
+        (near + rise * n.shadow_dir[0], reach_y),
+        (reach_x, reach_y),
+        (rear_x, -1.0),
+        (xc, -1.0),
+    )
     wide = tr - tl
-    return dict(shadow=canvas.fixed(shadow), front=canvas.fixed(_across((tl, y_top), (bl + .7, foot), (br - .7, foot), (tr, y_top))),
-                body=canvas.quad(np.minimum(bl, tlb), np.minimum(bl, tl), np.maximum(br, tr), np.maximum(br, trb), -1.0, foot),
-                top=canvas.quad(tlb, tl, tr, trb, -1.0, y_top),
-                line=canvas.quad(tlb + .12 * wide, tl + .12 * wide, tl + .3 * wide, tlb + .3 * wide, -1.0, y_top - 3))
+    return dict(
+        shadow=canvas.fixed(shadow),
+        front=canvas.fixed(_across((tl, y_top), (bl + 0.7, foot), (br - 0.7, foot), (tr, y_top))),
+        body=canvas.quad(
+            np.minimum(bl, tlb),
+            np.minimum(bl, tl),
+            np.maximum(br, tr),
+            np.maximum(br, trb),
+            -1.0,
+            foot,
+        ),
+        top=canvas.quad(tlb, tl, tr, trb, -1.0, y_top),
+        line=canvas.quad(
+            tlb + 0.12 * wide, tl + 0.12 * wide, tl + 0.3 * wide, tlb + 0.3 * wide, -1.0, y_top - 3
+        ),
+    )
 
 # %% ../../nbs/data/14_rendering.ipynb #6396cb7b
 def _mixed(a, b, part: float):
     "Grey or RGB, `part` of the way from a to b."
-    return tuple(p + part * (q - p) for p, q in zip(a, b)) if isinstance(a, tuple) else a + part * (b - a)
+    return (
+        tuple(p + part * (q - p) for p, q in zip(a, b))
+        if isinstance(a, tuple)
+        else a + part * (b - a)
+    )
+
 
 class _Keys:
     "The keyboard seen from above; `at(i)` is the picture of frame i, without hands."
+
     def __init__(self, canvas: _Canvas, depth: np.ndarray, rng: np.random.Generator):
         n, self.canvas = canvas.nuisance, canvas
         self.level = np.round(depth * _LEVELS).astype(np.int8)
-        steady = np.concatenate([np.zeros((1, NUM_KEYS), np.int8), self.level])  # row 0: all keys at rest
-        seen, self.row = np.unique(steady, axis=0, return_inverse=True)  # a state that returns is shaped once
+        steady = np.concatenate(
+            [np.zeros((1, NUM_KEYS), np.int8), self.level]
+        )  # row 0: all keys at rest
+        seen, self.row = np.unique(
+            steady, axis=0, return_inverse=True
+        )  # a state that returns is shaped once
         self.states, self.row = seen, self.row.reshape(-1)
         d = seen.astype(np.float32) / _LEVELS
         self.white, widths = _white_shapes(canvas, d[:, WHITE_KEYS])
-        self.white["ink"] = np.clip(widths * canvas.scale[0] / 1.4, 0, 1)[..., None]  # too thin for cv2: paler instead
+        self.white["ink"] = np.clip(widths * canvas.scale[0] / 1.4, 0, 1)[
+            ..., None
+        ]  # too thin for cv2: paler instead
         self.black = _black_shapes(canvas, d[:, BLACK_KEYS], d[:, WHITE_KEYS])
         self._mix(n)
         self.ground = self._ground(n, rng)
@@ -364,26 +695,44 @@ class _Keys:
     def _mix(self, n: Nuisance) -> None:
         "Colours used for keys."
         c = self.canvas.colour
-        self.face = [c(_shade(n.white, 1 - .04 * i / _LEVELS)) for i in range(_LEVELS + 1)]
+        self.face = [c(_shade(n.white, 1 - 0.04 * i / _LEVELS)) for i in range(_LEVELS + 1)]
         self.wall, self.dark = c(_shade(n.white, n.wall)), c(_shade(n.white, 1 - n.shadow))
         glow = lambda g: c(tuple(b + g * n.gloss for b in n.black))
-        self.body, self.top, self.front, self.line = c(_shade(n.black, .6)), c(n.black), glow(60), glow(110)
+        self.body, self.top, self.front, self.line = (
+            c(_shade(n.black, 0.6)),
+            c(n.black),
+            glow(60),
+            glow(110),
+        )
 
     def _ground(self, n: Nuisance, rng: np.random.Generator) -> np.ndarray:
         "Desk, fallboard, the gaps between the keys (exact coverage per column) and the keys' fronts."
         canvas, picture = self.canvas, self.canvas.blank(n.desk)
-        rows = [int(round((y + canvas.margin[1]) * canvas.scale[1])) for y in (0, LENGTH_MM, canvas.parallax(0, LENGTH_MM, -20.0)[1])]
+        rows = [
+            int(round((y + canvas.margin[1]) * canvas.scale[1]))
+            for y in (0, LENGTH_MM, canvas.parallax(0, LENGTH_MM, -20.0)[1])
+        ]
         edge = np.arange(canvas.width + 1) / canvas.scale[0] - canvas.margin[0]
         inside = np.diff(np.clip(edge, 0, KEYBOARD_MM)) * canvas.scale[0]
-        darkness = np.clip(n.gap * (1 + n.gap_spread * rng.uniform(-1, 1, NUM_WHITE + 1)), 0, .97)
-        line = sum(d * np.diff(np.clip(edge, i * KEY_MM - n.gap_mm / 2, i * KEY_MM + n.gap_mm / 2)) for i, d in enumerate(darkness)) * canvas.scale[0]
+        darkness = np.clip(n.gap * (1 + n.gap_spread * rng.uniform(-1, 1, NUM_WHITE + 1)), 0, 0.97)
+        line = (
+            sum(
+                d * np.diff(np.clip(edge, i * KEY_MM - n.gap_mm / 2, i * KEY_MM + n.gap_mm / 2))
+                for i, d in enumerate(darkness)
+            )
+            * canvas.scale[0]
+        )
+
         def strip(rgb, bright):
             ink = np.round(np.multiply.outer(bright, canvas.colour(rgb)))
             cover = inside.reshape(-1, *[1] * (ink.ndim - 1))
             return lambda old: np.round(old * (1 - cover) + ink * cover).astype(np.uint8)
-        picture[:rows[0]] = np.round(canvas.colour(n.fallboard))
-        picture[rows[0]:rows[1]] = strip(n.white, 1 - line)(picture[rows[0]:rows[1]])
-        picture[rows[1]:max(rows[1:])] = strip(_shade(n.white, .55 + .35 * n.wall), 1 - line)(picture[rows[1]:max(rows[1:])])
+
+        picture[: rows[0]] = np.round(canvas.colour(n.fallboard))
+        picture[rows[0] : rows[1]] = strip(n.white, 1 - line)(picture[rows[0] : rows[1]])
+        picture[rows[1] : max(rows[1:])] = strip(_shade(n.white, 0.55 + 0.35 * n.wall), 1 - line)(
+            picture[rows[1] : max(rows[1:])]
+        )
         return picture
 
     def _window(self, row: int, first: float, last: float) -> None:
@@ -393,7 +742,9 @@ class _Keys:
         view, level = self.picture[:, a:b], self.states[row]
         view[...] = self.ground[:, a:b]
         lo, hi = max(0, int(first) - 1), min(NUM_WHITE, int(np.ceil(last)) + 1)
-        cut = lambda shapes, i, j: {k: v[row, i:j] - ((0, 0) if k == "ink" else (a * 16, 0)) for k, v in shapes.items()}
+        cut = lambda shapes, i, j: {
+            k: v[row, i:j] - ((0, 0) if k == "ink" else (a * 16, 0)) for k, v in shapes.items()
+        }
         self._paint_white(view, cut(self.white, lo, hi), level[WHITE_KEYS[lo:hi]])
         i, j = np.searchsorted(WHITES_BELOW[BLACK_KEYS], (lo, hi + 1))
         self._paint_black(view, cut(self.black, i, j))
@@ -401,17 +752,26 @@ class _Keys:
     def _paint_white(self, view: np.ndarray, shape: dict, levels: np.ndarray) -> None:
         "White keys: wall of the neighbour, face, shade along the edges."
         for i, level in enumerate(levels):
-            if level: _fill(view, shape["well"][i], self.wall)
+            if level:
+                _fill(view, shape["well"][i], self.wall)
             _fill(view, shape["face"][i], self.face[level])
             if level:
                 for side, ink in zip(("left", "right"), shape["ink"][i, :, 0]):
-                    if ink > .05: _fill(view, shape[side][i], _mixed(self.face[level], self.dark, float(ink)))
+                    if ink > 0.05:
+                        _fill(view, shape[side][i], _mixed(self.face[level], self.dark, float(ink)))
 
     def _paint_black(self, view: np.ndarray, shape: dict) -> None:
         "Black keys: all shadows first, then bodies."
-        for polygon in shape["shadow"]: _fill(view, polygon, self.dark)
-        for name, colour in (("body", self.body), ("front", self.front), ("top", self.top), ("line", self.line)):
-            for polygon in shape[name]: _fill(view, polygon, colour)
+        for polygon in shape["shadow"]:
+            _fill(view, polygon, self.dark)
+        for name, colour in (
+            ("body", self.body),
+            ("front", self.front),
+            ("top", self.top),
+            ("line", self.line),
+        ):
+            for polygon in shape[name]:
+                _fill(view, polygon, colour)
 
     def at(self, i: int) -> np.ndarray:
         "The keys in frame i; do not write into it."
@@ -420,63 +780,130 @@ class _Keys:
         self.shown, spans = row, []
         for k in moved:
             a, b = WHITES_BELOW[k] - 1.2, WHITES_BELOW[k] + (1.2 if IS_BLACK[k] else 2.2)
-            if spans and a <= spans[-1][1]: spans[-1][1] = max(b, spans[-1][1])
-            else: spans.append([a, b])
-        for a, b in spans: self._window(row, a, b)
+            if spans and a <= spans[-1][1]:
+                spans[-1][1] = max(b, spans[-1][1])
+            else:
+                spans.append([a, b])
+        for a, b in spans:
+            self._window(row, a, b)
         return self.picture
 
 # %% ../../nbs/data/14_rendering.ipynb #d2d202ef
 _ARC = np.linspace(np.pi / 2, 3 * np.pi / 2, 6)
 
+
 def _capsules(start: np.ndarray, end: np.ndarray, start_radius, end_radius) -> np.ndarray:
     "Outlines of thick lines with round ends: (..., 2) points and radii -> (..., 12, 2)."
     angle = np.arctan2(end[..., 1] - start[..., 1], end[..., 0] - start[..., 0])[..., None]
     ring = lambda turn: np.stack([np.cos(angle + turn), np.sin(angle + turn)], -1)
-    radii = [np.broadcast_to(r, angle.shape[:-1])[..., None, None] for r in (start_radius, end_radius)]
-    return np.concatenate([start[..., None, :] + radii[0] * ring(_ARC), end[..., None, :] + radii[1] * ring(_ARC + np.pi)], -2)
+    radii = [
+        np.broadcast_to(r, angle.shape[:-1])[..., None, None] for r in (start_radius, end_radius)
+    ]
+    return np.concatenate(
+        [
+            start[..., None, :] + radii[0] * ring(_ARC),
+            end[..., None, :] + radii[1] * ring(_ARC + np.pi),
+        ],
+        -2,
+    )
 
-_LAYERS = ((1.0, 0.0), (.76, .24), (.42, .46))  # shaded side, body, lit side of a finger: radius and shift to the light, in radii
 
-def _limbs(joints: np.ndarray, radius: np.ndarray, lit: np.ndarray, forearm: np.ndarray, sleeve_mm: float) -> dict[str, np.ndarray]:
+_LAYERS = (
+    (1.0, 0.0),
+    (0.76, 0.24),
+    (0.42, 0.46),
+)  # shaded side, body, lit side of a finger: radius and shift to the light, in radii
+
+
+def _limbs(
+    joints: np.ndarray, radius: np.ndarray, lit: np.ndarray, forearm: np.ndarray, sleeve_mm: float
+) -> dict[str, np.ndarray]:
     "Polygons of both hands from flat joints (f, 10, 5, 2) and radii (f, 10, 5); forearm is (f, 2, 2, 2)."
+
     def layer(size: float, shift: float) -> np.ndarray:
         moved = joints + shift * radius[..., None] * lit
-        return _capsules(moved[:, :, :-1], moved[:, :, 1:], size * radius[..., :-1], size * radius[..., 1:])
-    tip, end = joints[:, :, 0] + .15 * radius[:, :, 0, None] * lit, joints[:, :, 1]
-    nail = _capsules(tip, tip + .45 * (end - tip), .5 * radius[..., 0], .55 * radius[..., 0])
+        return _capsules(
+            moved[:, :, :-1], moved[:, :, 1:], size * radius[..., :-1], size * radius[..., 1:]
+        )
+
+    tip, end = joints[:, :, 0] + 0.15 * radius[:, :, 0, None] * lit, joints[:, :, 1]
+    nail = _capsules(tip, tip + 0.45 * (end - tip), 0.5 * radius[..., 0], 0.55 * radius[..., 0])
     span = forearm[:, :, 1] - forearm[:, :, 0]
     unit = span / np.maximum(np.linalg.norm(span, axis=-1, keepdims=True), 1e-6)
     wide = radius[:, [2, 7], -1]
     arm = _capsules(forearm[:, :, 0], forearm[:, :, 1], 1.7 * wide, 2.2 * wide)
-    cuff = _capsules(forearm[:, :, 0] + unit * (sleeve_mm * wide / 15)[..., None], forearm[:, :, 1] + 2 * span, 2.1 * wide, 3 * wide)
-    return dict(shade=layer(*_LAYERS[0]), body=layer(*_LAYERS[1]), lit=layer(*_LAYERS[2]), nail=nail, arm=arm, cuff=cuff, palm=_palms(joints))
+    cuff = _capsules(
+        forearm[:, :, 0] + unit * (sleeve_mm * wide / 15)[..., None],
+        forearm[:, :, 1] + 2 * span,
+        2.1 * wide,
+        3 * wide,
+    )
+    return dict(
+        shade=layer(*_LAYERS[0]),
+        body=layer(*_LAYERS[1]),
+        lit=layer(*_LAYERS[2]),
+        nail=nail,
+        arm=arm,
+        cuff=cuff,
+        palm=_palms(joints),
+    )
+
 
 def _palms(joints: np.ndarray) -> np.ndarray:
     "What lies between the bones of both hands: four knuckles and the wrist (f, 2, 6, 2)."
     hands = joints.reshape(len(joints), 2, 5, 5, 2)
-    shapes = [np.concatenate([hands[:, h, order, 3], hands[:, h, [order[-1], order[0]], 4]], 1) for h, order in enumerate(([0, 1, 2, 3], [4, 3, 2, 1]))]
+    shapes = [
+        np.concatenate([hands[:, h, order, 3], hands[:, h, [order[-1], order[0]], 4]], 1)
+        for h, order in enumerate(([0, 1, 2, 3], [4, 3, 2, 1]))
+    ]
     return np.ascontiguousarray(np.stack(shapes, 1))  # cv2.fillPoly takes no other layout
+
 
 def _joint_radii(joints: np.ndarray, nuisance: Nuisance) -> np.ndarray:
     "Thickness of the chains, mm (f, 10, 5)."
     fingers = np.outer(_RADIUS, (1, 1.06, 1.2, 1.35)) * nuisance.finger_width
-    return np.broadcast_to(np.concatenate([fingers, np.full((10, 1), 15.0)], 1) * nuisance.hand_scale, joints.shape[:3])
+    return np.broadcast_to(
+        np.concatenate([fingers, np.full((10, 1), 15.0)], 1) * nuisance.hand_scale, joints.shape[:3]
+    )
+
 
 def _forearms(joints: np.ndarray) -> np.ndarray:
     "Wrist and elbow of both arms, mm (f, 2, 2, 3)."
     wrist = joints[:, :, 4].reshape(len(joints), 2, 5, 3).mean(2)
     outward = np.array((-1, 1))[None, :] * 60
-    elbow = np.stack([.85 * wrist[..., 0] + .15 * KEYBOARD_MM / 2 + outward, wrist[..., 1] + 260, wrist[..., 2] + 20], -1)
+    elbow = np.stack(
+        [
+            0.85 * wrist[..., 0] + 0.15 * KEYBOARD_MM / 2 + outward,
+            wrist[..., 1] + 260,
+            wrist[..., 2] + 20,
+        ],
+        -1,
+    )
     return np.stack([wrist, elbow], 2)
+
 
 class _Painter:
     "Draws two hands, given as polygons in 1/16 pixels, far hand first."
+
     def __init__(self, colour, nuisance: Nuisance):
         n = nuisance
         ink = lambda bright: colour(_shade(n.skin, bright))
-        slope = (1 - .4 * n.relief * n.curl, 1 - .1 * n.relief, 1.0, .97)  # the end of a bent finger turns away from the light above
-        self.shade, self.body, self.lit = ([ink(layer * s) for s in slope] for layer in (1 - .7 * n.relief, 1 - .2 * n.relief, 1 + .2 * n.relief))
-        self.nail, self.arm, self.palm, self.cuff = ink(1.08 * slope[0] + .04), ink(.9), ink(.95 - .2 * n.relief), colour(n.sleeve)
+        slope = (
+            1 - 0.4 * n.relief * n.curl,
+            1 - 0.1 * n.relief,
+            1.0,
+            0.97,
+        )  # the end of a bent finger turns away from the light above
+        self.shade, self.body, self.lit = (
+            [ink(layer * s) for s in slope]
+            for layer in (1 - 0.7 * n.relief, 1 - 0.2 * n.relief, 1 + 0.2 * n.relief)
+        )
+        self.nail, self.arm, self.palm, self.cuff = (
+            ink(1.08 * slope[0] + 0.04),
+            ink(0.9),
+            ink(0.95 - 0.2 * n.relief),
+            colour(n.sleeve),
+        )
 
     def draw(self, picture: np.ndarray, limbs: dict, i: int, hand: int) -> None:
         "One hand of frame i."
@@ -484,22 +911,29 @@ class _Painter:
         _fill(picture, limbs["arm"][i, hand], self.arm)
         cv2.fillPoly(picture, [limbs["palm"][i, hand]], self.palm, cv2.LINE_AA, 4)
         for layer, inks in (("shade", self.palm), ("body", self.body[3]), ("lit", self.lit[3])):
-            for f in fingers: _fill(picture, limbs[layer][i, f, 3], inks)
+            for f in fingers:
+                _fill(picture, limbs[layer][i, f, 3], inks)
         for f in sorted(fingers, key=lambda f: f in (4, 5), reverse=True):
             for layer, inks in (("shade", self.shade), ("body", self.body), ("lit", self.lit)):
-                for s in (2, 1, 0): _fill(picture, limbs[layer][i, f, s], inks[s])
+                for s in (2, 1, 0):
+                    _fill(picture, limbs[layer][i, f, s], inks[s])
             _fill(picture, limbs["nail"][i, f], self.nail)
         _fill(picture, limbs["cuff"][i, hand], self.cuff)
 
+
 class _Hands:
     "Hands over the keyboard from above, with shadows; `over(picture, i)` paints frame i."
+
     def __init__(self, canvas: _Canvas, joints: np.ndarray):
         n = canvas.nuisance
         flat = lambda p: np.stack(canvas.parallax(p[..., 0], p[..., 1], p[..., 2]), -1)
         fallen = lambda p: p[..., :2] + np.maximum(p[..., 2:], 0) * n.shadow_dir
         radius, arms = _joint_radii(joints, n), _forearms(joints)
-        lit = -np.array(n.shadow_dir) / max(np.hypot(*n.shadow_dir), .2)
-        self.limbs = {k: canvas.fixed(v) for k, v in _limbs(flat(joints), radius, lit, flat(arms), n.sleeve_mm).items()}
+        lit = -np.array(n.shadow_dir) / max(np.hypot(*n.shadow_dir), 0.2)
+        self.limbs = {
+            k: canvas.fixed(v)
+            for k, v in _limbs(flat(joints), radius, lit, flat(arms), n.sleeve_mm).items()
+        }
         dark = _limbs(fallen(joints), radius, lit, fallen(arms), n.sleeve_mm)
         self.shadow = {k: canvas.fixed(dark[k]) for k in ("shade", "palm", "arm")}
         self.canvas, self.painter = canvas, _Painter(canvas.colour, n)
@@ -511,49 +945,77 @@ class _Hands:
         "Even pixel columns and first row (f, 2 hands, 3) that a hand's shadow can reach."
         spot = self.shadow["shade"].reshape(len(self.shadow["shade"]), 2, -1, 2) // 16
         pad = 2 * np.array(self.soft) + 4
-        box = np.stack([spot[..., 0].min(-1) - pad[0], spot[..., 0].max(-1) + pad[0], spot[..., 1].min(-1) - pad[1]], -1)
+        box = np.stack(
+            [
+                spot[..., 0].min(-1) - pad[0],
+                spot[..., 0].max(-1) + pad[0],
+                spot[..., 1].min(-1) - pad[1],
+            ],
+            -1,
+        )
         return np.clip(box, 0, (self.canvas.width, self.canvas.width, self.canvas.height)) // 2 * 2
 
     def _darken(self, picture: np.ndarray, i: int, hand: int) -> None:
         "Multiply one hand's blurred shadow into the picture (mask at half size: one more bit of shift)."
         a, b, top = self.box[i, hand]
-        if b - a < 4 or self.canvas.height - top < 4: return
+        if b - a < 4 or self.canvas.height - top < 4:
+            return
         view, corner = picture[top:, a:b], (a * 16, top * 16)
         mask = np.zeros(((view.shape[0] + 1) // 2, (b - a) // 2), np.uint8)
-        for polygon in (self.shadow["shade"][i, 5 * hand:5 * hand + 5] - corner).reshape(-1, 12, 2): cv2.fillConvexPoly(mask, polygon, 255, 8, 5)
-        for part in ("palm", "arm"): cv2.fillPoly(mask, [self.shadow[part][i, hand] - corner], 255, 8, 5)
+        for polygon in (self.shadow["shade"][i, 5 * hand : 5 * hand + 5] - corner).reshape(
+            -1, 12, 2
+        ):
+            cv2.fillConvexPoly(mask, polygon, 255, 8, 5)
+        for part in ("palm", "arm"):
+            cv2.fillPoly(mask, [self.shadow[part][i, hand] - corner], 255, 8, 5)
         mask = cv2.LUT(cv2.blur(cv2.blur(mask, self.soft), self.soft), self.table)
         factor = cv2.resize(mask, (b - a, view.shape[0]), interpolation=cv2.INTER_LINEAR)
-        if picture.ndim == 3: factor = cv2.merge([factor] * 3)
+        if picture.ndim == 3:
+            factor = cv2.merge([factor] * 3)
         view[...] = cv2.multiply(view, factor, scale=1 / 255)
 
     def over(self, picture: np.ndarray, i: int) -> None:
         "Shadows of both hands, then both hands."
-        for hand in (0, 1): self._darken(picture, i, hand)
-        for hand in (0, 1): self.painter.draw(picture, self.limbs, i, hand)
+        for hand in (0, 1):
+            self._darken(picture, i, hand)
+        for hand in (0, 1):
+            self.painter.draw(picture, self.limbs, i, hand)
 
 # %% ../../nbs/data/14_rendering.ipynb #ff9caefa
 _BOX = np.array([[0, 0], [KEYBOARD_MM, 0], [KEYBOARD_MM, LENGTH_MM], [0, LENGTH_MM]], np.float32)
 
+
 def _bend(points: np.ndarray, lens: float) -> np.ndarray:
     "Lens curvature in mm, zero at the four corners."
     u = points[..., 0] / KEYBOARD_MM
-    return lens * np.stack([np.sin(2 * np.pi * u), np.where((u > 0) & (u < 1), np.sin(np.pi * u), 0)], -1)
+    return lens * np.stack(
+        [np.sin(2 * np.pi * u), np.where((u > 0) & (u < 1), np.sin(np.pi * u), 0)], -1
+    )
+
 
 class _Camera:
     "From canvas to output: warp, focus, light, tone, noise, compression; all conditions fixed for a clip."
-    def __init__(self, size: tuple[int, int], corners: np.ndarray, nuisance: Nuisance, rng: np.random.Generator):
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        corners: np.ndarray,
+        nuisance: Nuisance,
+        rng: np.random.Generator,
+    ):
         self.size, self.nuisance, self.rng = size, nuisance, rng
         self.corners = corners.astype(np.float32)
         self.to_mm = cv2.getPerspectiveTransform(self.corners, _BOX)
-        x, y = np.meshgrid(np.arange(size[1]) + .5, np.arange(size[0]) + .5)
-        at = cv2.perspectiveTransform(np.stack([x, y], -1).reshape(1, -1, 2), self.to_mm).reshape(*size, 2)
+        x, y = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5)
+        at = cv2.perspectiveTransform(np.stack([x, y], -1).reshape(1, -1, 2), self.to_mm).reshape(
+            *size, 2
+        )
         self.at_mm = at + _bend(at, nuisance.lens)
         self.tone = None
 
     def attach(self, canvas: _Canvas) -> None:
         "Prepare warp and light maps for one canvas."
-        at = ((self.at_mm + canvas.origin) * canvas.scale - .5).astype(np.float32)
+        at = ((self.at_mm + canvas.origin) * canvas.scale - 0.5).astype(np.float32)
         self.maps = cv2.convertMaps(at[..., 0], at[..., 1], cv2.CV_16SC2)
         self.rim = tuple(np.atleast_1d(np.round(canvas.colour(self.nuisance.desk))).tolist())
         self.expose(canvas.channels, self.nuisance.rear_shade)
@@ -561,71 +1023,115 @@ class _Camera:
     def expose(self, channels: int, rear_shade: float = 0.0) -> None:
         "Light map in percent (dithered, with the shade of the fallboard), tone curve and a bank of noise."
         n, shape = self.nuisance, self.size + ((3,) if channels == 3 else ())
-        u, v = self.at_mm[..., 0] / KEYBOARD_MM - .5, self.at_mm[..., 1] / LENGTH_MM - .5
-        gain = n.light * (1 + n.light_slope[0] * u) * (1 + n.light_slope[1] * np.clip(v, -1, 1)) * (1 - rear_shade * np.exp(-np.maximum(v + .5, 0) * 14))
+        u, v = self.at_mm[..., 0] / KEYBOARD_MM - 0.5, self.at_mm[..., 1] / LENGTH_MM - 0.5
+        gain = (
+            n.light
+            * (1 + n.light_slope[0] * u)
+            * (1 + n.light_slope[1] * np.clip(v, -1, 1))
+            * (1 - rear_shade * np.exp(-np.maximum(v + 0.5, 0) * 14))
+        )
         rows = np.arange(self.size[0]) / self.size[0]
         gain *= (np.minimum(rows, 1 - rows) >= n.letterbox)[:, None]
         tint = np.array(n.light_color)
-        gain = gain[..., None] * tint if channels == 3 else gain * (tint @ (.299, .587, .114))
+        gain = gain[..., None] * tint if channels == 3 else gain * (tint @ (0.299, 0.587, 0.114))
         dither = self.rng.random(shape) * (gain > 0)
         self.gain = np.clip(gain * 100 + dither, 0, 255).astype(np.uint8)
         x = np.arange(256) / 255
-        self.tone = np.clip(255 * ((x ** n.gamma - .5) * n.contrast + .5), 0, 255).round().astype(np.uint8)
+        self.tone = (
+            np.clip(255 * ((x**n.gamma - 0.5) * n.contrast + 0.5), 0, 255).round().astype(np.uint8)
+        )
         self.bank = self.rng.normal(0, max(n.noise, 1e-9), (6, *shape)).round().astype(np.int16)
-        self.wave = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(.3, 2)
+        self.wave = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0.3, 2)
 
     def take(self, picture: np.ndarray, time_s: float) -> np.ndarray:
         "One exposure: uint8 (h, w) or (h, w, 3)."
         n = self.nuisance
-        shot = cv2.remap(picture, *self.maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=self.rim)
+        shot = cv2.remap(
+            picture,
+            *self.maps,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=self.rim,
+        )
         return self.develop(shot, time_s)
 
     def develop(self, shot: np.ndarray, time_s: float) -> np.ndarray:
         "Focus, light, tone, noise and JPEG of an already warped picture."
         n = self.nuisance
-        if n.blur_px > .1: shot = cv2.GaussianBlur(shot, (0, 0), n.blur_px)
+        if n.blur_px > 0.1:
+            shot = cv2.GaussianBlur(shot, (0, 0), n.blur_px)
         drift = 1 + n.drift * np.sin(self.wave[0] + self.wave[1] * time_s)
         shot = cv2.LUT(cv2.multiply(shot, self.gain, scale=float(drift / 100)), self.tone)
-        if n.noise > .1:
+        if n.noise > 0.1:
             grain = self.bank[int(self.rng.integers(len(self.bank)))]
-            shot = cv2.add(shot, grain[::self._flip(), ::self._flip()].copy(), dtype=cv2.CV_8U)
-        if n.jpeg: shot = cv2.imdecode(cv2.imencode(".jpg", shot, [cv2.IMWRITE_JPEG_QUALITY, n.jpeg])[1], cv2.IMREAD_UNCHANGED)
+            shot = cv2.add(shot, grain[:: self._flip(), :: self._flip()].copy(), dtype=cv2.CV_8U)
+        if n.jpeg:
+            shot = cv2.imdecode(
+                cv2.imencode(".jpg", shot, [cv2.IMWRITE_JPEG_QUALITY, n.jpeg])[1],
+                cv2.IMREAD_UNCHANGED,
+            )
         return shot
 
-    def _flip(self) -> int: return 1 if self.rng.random() < .5 else -1
+    def _flip(self) -> int:
+        return 1 if self.rng.random() < 0.5 else -1
 
     def locate(self, points_mm: np.ndarray) -> np.ndarray:
         "mm on the plane of the keys -> output pixels (first order in the lens)."
         flat = (points_mm - _bend(points_mm, self.nuisance.lens)).reshape(1, -1, 2)
-        return cv2.perspectiveTransform(flat.astype(np.float64), np.linalg.inv(self.to_mm)).reshape(points_mm.shape).astype(np.float32)
+        return (
+            cv2.perspectiveTransform(flat.astype(np.float64), np.linalg.inv(self.to_mm))
+            .reshape(points_mm.shape)
+            .astype(np.float32)
+        )
 
 # %% ../../nbs/data/14_rendering.ipynb #b5e7ccce
 @dataclass(frozen=True)
 class Film:
     "A rendered view and where things are in it."
+
     frames: UInt8[np.ndarray, "f h w 3"]  # RGB
     view: str  # one of VIEWS
-    corners: Float[np.ndarray, "4 2"] | None = None  # keyboard corners TL, TR, BR, BL in pixels (top view)
+    corners: Float[np.ndarray, "4 2"] | None = (
+        None  # keyboard corners TL, TR, BR, BL in pixels (top view)
+    )
     fingertips: Float[np.ndarray, "f 10 2"] | None = None  # pixels (top view with hands)
     frame_rate: float = 25.0  # Hz
 
+
 def _check_scene(notes: Notes, fingers, duration_s: float, frame_rate: float) -> np.ndarray:
     "Fingers as an array; nonsense lengths and fingers are errors."
-    if not 0 < duration_s <= 7200: raise BadInput(f"cannot film {duration_s!r} s: a duration above 0 and up to 7200 s is needed (milliseconds?)")
-    if not 1 <= frame_rate <= 240: raise BadInput(f"frame rate {frame_rate!r}: between 1 and 240 frames a second are needed")
+    if not 0 < duration_s <= 7200:
+        raise BadInput(
+            f"cannot film {duration_s!r} s: a duration above 0 and up to 7200 s is needed (milliseconds?)"
+        )
+    if not 1 <= frame_rate <= 240:
+        raise BadInput(f"frame rate {frame_rate!r}: between 1 and 240 frames a second are needed")
     fingers = np.full(len(notes), -1) if fingers is None else np.asarray(fingers, np.int64)
-    if fingers.shape != (len(notes),) or (len(fingers) and not -1 <= fingers.min() <= fingers.max() <= 9):
-        raise BadInput(f"{fingers.shape} fingers for {len(notes)} notes: one number from 0 (left little finger) to 9 (right little finger) "
-                       "or -1 (none) per note is needed")
+    if fingers.shape != (len(notes),) or (
+        len(fingers) and not -1 <= fingers.min() <= fingers.max() <= 9
+    ):
+        raise BadInput(
+            f"{fingers.shape} fingers for {len(notes)} notes: one number from 0 (left little finger) to 9 (right little finger) "
+            "or -1 (none) per note is needed"
+        )
     return fingers
 
-def _shoot(notes: Notes, fingers: np.ndarray, times: np.ndarray, canvas: _Canvas, camera: _Camera, shutter_s: float, seed: int) -> Iterator[np.ndarray]:
+
+def _shoot(
+    notes: Notes,
+    fingers: np.ndarray,
+    times: np.ndarray,
+    canvas: _Canvas,
+    camera: _Camera,
+    shutter_s: float,
+    seed: int,
+) -> Iterator[np.ndarray]:
     "Paint and film frame after frame; polygons are made for 250 frames at a time."
     n = canvas.nuisance
     camera.attach(canvas)
     depth = key_depth(notes, times, shutter_s)
     joints = hand_joints(notes, fingers, times, n, seed) if n.hands else None
-    before, weight = None, .5 * n.motion_blur
+    before, weight = None, 0.5 * n.motion_blur
     for first in range(0, len(times), 250):
         part = slice(first, first + 250)
         keys = _Keys(canvas, depth[part], numpy_rng(seed, "gaps"))
@@ -635,13 +1141,20 @@ def _shoot(notes: Notes, fingers: np.ndarray, times: np.ndarray, canvas: _Canvas
             if hands is not None:
                 picture = picture.copy()
                 hands.over(picture, i)
-                if weight > .02:
-                    before, picture = picture, picture if before is None else cv2.addWeighted(picture, 1 - weight, before, weight, 0)
+                if weight > 0.02:
+                    before, picture = (
+                        picture,
+                        picture
+                        if before is None
+                        else cv2.addWeighted(picture, 1 - weight, before, weight, 0),
+                    )
             yield camera.take(picture, time_s)
+
 
 def _clock(duration_s: float, frame_rate: float) -> np.ndarray:
     "The middle of each frame's time, s."
-    return (np.arange(max(1, round(duration_s * frame_rate))) + .5) / frame_rate
+    return (np.arange(max(1, round(duration_s * frame_rate))) + 0.5) / frame_rate
+
 
 def render_strip(
     notes: Notes,  # what is played
@@ -654,17 +1167,28 @@ def render_strip(
     seed: int = 0,  # of hands, gaps, jitter and noise
 ) -> UInt8[np.ndarray, "f height width"]:  # grey film
     "The top view already straightened: 52 white keys of equal width fill the picture (input of Video2Roll)."
-    fingers, times = _check_scene(notes, fingers, duration_s, frame_rate), _clock(duration_s, frame_rate)
-    if min(height, width) < 16 or height * width > 4_000_000: raise BadInput(f"strip of {height} x {width} pixels: at least 16 a side and at most 4 million in all")
+    fingers, times = (
+        _check_scene(notes, fingers, duration_s, frame_rate),
+        _clock(duration_s, frame_rate),
+    )
+    if min(height, width) < 16 or height * width > 4_000_000:
+        raise BadInput(
+            f"strip of {height} x {width} pixels: at least 16 a side and at most 4 million in all"
+        )
     nuisance = replace(nuisance, letterbox=0.0)
     scale = np.array((width / KEYBOARD_MM, height / LENGTH_MM))
-    jitter = numpy_rng(seed, "corners").uniform(-1, 1, (4, 2)) * nuisance.corner_jitter_mm * (1, 1.6)
+    jitter = (
+        numpy_rng(seed, "corners").uniform(-1, 1, (4, 2)) * nuisance.corner_jitter_mm * (1, 1.6)
+    )
     corners = (_BOX + jitter) * scale
     margin = 3 + 2.2 * nuisance.corner_jitter_mm + 2 * abs(nuisance.lens)
     canvas = _Canvas(2 * scale, (margin, margin, margin), nuisance, 1)
     camera = _Camera((height, width), corners, nuisance, numpy_rng(seed, "camera"))
     frames = np.empty((len(times), height, width), np.uint8)
-    for i, frame in enumerate(_shoot(notes, fingers, times, canvas, camera, nuisance.motion_blur / frame_rate, seed)): frames[i] = frame
+    for i, frame in enumerate(
+        _shoot(notes, fingers, times, canvas, camera, nuisance.motion_blur / frame_rate, seed)
+    ):
+        frames[i] = frame
     return recompress(frames, nuisance.crf)
 
 # %% ../../nbs/data/14_rendering.ipynb #54dc7869
@@ -672,23 +1196,48 @@ def _film_corners(size: tuple[int, int], n: Nuisance) -> np.ndarray:
     "Where the keyboard's corners fall in the picture: zoom, tilt, roll and pan."
     height, width = size
     span = n.zoom * width
-    depth = span * LENGTH_MM / KEYBOARD_MM * (1 - .8 * n.tilt)
-    box = np.array([[-.5 * (1 - n.tilt), -.5], [.5 * (1 - n.tilt), -.5], [.5, .5], [-.5, .5]]) * (span, depth)
-    turn = np.deg2rad(n.roll_deg * min(1, (height - depth) / (.06 * span + 1e-9)) if height > depth else 0)
+    depth = span * LENGTH_MM / KEYBOARD_MM * (1 - 0.8 * n.tilt)
+    box = np.array(
+        [[-0.5 * (1 - n.tilt), -0.5], [0.5 * (1 - n.tilt), -0.5], [0.5, 0.5], [-0.5, 0.5]]
+    ) * (span, depth)
+    turn = np.deg2rad(
+        n.roll_deg * min(1, (height - depth) / (0.06 * span + 1e-9)) if height > depth else 0
+    )
     box = box @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     slack = np.maximum((np.array((width, height)) - np.ptp(box, axis=0)) / 2, 0)
-    return box - (box.min(0) + box.max(0)) / 2 + np.array((width, height)) / 2 + np.clip(np.array(n.pan) * (width, height), -slack, slack)
+    return (
+        box
+        - (box.min(0) + box.max(0)) / 2
+        + np.array((width, height)) / 2
+        + np.clip(np.array(n.pan) * (width, height), -slack, slack)
+    )
 
-def _render_top(notes: Notes, fingers: np.ndarray, times: np.ndarray, n: Nuisance, size: tuple[int, int], frame_rate: float, seed: int) -> Film:
+
+def _render_top(
+    notes: Notes,
+    fingers: np.ndarray,
+    times: np.ndarray,
+    n: Nuisance,
+    size: tuple[int, int],
+    frame_rate: float,
+    seed: int,
+) -> Film:
     "The camera above the keyboard."
     corners = _film_corners(size, n)
     camera = _Camera(size, corners, n, numpy_rng(seed, "camera"))
     far = np.clip(camera.at_mm.reshape(-1, 2), (-300, -300), (KEYBOARD_MM + 300, LENGTH_MM + 400))
-    margin = (max(6, -far[:, 0].min(), far[:, 0].max() - KEYBOARD_MM), max(6, -far[:, 1].min()), max(6, far[:, 1].max() - LENGTH_MM))
+    margin = (
+        max(6, -far[:, 0].min(), far[:, 0].max() - KEYBOARD_MM),
+        max(6, -far[:, 1].min()),
+        max(6, far[:, 1].max() - LENGTH_MM),
+    )
     scale = 2 * size[1] * n.zoom / KEYBOARD_MM
     canvas = _Canvas((scale, scale), margin, n, 3)
     frames = np.empty((len(times), *size, 3), np.uint8)
-    for i, frame in enumerate(_shoot(notes, fingers, times, canvas, camera, n.motion_blur / frame_rate, seed)): frames[i] = frame
+    for i, frame in enumerate(
+        _shoot(notes, fingers, times, canvas, camera, n.motion_blur / frame_rate, seed)
+    ):
+        frames[i] = frame
     tips = None
     if n.hands:
         tip = hand_joints(notes, fingers, times, n, seed)[:, :, 0]
@@ -696,17 +1245,24 @@ def _render_top(notes: Notes, fingers: np.ndarray, times: np.ndarray, n: Nuisanc
     return Film(recompress(frames, n.crf), "top", camera.corners, tips, frame_rate)
 
 # %% ../../nbs/data/14_rendering.ipynb #8a9de0ae
-_STANDS = {"left": ((-330.0, 420.0, 210.0), (330.0, 70.0, -20.0), 1.0), "right": ((KEYBOARD_MM + 330, 420.0, 210.0), (KEYBOARD_MM - 330, 70.0, -20.0), 1.0),
-           "front": ((KEYBOARD_MM / 2, 900.0, 420.0), (KEYBOARD_MM / 2, 110.0, 0.0), .72)}
+_STANDS = {
+    "left": ((-330.0, 420.0, 210.0), (330.0, 70.0, -20.0), 1.0),
+    "right": ((KEYBOARD_MM + 330, 420.0, 210.0), (KEYBOARD_MM - 330, 70.0, -20.0), 1.0),
+    "front": ((KEYBOARD_MM / 2, 900.0, 420.0), (KEYBOARD_MM / 2, 110.0, 0.0), 0.72),
+}
+
 
 class _Pinhole:
     "A camera on its stand; `fixed` projects mm to 1/16 pixels of a canvas twice the output's size."
+
     def __init__(self, view: str, size: tuple[int, int]):
         place, aim, zoom = _STANDS[view]
         self.place, self.size = np.array(place), (2 * size[0], 2 * size[1])
         ahead = np.array(aim) - self.place
         ahead /= np.linalg.norm(ahead)
-        right = np.cross(ahead, (0, 0, 1.0)) * -1  # x grows to the player's right, y towards the player: a left-handed triple
+        right = (
+            np.cross(ahead, (0, 0, 1.0)) * -1
+        )  # x grows to the player's right, y towards the player: a left-handed triple
         right /= np.linalg.norm(right)
         down = np.cross(ahead, right)
         down *= -np.sign(down[2])
@@ -720,17 +1276,45 @@ class _Pinhole:
 
     def fixed(self, points: np.ndarray) -> np.ndarray:
         "1/16 pixels for cv2."
-        return np.round((np.clip(self(points)[0], -4000, 8000) - .5) * 16).astype(np.int32)
+        return np.round((np.clip(self(points)[0], -4000, 8000) - 0.5) * 16).astype(np.int32)
+
 
 def _boxes(x0, x1, length, top_front, top_rear, bottom, near_x) -> np.ndarray:
     "Side, top and front faces of keys: (f, k, 3 faces, 4 corners, 3); the side is the one at `near_x`."
-    x0, x1, near_x, length, tf, tr, lo = np.broadcast_arrays(x0, x1, near_x, length, top_front, top_rear, bottom)
+    x0, x1, near_x, length, tf, tr, lo = np.broadcast_arrays(
+        x0, x1, near_x, length, top_front, top_rear, bottom
+    )
     zero = np.zeros_like(tf)
     corner = lambda x, y, z: np.stack([x, y, z], -1)
-    side = np.stack([corner(near_x, zero, tr), corner(near_x, length, tf), corner(near_x, length, lo), corner(near_x, zero, lo)], -2)
-    top = np.stack([corner(x0, zero, tr), corner(x0, length, tf), corner(x1, length, tf), corner(x1, zero, tr)], -2)
-    front = np.stack([corner(x0, length, tf), corner(x0, length, lo), corner(x1, length, lo), corner(x1, length, tf)], -2)
+    side = np.stack(
+        [
+            corner(near_x, zero, tr),
+            corner(near_x, length, tf),
+            corner(near_x, length, lo),
+            corner(near_x, zero, lo),
+        ],
+        -2,
+    )
+    top = np.stack(
+        [
+            corner(x0, zero, tr),
+            corner(x0, length, tf),
+            corner(x1, length, tf),
+            corner(x1, zero, tr),
+        ],
+        -2,
+    )
+    front = np.stack(
+        [
+            corner(x0, length, tf),
+            corner(x0, length, lo),
+            corner(x1, length, lo),
+            corner(x1, length, tf),
+        ],
+        -2,
+    )
     return np.stack([side, top, front], 2)
+
 
 def _key_boxes(camera: _Pinhole, depth: np.ndarray, n: Nuisance) -> tuple[np.ndarray, np.ndarray]:
     "Faces of white and black keys in 1/16 pixels, far to near (f, k, 3, 4, 2)."
@@ -739,42 +1323,84 @@ def _key_boxes(camera: _Pinhole, depth: np.ndarray, n: Nuisance) -> tuple[np.nda
     x0 = np.arange(NUM_WHITE) * KEY_MM + n.gap_mm / 2
     x1, sink = x0 + KEY_MM - n.gap_mm, -n.travel_mm * depth[:, WHITE_KEYS]
     white = _boxes(x0, x1, LENGTH_MM, sink, rear * sink, sink - 20, np.where(eye < x0, x0, x1))
-    xc, half, fall = key_centres(n.black_mm)[BLACK_KEYS], .42 * n.black_mm, BLACK_TRAVEL_MM * depth[:, BLACK_KEYS]
-    black = _boxes(xc - half, xc + half, n.black_ratio * LENGTH_MM, BLACK_HEIGHT_MM - fall, BLACK_HEIGHT_MM - rear * fall,
-                   -fall - 10, np.where(eye < xc, xc - half, xc + half))
+    xc, half, fall = (
+        key_centres(n.black_mm)[BLACK_KEYS],
+        0.42 * n.black_mm,
+        BLACK_TRAVEL_MM * depth[:, BLACK_KEYS],
+    )
+    black = _boxes(
+        xc - half,
+        xc + half,
+        n.black_ratio * LENGTH_MM,
+        BLACK_HEIGHT_MM - fall,
+        BLACK_HEIGHT_MM - rear * fall,
+        -fall - 10,
+        np.where(eye < xc, xc - half, xc + half),
+    )
     far = lambda x: np.argsort(-np.abs(x - eye), kind="stable")
     return camera.fixed(white[:, far(x0)]), camera.fixed(black[:, far(xc)])
+
 
 def _backdrop(camera: _Pinhole, n: Nuisance) -> np.ndarray:
     "Room, fallboard and key bed, before any key."
     picture = np.full((*camera.size, 3), np.array(_shade(n.desk, 1.25)).round(), np.uint8)
     x0, x1 = -30.0, KEYBOARD_MM + 30
-    for rgb, corners in ((n.fallboard, ((x0, 0, 130), (x1, 0, 130), (x1, 0, -30), (x0, 0, -30))),
-                         (_shade(n.desk, .5), ((x0, 0, -30), (x1, 0, -30), (x1, 155, -30), (x0, 155, -30))),
-                         (_shade(n.desk, .8), ((x0, 155, -22), (x1, 155, -22), (x1, 155, -80), (x0, 155, -80)))):
+    for rgb, corners in (
+        (n.fallboard, ((x0, 0, 130), (x1, 0, 130), (x1, 0, -30), (x0, 0, -30))),
+        (_shade(n.desk, 0.5), ((x0, 0, -30), (x1, 0, -30), (x1, 155, -30), (x0, 155, -30))),
+        (_shade(n.desk, 0.8), ((x0, 155, -22), (x1, 155, -22), (x1, 155, -80), (x0, 155, -80))),
+    ):
         _fill(picture, camera.fixed(np.array(corners, float)), rgb)
     return picture
 
-def _shoot_aside(notes: Notes, fingers: np.ndarray, times: np.ndarray, view: str, n: Nuisance, size: tuple[int, int], shutter_s: float, seed: int) -> Iterator[np.ndarray]:
+
+def _shoot_aside(
+    notes: Notes,
+    fingers: np.ndarray,
+    times: np.ndarray,
+    view: str,
+    n: Nuisance,
+    size: tuple[int, int],
+    shutter_s: float,
+    seed: int,
+) -> Iterator[np.ndarray]:
     "Pictures of the left, right and front camera at twice the output's size."
     camera, depth = _Pinhole(view, size), key_depth(notes, times, shutter_s)
     backdrop, painter = _backdrop(camera, n), _Painter(lambda rgb: tuple(rgb), n)
     joints = hand_joints(notes, fingers, times, n, seed) if n.hands else None
-    whites, blacks = ([_shade(n.white, s) for s in (n.wall, 1, .8)], [_shade(n.black, s) for s in (.7, 1.3, 1.8 + n.gloss)])
+    whites, blacks = (
+        [_shade(n.white, s) for s in (n.wall, 1, 0.8)],
+        [_shade(n.black, s) for s in (0.7, 1.3, 1.8 + n.gloss)],
+    )
     for first in range(0, len(times), 250):
         part = slice(first, first + 250)
-        groups = [(faces, inks) for faces, inks in zip(_key_boxes(camera, depth[part], n), (whites, blacks))]
+        groups = [
+            (faces, inks)
+            for faces, inks in zip(_key_boxes(camera, depth[part], n), (whites, blacks))
+        ]
         if joints is not None:
             (flat, ratio), (arms, _) = camera(joints[part]), camera(_forearms(joints[part]))
-            limbs = _limbs(flat, _joint_radii(joints[part], n) * ratio, np.array((0.0, -1.0)), arms, n.sleeve_mm)
-            limbs = {k: np.round((np.clip(v, -4000, 8000) - .5) * 16).astype(np.int32) for k, v in limbs.items()}
+            limbs = _limbs(
+                flat,
+                _joint_radii(joints[part], n) * ratio,
+                np.array((0.0, -1.0)),
+                arms,
+                n.sleeve_mm,
+            )
+            limbs = {
+                k: np.round((np.clip(v, -4000, 8000) - 0.5) * 16).astype(np.int32)
+                for k, v in limbs.items()
+            }
         for i in range(len(times[part])):
             picture = backdrop.copy()
             for faces, inks in groups:
                 for key in faces[i]:
-                    for polygon, ink in zip(key, inks): _fill(picture, polygon, ink)
-            for hand in ((1, 0) if view == "left" else (0, 1)) if joints is not None else (): painter.draw(picture, limbs, i, hand)
+                    for polygon, ink in zip(key, inks):
+                        _fill(picture, polygon, ink)
+            for hand in ((1, 0) if view == "left" else (0, 1)) if joints is not None else ():
+                painter.draw(picture, limbs, i, hand)
             yield picture
+
 
 def pedal_depth(
     notes: Notes,  # what is played, with its pedal
@@ -783,36 +1409,98 @@ def pedal_depth(
     "Depth of the right pedal: 90 ms each way."
     depth = np.zeros(len(times_s))
     for down, up in notes.pedal:
-        depth = np.maximum(depth, np.minimum(_smooth((times_s - down + .09) / .09), _smooth(1 - (times_s - up) / .09)))
+        depth = np.maximum(
+            depth,
+            np.minimum(_smooth((times_s - down + 0.09) / 0.09), _smooth(1 - (times_s - up) / 0.09)),
+        )
     return depth
 
-def _shoot_pedal(notes: Notes, times: np.ndarray, n: Nuisance, size: tuple[int, int], seed: int) -> Iterator[np.ndarray]:
+
+def _shoot_pedal(
+    notes: Notes, times: np.ndarray, n: Nuisance, size: tuple[int, int], seed: int
+) -> Iterator[np.ndarray]:
     "A low camera before the pedals: three levers, the right foot on the right one, the left foot beside."
     height, width = 2 * size[0], 2 * size[1]
-    unit, brass = np.array((width, height)), tuple(np.array((196, 160, 84)) * (.7 + n.gloss))
-    sway = np.sin(times[:, None] * (.7, 1.1) + numpy_rng(seed, "feet").uniform(0, 6, 2)) * .006
-    draw = lambda picture, points, ink: _fill(picture, np.round((np.array(points) * unit - .5) * 16).astype(np.int32), ink)
-    shoe, trouser = _shade(n.sleeve, .45), n.sleeve
+    unit, brass = np.array((width, height)), tuple(np.array((196, 160, 84)) * (0.7 + n.gloss))
+    sway = np.sin(times[:, None] * (0.7, 1.1) + numpy_rng(seed, "feet").uniform(0, 6, 2)) * 0.006
+    draw = lambda picture, points, ink: _fill(
+        picture, np.round((np.array(points) * unit - 0.5) * 16).astype(np.int32), ink
+    )
+    shoe, trouser = _shade(n.sleeve, 0.45), n.sleeve
     for depth, move in zip(pedal_depth(notes, times), sway):
         picture = np.full((height, width, 3), np.array(_shade(n.desk, 1.2)).round(), np.uint8)
-        draw(picture, ((0, .72), (1, .72), (1, 1), (0, 1)), _shade(n.desk, 1.7))
-        draw(picture, ((.3, 0), (.7, 0), (.66, .5), (.34, .5)), n.fallboard)
-        for i, x in enumerate((.38, .5, .62)):
-            dip = .075 * depth * (i == 2)
-            draw(picture, ((x - .018, .5), (x + .018, .5), (x + .018, .55), (x - .018, .55)), _shade(n.black, .6))
-            draw(picture, ((x - .02, .52), (x + .02, .52), (x + .034, .66 + dip), (x - .034, .66 + dip)), brass)
-            draw(picture, ((x - .034, .66 + dip), (x + .034, .66 + dip), (x + .03, .69 + dip), (x - .03, .69 + dip)), _shade(brass, .6))
-        for x, toe, lean in ((.2 + move[0], .8, -.03), (.63 + move[1] * .4, .635 + .075 * depth, .03)) if n.hands else ():
-            draw(picture, ((x + lean * 2 - .05, 1), (x - .045, toe + .05), (x - .02, toe), (x + .02, toe), (x + .045, toe + .05), (x + lean * 2 + .05, 1)), shoe)
-            draw(picture, ((x + lean * 3 - .07, 1.05), (x + lean * 2 - .06, .9), (x + lean * 2 + .06, .9), (x + lean * 3 + .07, 1.05)), trouser)
+        draw(picture, ((0, 0.72), (1, 0.72), (1, 1), (0, 1)), _shade(n.desk, 1.7))
+        draw(picture, ((0.3, 0), (0.7, 0), (0.66, 0.5), (0.34, 0.5)), n.fallboard)
+        for i, x in enumerate((0.38, 0.5, 0.62)):
+            dip = 0.075 * depth * (i == 2)
+            draw(
+                picture,
+                ((x - 0.018, 0.5), (x + 0.018, 0.5), (x + 0.018, 0.55), (x - 0.018, 0.55)),
+                _shade(n.black, 0.6),
+            )
+            draw(
+                picture,
+                (
+                    (x - 0.02, 0.52),
+                    (x + 0.02, 0.52),
+                    (x + 0.034, 0.66 + dip),
+                    (x - 0.034, 0.66 + dip),
+                ),
+                brass,
+            )
+            draw(
+                picture,
+                (
+                    (x - 0.034, 0.66 + dip),
+                    (x + 0.034, 0.66 + dip),
+                    (x + 0.03, 0.69 + dip),
+                    (x - 0.03, 0.69 + dip),
+                ),
+                _shade(brass, 0.6),
+            )
+        for x, toe, lean in (
+            ((0.2 + move[0], 0.8, -0.03), (0.63 + move[1] * 0.4, 0.635 + 0.075 * depth, 0.03))
+            if n.hands
+            else ()
+        ):
+            draw(
+                picture,
+                (
+                    (x + lean * 2 - 0.05, 1),
+                    (x - 0.045, toe + 0.05),
+                    (x - 0.02, toe),
+                    (x + 0.02, toe),
+                    (x + 0.045, toe + 0.05),
+                    (x + lean * 2 + 0.05, 1),
+                ),
+                shoe,
+            )
+            draw(
+                picture,
+                (
+                    (x + lean * 3 - 0.07, 1.05),
+                    (x + lean * 2 - 0.06, 0.9),
+                    (x + lean * 2 + 0.06, 0.9),
+                    (x + lean * 3 + 0.07, 1.05),
+                ),
+                trouser,
+            )
         yield picture
 
 # %% ../../nbs/data/14_rendering.ipynb #d725b4c8
-_SIZES = {"top": (128, 640), "left": (96, 160), "right": (96, 160), "front": (96, 320), "pedal": (96, 160)}
+_SIZES = {
+    "top": (128, 640),
+    "left": (96, 160),
+    "right": (96, 160),
+    "front": (96, 320),
+    "pedal": (96, 160),
+}
+
 
 def render(
     notes: Notes,  # what is played
-    fingers: Int[np.ndarray, " n"] | None,  # 0 left little finger .. 9 right little finger, -1 none; None = nobody plays
+    fingers: Int[np.ndarray, " n"]
+    | None,  # 0 left little finger .. 9 right little finger, -1 none; None = nobody plays
     duration_s: float,  # length, s
     view: str = "top",  # one of VIEWS
     nuisance: Nuisance = Nuisance(),  # conditions of the recording
@@ -821,14 +1509,34 @@ def render(
     seed: int = 0,  # of hands, feet and noise
 ) -> Film:  # frames, and corners and fingertips for the top view
     "One of the five cameras of the Chain-of-Perform ladder (arXiv 2505.20038, Fig. 1)."
-    if view not in VIEWS: raise BadInput(f"no camera {view!r}; the views are {', '.join(VIEWS)}")
-    fingers, times, size = _check_scene(notes, fingers, duration_s, frame_rate), _clock(duration_s, frame_rate), tuple(size or _SIZES[view])
-    if min(size) < 16 or size[0] * size[1] > 4_000_000: raise BadInput(f"film of {size} pixels: at least 16 a side and at most 4 million in all")
-    if view == "top": return _render_top(notes, fingers, times, nuisance, size, frame_rate, seed)
-    shots = (_shoot_pedal(notes, times, nuisance, size, seed) if view == "pedal" else
-             _shoot_aside(notes, fingers, times, view, nuisance, size, nuisance.motion_blur / frame_rate, seed))
-    camera = _Camera(size, np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size[::-1], replace(nuisance, lens=0.0, letterbox=0.0), numpy_rng(seed, "camera", view))
+    if view not in VIEWS:
+        raise BadInput(f"no camera {view!r}; the views are {', '.join(VIEWS)}")
+    fingers, times, size = (
+        _check_scene(notes, fingers, duration_s, frame_rate),
+        _clock(duration_s, frame_rate),
+        tuple(size or _SIZES[view]),
+    )
+    if min(size) < 16 or size[0] * size[1] > 4_000_000:
+        raise BadInput(f"film of {size} pixels: at least 16 a side and at most 4 million in all")
+    if view == "top":
+        return _render_top(notes, fingers, times, nuisance, size, frame_rate, seed)
+    shots = (
+        _shoot_pedal(notes, times, nuisance, size, seed)
+        if view == "pedal"
+        else _shoot_aside(
+            notes, fingers, times, view, nuisance, size, nuisance.motion_blur / frame_rate, seed
+        )
+    )
+    camera = _Camera(
+        size,
+        np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size[::-1],
+        replace(nuisance, lens=0.0, letterbox=0.0),
+        numpy_rng(seed, "camera", view),
+    )
     camera.expose(3)
     frames = np.empty((len(times), *size, 3), np.uint8)
-    for i, shot in enumerate(shots): frames[i] = camera.develop(cv2.resize(shot, size[::-1], interpolation=cv2.INTER_AREA), times[i])
+    for i, shot in enumerate(shots):
+        frames[i] = camera.develop(
+            cv2.resize(shot, size[::-1], interpolation=cv2.INTER_AREA), times[i]
+        )
     return Film(recompress(frames, nuisance.crf), view, frame_rate=frame_rate)

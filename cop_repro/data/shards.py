@@ -6,7 +6,11 @@
 __all__ = ['Schema', 'fill_shards', 'ShardedColumn', 'ShardedStore', 'open_store', 'join_columns']
 
 # %% ../../nbs/data/18_shards.ipynb #71a08765
-import fcntl, hashlib, json, multiprocessing, shutil
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,63 +19,111 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import AssetMismatch, BadInput, Progress, atomic_folder, die_with_parent, silent, write_json
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    Progress,
+    atomic_folder,
+    die_with_parent,
+    silent,
+    write_json,
+)
 from .clips import Store, create_columns
 
 # %% ../../nbs/data/18_shards.ipynb #d7e1ab04
 Schema = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape of a row, dtype
 
+
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def _key(ids: Sequence[str], columns: Schema, about: Mapping) -> str:
     "Hash of what a shard should hold."
-    return hashlib.sha256(json.dumps([list(ids), {n: [list(s), k] for n, (s, k) in columns.items()}, about], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(
+            [list(ids), {n: [list(s), k] for n, (s, k) in columns.items()}, about], sort_keys=True
+        ).encode()
+    ).hexdigest()
+
 
 @dataclass(frozen=True)
 class _Plan:
     "What one process needs to know to make one shard."
+
     folder: Path
     jobs: tuple[tuple[str, object], ...]
     columns: Schema
     make: Callable
     about: dict
 
+
 def _make_shard(plan: _Plan) -> tuple[int, int]:
     "One shard, complete or absent; clips that raise `BadInput` are left out. Returns rows and refused clips."
     rejects, entries, used = {}, [], 0
     with atomic_folder(plan.folder) as temporary:
         create_columns(temporary, [{}] * len(plan.jobs), plan.columns, **plan.about)
-        columns = {name: np.load(temporary / f"{name}.npy", mmap_mode="r+") for name in plan.columns}
+        columns = {
+            name: np.load(temporary / f"{name}.npy", mmap_mode="r+") for name in plan.columns
+        }
         for name, job in plan.jobs:
-            try: made = plan.make(job)
-            except BadInput as error: rejects[name] = str(error); continue
+            try:
+                made = plan.make(job)
+            except BadInput as error:
+                rejects[name] = str(error)
+                continue
             entries.append(made.pop("index", {"clip_id": name}))
-            for column, value in made.items(): columns[column][used] = value
+            for column, value in made.items():
+                columns[column][used] = value
             used += 1
         for column, array in columns.items():
             array.flush()
-            if rejects: np.save(temporary / "short.npy", array[:used]); (temporary / "short.npy").replace(temporary / f"{column}.npy")
-        write_json(temporary / "index.json", {"rows": entries, "columns": list(plan.columns), "about": plan.about})
+            if rejects:
+                np.save(temporary / "short.npy", array[:used])
+                (temporary / "short.npy").replace(temporary / f"{column}.npy")
+        write_json(
+            temporary / "index.json",
+            {"rows": entries, "columns": list(plan.columns), "about": plan.about},
+        )
         files = {p.name: _sha256(p) for p in sorted(temporary.iterdir())}
-        write_json(temporary / "shard.json", {"key": _key([n for n, _ in plan.jobs], plan.columns, plan.about), "rows": used, "rejects": rejects, "sha256": files})
+        write_json(
+            temporary / "shard.json",
+            {
+                "key": _key([n for n, _ in plan.jobs], plan.columns, plan.about),
+                "rows": used,
+                "rejects": rejects,
+                "sha256": files,
+            },
+        )
     return used, len(rejects)
+
 
 def _check_files(shard: Path, hashes: Mapping[str, str]) -> None:
     "Every byte of some files of a shard; `AssetMismatch` names the first that changed."
     for file, digest in hashes.items():
         if not (shard / file).is_file() or _sha256(shard / file) != digest:
-            raise AssetMismatch(f"{shard.parent.name}/{shard.name}: column {Path(file).stem} is not what was written (a damaged disk, an edited file?): remove {shard.name} and run the stage again")
+            raise AssetMismatch(
+                f"{shard.parent.name}/{shard.name}: column {Path(file).stem} is not what was written (a damaged disk, an edited file?): remove {shard.name} and run the stage again"
+            )
+
 
 def _finished(plan: _Plan) -> bool:
     "Whether this very shard is there already, to the byte; another or a damaged one in its place is an error."
-    if not (plan.folder / "shard.json").is_file(): return False
-    try: made = json.loads((plan.folder / "shard.json").read_text())
-    except ValueError as error: raise AssetMismatch(f"{plan.folder.parent.name}/{plan.folder.name}/shard.json is not the file that was written ({error}): remove {plan.folder.name} and run the stage again") from None
+    if not (plan.folder / "shard.json").is_file():
+        return False
+    try:
+        made = json.loads((plan.folder / "shard.json").read_text())
+    except ValueError as error:
+        raise AssetMismatch(
+            f"{plan.folder.parent.name}/{plan.folder.name}/shard.json is not the file that was written ({error}): remove {plan.folder.name} and run the stage again"
+        ) from None
     if made.get("key") == _key([n for n, _ in plan.jobs], plan.columns, plan.about):
         _check_files(plan.folder, made["sha256"])
         return True
-    raise AssetMismatch(f"{plan.folder.parent.name}/{plan.folder.name} was made from other clips, columns or settings: remove {plan.folder.parent.name}, or give the new features a folder of their own")
+    raise AssetMismatch(
+        f"{plan.folder.parent.name}/{plan.folder.name} was made from other clips, columns or settings: remove {plan.folder.parent.name}, or give the new features a folder of their own"
+    )
 
 # %% ../../nbs/data/18_shards.ipynb #2197b3a6
 @contextmanager
@@ -79,10 +131,16 @@ def _locked(folder: Path) -> Iterator[None]:
     "One writer at a time; the lock ends with the process."
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise BadInput(f"another process is filling {folder.name}: wait for it, or give this run another folder") from None
-        for left in folder.glob(".shard-*"): shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"another process is filling {folder.name}: wait for it, or give this run another folder"
+            ) from None
+        for left in folder.glob(".shard-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
         yield
+
 
 def fill_shards(
     folder: Path | str,  # of the store
@@ -96,94 +154,188 @@ def fill_shards(
 ) -> "ShardedStore":  # opened for reading
     "Make all shards that are not there yet, in parallel; skip finished ones; keep a list of refused clips."
     folder, names = Path(folder), list(jobs)
-    if not names or shard_size < 1: raise BadInput(f"{len(names)} clips in shards of {shard_size}: at least one of each is needed")
-    plans = [_Plan(folder / f"shard-{k:05d}", tuple((n, jobs[n]) for n in names[i:i + shard_size]), dict(columns), make, about) for k, i in enumerate(range(0, len(names), shard_size))]
+    if not names or shard_size < 1:
+        raise BadInput(
+            f"{len(names)} clips in shards of {shard_size}: at least one of each is needed"
+        )
+    plans = [
+        _Plan(
+            folder / f"shard-{k:05d}",
+            tuple((n, jobs[n]) for n in names[i : i + shard_size]),
+            dict(columns),
+            make,
+            about,
+        )
+        for k, i in enumerate(range(0, len(names), shard_size))
+    ]
     with _locked(folder):
         todo = [p for p in plans if not _finished(p)]
         done = len(names) - sum(len(p.jobs) for p in todo)
-        progress(done, len(names), f"{folder.name}: {len(plans) - len(todo)} of {len(plans)} shards were there")
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) if workers > 1 and todo else nullcontext() as pool:
-            for plan, (used, refused) in zip(todo, pool.map(_make_shard, todo) if pool else map(_make_shard, todo)):
+        progress(
+            done,
+            len(names),
+            f"{folder.name}: {len(plans) - len(todo)} of {len(plans)} shards were there",
+        )
+        with (
+            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent)
+            if workers > 1 and todo
+            else nullcontext() as pool
+        ):
+            for plan, (used, refused) in zip(
+                todo, pool.map(_make_shard, todo) if pool else map(_make_shard, todo)
+            ):
                 done += len(plan.jobs)
-                progress(done, len(names), f"{folder.name}/{plan.folder.name}: {used} clips, {refused} refused")
+                progress(
+                    done,
+                    len(names),
+                    f"{folder.name}/{plan.folder.name}: {used} clips, {refused} refused",
+                )
         _write_top(folder, plans)
     return ShardedStore(folder)
+
 
 def _write_top(folder: Path, plans: Sequence[_Plan]) -> None:
     "The list of shards and of refused clips."
     stray = {p.name for p in folder.glob("shard-*") if p.is_dir()} - {p.folder.name for p in plans}
-    if stray: raise AssetMismatch(f"{folder.name} holds {len(stray)} shards that no clip asks for, first {min(stray)}: an older, longer list? Remove the folder, or use another")
+    if stray:
+        raise AssetMismatch(
+            f"{folder.name} holds {len(stray)} shards that no clip asks for, first {min(stray)}: an older, longer list? Remove the folder, or use another"
+        )
     shards = {p.folder.name: json.loads((p.folder / "shard.json").read_text()) for p in plans}
     rejects = {name: why for s in shards.values() for name, why in s["rejects"].items()}
-    if not sum(s["rows"] for s in shards.values()): raise BadInput(f"{folder.name}: none of {len(rejects)} clips could be used; the first, {next(iter(rejects))}: {next(iter(rejects.values()))}")
+    if not sum(s["rows"] for s in shards.values()):
+        raise BadInput(
+            f"{folder.name}: none of {len(rejects)} clips could be used; the first, {next(iter(rejects))}: {next(iter(rejects.values()))}"
+        )
     write_json(folder / "rejects.json", rejects)
-    about = {"columns": {n: [list(s), k] for n, (s, k) in plans[0].columns.items()}, "about": plans[0].about}
-    write_json(folder / "shards.json", {"format": 1, **about, "shards": [{"name": n, "rows": s["rows"], "sha256": _sha256(folder / n / "shard.json")} for n, s in shards.items()]})
+    about = {
+        "columns": {n: [list(s), k] for n, (s, k) in plans[0].columns.items()},
+        "about": plans[0].about,
+    }
+    write_json(
+        folder / "shards.json",
+        {
+            "format": 1,
+            **about,
+            "shards": [
+                {"name": n, "rows": s["rows"], "sha256": _sha256(folder / n / "shard.json")}
+                for n, s in shards.items()
+            ],
+        },
+    )
 
 # %% ../../nbs/data/18_shards.ipynb #af396585
 class ShardedColumn:
     "Rows of many memory-mapped arrays, numbered through."
 
-    def __init__(self,
+    def __init__(
+        self,
         parts: Sequence[np.ndarray],  # one array a shard, of one row shape
     ):
         self.parts, self.ends = list(parts), np.cumsum([len(p) for p in parts])
         self.shape, self.dtype = (int(self.ends[-1]), *parts[0].shape[1:]), parts[0].dtype
 
     @property
-    def ndim(self) -> int: return len(self.shape)
-    def __len__(self) -> int: return self.shape[0]
-    def __array__(self, dtype=None, copy=None) -> np.ndarray: return np.concatenate(self.parts).astype(dtype or self.dtype)
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.concatenate(self.parts).astype(dtype or self.dtype)
 
     def _row(self, row: int, rest: tuple) -> np.ndarray:
         "One row, or a part of it."
-        if not -len(self) <= row < len(self): raise IndexError(f"row {row} of {len(self)}")
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
         k = int(np.searchsorted(self.ends, row % len(self), side="right"))
         return self.parts[k][(row % len(self) - (int(self.ends[k - 1]) if k else 0), *rest)]
 
     def __getitem__(self, key) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
-        if isinstance(first, (int, np.integer)): return self._row(int(first), tuple(rest))
+        if isinstance(first, (int, np.integer)):
+            return self._row(int(first), tuple(rest))
         rows = np.arange(len(self))[first]  # a slice, a mask or a list, with numpy's own errors
-        if not len(rows): return np.empty((0, *self.parts[0][(slice(0, 0), *rest)].shape[1:]), self.dtype)
+        if not len(rows):
+            return np.empty((0, *self.parts[0][(slice(0, 0), *rest)].shape[1:]), self.dtype)
         return np.stack([self._row(int(r), tuple(rest)) for r in rows])
+
 
 class ShardedStore:
     "The shards of one folder, read as one `Store`."
 
-    def __init__(self,
+    def __init__(
+        self,
         folder: Path | str,  # made by `fill_shards`
     ):
         self.folder = Path(folder)
-        if not (self.folder / "shards.json").is_file(): raise BadInput(f"no finished shards at {self.folder.name}: run the stage that makes them again, finished shards are kept")
+        if not (self.folder / "shards.json").is_file():
+            raise BadInput(
+                f"no finished shards at {self.folder.name}: run the stage that makes them again, finished shards are kept"
+            )
         top = json.loads((self.folder / "shards.json").read_text())
-        if top.get("format") != 1: raise BadInput(f"{self.folder.name}/shards.json has format {top.get('format')!r}; 1 is needed: written by another version?")
+        if top.get("format") != 1:
+            raise BadInput(
+                f"{self.folder.name}/shards.json has format {top.get('format')!r}; 1 is needed: written by another version?"
+            )
         self.about: dict = top["about"]
-        for shard in top["shards"]: self._check_small(shard)
-        try: self.shards = [Store(self.folder / s["name"]) for s in top["shards"] if s["rows"]]
-        except (OSError, ValueError) as error: raise AssetMismatch(f"{self.folder.name}: a column is missing or cut short ({error}): `verify` on the other shards, remove the broken one and run the stage again") from None
+        for shard in top["shards"]:
+            self._check_small(shard)
+        try:
+            self.shards = [Store(self.folder / s["name"]) for s in top["shards"] if s["rows"]]
+        except (OSError, ValueError) as error:
+            raise AssetMismatch(
+                f"{self.folder.name}: a column is missing or cut short ({error}): `verify` on the other shards, remove the broken one and run the stage again"
+            ) from None
         self.index: list[dict] = [row for shard in self.shards for row in shard.index]
-        self.columns = {name: ShardedColumn([shard[name] for shard in self.shards]) for name in top["columns"]}
+        self.columns = {
+            name: ShardedColumn([shard[name] for shard in self.shards]) for name in top["columns"]
+        }
         self.names = [s["name"] for s in top["shards"]]
 
     def _check_small(self, shard: Mapping) -> None:
         "The descriptions of a shard by hash, its columns by size."
         place = self.folder / shard["name"]
-        if not (place / "shard.json").is_file(): raise AssetMismatch(f"{self.folder.name}/{shard['name']} is missing or empty: run the stage again, it is made anew")
-        if _sha256(place / "shard.json") != shard["sha256"]: raise AssetMismatch(f"{self.folder.name}/{shard['name']}/shard.json is not the file that was written: remove {shard['name']} and run the stage again")
-        if _sha256(place / "index.json") != json.loads((place / "shard.json").read_text())["sha256"]["index.json"]:
-            raise AssetMismatch(f"{self.folder.name}/{shard['name']}/index.json is not the file that was written: remove {shard['name']} and run the stage again")
+        if not (place / "shard.json").is_file():
+            raise AssetMismatch(
+                f"{self.folder.name}/{shard['name']} is missing or empty: run the stage again, it is made anew"
+            )
+        if _sha256(place / "shard.json") != shard["sha256"]:
+            raise AssetMismatch(
+                f"{self.folder.name}/{shard['name']}/shard.json is not the file that was written: remove {shard['name']} and run the stage again"
+            )
+        if (
+            _sha256(place / "index.json")
+            != json.loads((place / "shard.json").read_text())["sha256"]["index.json"]
+        ):
+            raise AssetMismatch(
+                f"{self.folder.name}/{shard['name']}/index.json is not the file that was written: remove {shard['name']} and run the stage again"
+            )
 
-    def __len__(self) -> int: return len(self.index)
-    def __contains__(self, name: str) -> bool: return name in self.columns
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
 
     def __getitem__(self, name: str) -> ShardedColumn:
-        if name not in self.columns: raise KeyError(f"store {self.folder.name} has no column {name!r}; it has {', '.join(self.columns)}")
+        if name not in self.columns:
+            raise KeyError(
+                f"store {self.folder.name} has no column {name!r}; it has {', '.join(self.columns)}"
+            )
         return self.columns[name]
 
     def select(self, **want) -> np.ndarray:
         "Row numbers whose index entries equal all that is wanted."
-        return np.array([i for i, row in enumerate(self.index) if all(row.get(k) == v for k, v in want.items())], int)
+        return np.array(
+            [
+                i
+                for i, row in enumerate(self.index)
+                if all(row.get(k) == v for k, v in want.items())
+            ],
+            int,
+        )
 
     def values(self, name: str, rows: Iterable[int]) -> list:
         "One field of the index for some rows."
@@ -196,7 +348,11 @@ class ShardedStore:
 
     def verify(self, progress: Progress = silent) -> int:
         "Read every byte; the number of files, or `AssetMismatch` with the shard and the column that changed."
-        wanted = [(n, f, h) for n in self.names for f, h in json.loads((self.folder / n / "shard.json").read_text())["sha256"].items()]
+        wanted = [
+            (n, f, h)
+            for n in self.names
+            for f, h in json.loads((self.folder / n / "shard.json").read_text())["sha256"].items()
+        ]
         for i, (name, file, digest) in enumerate(wanted):
             _check_files(self.folder / name, {file: digest})
             progress(i + 1, len(wanted), f"{name}/{file}")
@@ -204,12 +360,24 @@ class ShardedStore:
 
     def verify_once(self, progress: Progress = silent) -> bool:
         "`verify`, unless size and time of every file are those of the last time; whether bytes were read."
-        stamp, files = self.folder / ".verified.json", [self.folder / "shards.json", *(p for n in self.names for p in sorted((self.folder / n).iterdir()))]
-        now = {p.relative_to(self.folder).as_posix(): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
-        if stamp.is_file() and json.loads(stamp.read_text()) == now: return False
+        stamp, files = (
+            self.folder / ".verified.json",
+            [
+                self.folder / "shards.json",
+                *(p for n in self.names for p in sorted((self.folder / n).iterdir())),
+            ],
+        )
+        now = {
+            p.relative_to(self.folder).as_posix(): [p.stat().st_size, p.stat().st_mtime_ns]
+            for p in files
+        }
+        if stamp.is_file() and json.loads(stamp.read_text()) == now:
+            return False
         self.verify(progress)
-        with suppress(OSError): write_json(stamp, now)  # a disk that cannot be written is read again next time
+        with suppress(OSError):
+            write_json(stamp, now)  # a disk that cannot be written is read again next time
         return True
+
 
 def open_store(
     folder: Path | str,  # a store of either kind
@@ -217,12 +385,18 @@ def open_store(
     "A store in one folder, or in shards, whichever is there."
     return ShardedStore(folder) if (Path(folder) / "shards.json").is_file() else Store(folder)
 
+
 def join_columns(
-    tables: Sequence[Mapping[str, np.ndarray | ShardedColumn]],  # columns by name, e.g. `store.columns`
+    tables: Sequence[
+        Mapping[str, np.ndarray | ShardedColumn]
+    ],  # columns by name, e.g. `store.columns`
 ) -> dict[str, ShardedColumn]:  # those that all tables have; rows behind each other
     "Several stores read as one table, nothing copied; rows of different shapes are an error."
     names = [n for n in tables[0] if all(n in t for t in tables)]
     for name in names:
         shapes = list(dict.fromkeys(t[name].shape[1:] for t in tables))
-        if len(shapes) > 1: raise BadInput(f"column {name!r} has rows of {shapes[0]} in one store and of {shapes[1]} in another: both must be made with one clip length, one strip size and the same encoders")
+        if len(shapes) > 1:
+            raise BadInput(
+                f"column {name!r} has rows of {shapes[0]} in one store and of {shapes[1]} in another: both must be made with one clip length, one strip size and the same encoders"
+            )
     return {name: ShardedColumn([t[name] for t in tables]) for name in names}

@@ -23,6 +23,7 @@ from ..core import BadInput, atomic_file
 @dataclass(frozen=True)
 class VideoInfo:
     "What a video file holds."
+
     width: int  # pixels, as shown (after rotation)
     height: int  # pixels, as shown
     frame_rate: float  # average, Hz
@@ -30,17 +31,24 @@ class VideoInfo:
     rotation: int  # degrees counter-clockwise that the player turns the stored picture
     sample_rate: int | None  # of the sound, Hz; None without sound
 
+
 @contextmanager
 def _open(path: Path | str) -> Iterator[tuple]:
     "Container and its picture stream (or None); damage of any kind becomes `BadInput`."
     path = Path(path)
-    if not path.is_file(): raise BadInput(f"{path.name}: no such file; the path of a video is needed")
-    if path.stat().st_size == 0: raise BadInput(f"{path.name} is empty (0 bytes): was the copy or download interrupted?")
+    if not path.is_file():
+        raise BadInput(f"{path.name}: no such file; the path of a video is needed")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path.name} is empty (0 bytes): was the copy or download interrupted?")
     try:
-        with av.open(str(path)) as container: yield container, next(iter(container.streams.video), None)
+        with av.open(str(path)) as container:
+            yield container, next(iter(container.streams.video), None)
     except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path.name} cannot be read as a video ({str(error).split(':')[0]}): damaged or another kind of file? "
-                       "Play it to the end in a player, or re-encode it to H.264 in MP4") from None
+        raise BadInput(
+            f"{path.name} cannot be read as a video ({str(error).split(':')[0]}): damaged or another kind of file? "
+            "Play it to the end in a player, or re-encode it to H.264 in MP4"
+        ) from None
+
 
 def _picture(path: Path | str, stream):
     "The picture stream, or an error that says what the file holds instead."
@@ -48,10 +56,16 @@ def _picture(path: Path | str, stream):
         raise BadInput(f"{Path(path).name} holds no picture (sound only?): a video is needed")
     return stream
 
+
 def _origin(container) -> float:
     "Start of the earliest stream, s: time zero for picture and sound alike."
-    starts = [float(s.start_time * s.time_base) for s in (*container.streams.video, *container.streams.audio) if s.start_time is not None]
+    starts = [
+        float(s.start_time * s.time_base)
+        for s in (*container.streams.video, *container.streams.audio)
+        if s.start_time is not None
+    ]
     return min(starts, default=0.0)
+
 
 def _timed(container, stream) -> Iterator[tuple[float, float, av.VideoFrame]]:
     "Decoded frames with their start and end time, s; frames out of order are dropped."
@@ -59,27 +73,47 @@ def _timed(container, stream) -> Iterator[tuple[float, float, av.VideoFrame]]:
     tick = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     for count, frame in enumerate(container.decode(stream)):
         start = count * tick if frame.pts is None else float(frame.pts * frame.time_base) - origin
-        if start <= last: continue
+        if start <= last:
+            continue
         last = start
-        yield start, start + (float(frame.duration * frame.time_base) if frame.duration else tick), frame
+        yield (
+            start,
+            start + (float(frame.duration * frame.time_base) if frame.duration else tick),
+            frame,
+        )
+
 
 def _upright(frame: av.VideoFrame, max_side: int) -> np.ndarray:
     "RGB picture turned as shown, no side longer than `max_side`."
     ratio = min(1.0, max_side / max(frame.width, frame.height))
     width, height = (max(1, round(n * ratio)) for n in (frame.width, frame.height))
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), round(frame.rotation / 90)))
+    return np.ascontiguousarray(
+        np.rot90(
+            frame.to_ndarray(format="rgb24", width=width, height=height), round(frame.rotation / 90)
+        )
+    )
+
 
 def _measured_length(path: Path | str) -> float:
     "End of the last picture of a file that does not declare its length (recorded live), s; reads packets, decodes nothing."
     with _open(path) as (container, stream):
-        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux(stream) if p.pts is not None]
+        ends = [
+            float((p.pts + (p.duration or 0)) * p.time_base)
+            for p in container.demux(stream)
+            if p.pts is not None
+        ]
         length = max(ends, default=0.0) - _origin(container)
-    if length <= 0: raise BadInput(f"{Path(path).name} says neither how long it is nor when its pictures are shown: convert it to MP4 first")
+    if length <= 0:
+        raise BadInput(
+            f"{Path(path).name} says neither how long it is nor when its pictures are shown: convert it to MP4 first"
+        )
     return length
+
 
 def _length(container, stream) -> float:
     "Declared length of the picture, s; 0 if the file does not say."
-    if stream.duration: return float(stream.duration * stream.time_base)
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
     return container.duration / 1e6 if container.duration and container.duration > 0 else 0.0
 
 # %% ../../nbs/data/12_video.ipynb #adde1c3d
@@ -90,12 +124,29 @@ def probe_video(
     with _open(path) as (container, stream):
         stream = _picture(path, stream)
         frame = next((f for _, _, f in _timed(container, stream)), None)
-        if frame is None: raise BadInput(f"{Path(path).name} holds no decodable frame: the file is cut off or damaged")
-        size = (frame.width, frame.height) if round(frame.rotation / 90) % 2 == 0 else (frame.height, frame.width)
-        rate, sound = float(stream.average_rate or stream.guessed_rate or 25), next(iter(container.streams.audio), None)
-        known = size, rate, _length(container, stream), round(frame.rotation), sound.sample_rate if sound else None
+        if frame is None:
+            raise BadInput(
+                f"{Path(path).name} holds no decodable frame: the file is cut off or damaged"
+            )
+        size = (
+            (frame.width, frame.height)
+            if round(frame.rotation / 90) % 2 == 0
+            else (frame.height, frame.width)
+        )
+        rate, sound = (
+            float(stream.average_rate or stream.guessed_rate or 25),
+            next(iter(container.streams.audio), None),
+        )
+        known = (
+            size,
+            rate,
+            _length(container, stream),
+            round(frame.rotation),
+            sound.sample_rate if sound else None,
+        )
     (width, height), rate, length, rotation, sample_rate = known
     return VideoInfo(width, height, rate, length or _measured_length(path), rotation, sample_rate)
+
 
 def iter_video(
     path: Path | str,  # any video file
@@ -106,30 +157,43 @@ def iter_video(
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:  # RGB frames, one in memory at a time
     "Frames on screen at the middle of each output frame's time; bounded memory for any length."
     if not 0 < frame_rate <= 1000 or start_s < 0 or (end_s is not None and end_s <= start_s):
-        raise BadInput(f"frame rate {frame_rate}, from {start_s} to {end_s} s: a positive rate and 0 <= start < end are needed")
+        raise BadInput(
+            f"frame rate {frame_rate}, from {start_s} to {end_s} s: a positive rate and 0 <= start < end are needed"
+        )
     with _open(path) as (container, stream):
         stream, shown, picture, count, until = _picture(path, stream), None, None, 0, 0.0
         stop = np.inf if end_s is None else end_s
-        if start_s > 10: container.seek(int((start_s - 2 + _origin(container)) * 1e6), backward=True)
-        moment = lambda: start_s + (count + .5) / frame_rate
+        if start_s > 10:
+            container.seek(int((start_s - 2 + _origin(container)) * 1e6), backward=True)
+        moment = lambda: start_s + (count + 0.5) / frame_rate
         for begins, ends, frame in _timed(container, stream):
             while moment() < min(begins - 1e-6, stop):
-                if picture is None: picture = _upright(shown if shown is not None else frame, max_side)
+                if picture is None:
+                    picture = _upright(shown if shown is not None else frame, max_side)
                 yield picture
                 count += 1
-            if moment() >= stop: return
+            if moment() >= stop:
+                return
             shown, picture, until = frame, None, ends
         _check_end(path, until, _length(container, stream), start_s)
         while moment() < min(until, stop):
-            if picture is None: picture = _upright(shown, max_side)
+            if picture is None:
+                picture = _upright(shown, max_side)
             yield picture
             count += 1
 
+
 def _check_end(path: Path | str, until: float, declared: float, start_s: float) -> None:
     "A file that stops long before its declared end is damaged; one that ends before `start_s` is too short."
-    if until + max(.5, .05 * declared) < declared:
-        raise BadInput(f"{Path(path).name} breaks off at {until:.2f} s of {declared:.2f} s: the file is incomplete; copy it again or give an earlier end")
-    if until <= start_s: raise BadInput(f"{Path(path).name} lasts {until:.2f} s, but frames from {start_s:g} s on were asked for (milliseconds?)")
+    if until + max(0.5, 0.05 * declared) < declared:
+        raise BadInput(
+            f"{Path(path).name} breaks off at {until:.2f} s of {declared:.2f} s: the file is incomplete; copy it again or give an earlier end"
+        )
+    if until <= start_s:
+        raise BadInput(
+            f"{Path(path).name} lasts {until:.2f} s, but frames from {start_s:g} s on were asked for (milliseconds?)"
+        )
+
 
 def read_video(
     path: Path | str,  # any video file
@@ -144,10 +208,13 @@ def read_video(
     for frame in iter_video(path, frame_rate, start_s, end_s, max_side):
         held += frame.nbytes
         if held > max_bytes:
-            raise BadInput(f"{Path(path).name} needs more than {max_bytes >> 20} MiB at {frame.shape[1]}x{frame.shape[0]}: "
-                           "give start and end, a smaller max_side, or stream it with iter_video")
+            raise BadInput(
+                f"{Path(path).name} needs more than {max_bytes >> 20} MiB at {frame.shape[1]}x{frame.shape[0]}: "
+                "give start and end, a smaller max_side, or stream it with iter_video"
+            )
         frames.append(frame)
     return np.stack(frames)
+
 
 def read_audio(
     path: Path | str,  # any video or sound file
@@ -156,85 +223,159 @@ def read_audio(
     "The sound of a file, mixed to mono; its start is aligned with the picture's."
     with _open(path) as (container, _):
         stream = next(iter(container.streams.audio), None)
-        if stream is None: return None
+        if stream is None:
+            return None
         resampler, parts, offset = av.AudioResampler("fltp", None, sample_rate), [], None
         for frame in container.decode(stream):
-            if offset is None: offset = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - _origin(container)
+            if offset is None:
+                offset = (
+                    0.0
+                    if frame.pts is None
+                    else float(frame.pts * frame.time_base) - _origin(container)
+                )
             parts += [r.to_ndarray().mean(0) for r in resampler.resample(frame)]
         parts += [r.to_ndarray().mean(0) for r in resampler.resample(None)]
-        if not parts: return None
-        return np.concatenate([np.zeros(max(0, round(offset * sample_rate))), *parts]).astype(np.float32)
+        if not parts:
+            return None
+        return np.concatenate([np.zeros(max(0, round(offset * sample_rate))), *parts]).astype(
+            np.float32
+        )
 
 # %% ../../nbs/data/12_video.ipynb #8240db00
-def _encode(target, frames: Iterable[np.ndarray], frame_rate: float, crf: int, preset: str, wav=None, sample_rate: int = 24_000) -> int:
+def _encode(
+    target,
+    frames: Iterable[np.ndarray],
+    frame_rate: float,
+    crf: int,
+    preset: str,
+    wav=None,
+    sample_rate: int = 24_000,
+) -> int:
     "H.264 in MP4, the same bytes on every run; returns the number of frames."
-    layout = {"movflags": "+faststart"} if isinstance(target, str) else {}  # moving the index to the front needs a real file
+    layout = (
+        {"movflags": "+faststart"} if isinstance(target, str) else {}
+    )  # moving the index to the front needs a real file
     with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"} | layout) as container:
         rate, count, spoken = Fraction(frame_rate).limit_denominator(1001), 0, 0
-        video = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset, "flags": "+bitexact", "x264-params": "cpu-independent=1:threads=1"})
+        video = container.add_stream(
+            "libx264",
+            rate=rate,
+            options={
+                "crf": str(crf),
+                "preset": preset,
+                "flags": "+bitexact",
+                "x264-params": "cpu-independent=1:threads=1",
+            },
+        )
         video.pix_fmt = "yuv420p"
-        sound = None if wav is None else container.add_stream("aac", rate=sample_rate, layout="mono", options={"flags": "+bitexact"})
+        sound = (
+            None
+            if wav is None
+            else container.add_stream(
+                "aac", rate=sample_rate, layout="mono", options={"flags": "+bitexact"}
+            )
+        )
         speech = iter(()) if wav is None else _blocks(wav)
         for picture in frames:
-            if count == 0: video.height, video.width = (n + n % 2 for n in picture.shape[:2])
-            frame = av.VideoFrame.from_ndarray(_even(picture), format="gray" if picture.ndim == 2 else "rgb24")
+            if count == 0:
+                video.height, video.width = (n + n % 2 for n in picture.shape[:2])
+            frame = av.VideoFrame.from_ndarray(
+                _even(picture), format="gray" if picture.ndim == 2 else "rgb24"
+            )
             frame.pts, frame.time_base, count = count, 1 / rate, count + 1
             container.mux(video.encode(frame))
-            while spoken < round(count * sample_rate / rate) and (block := next(speech, None)) is not None: spoken += _encode_sound(container, sound, block, spoken, sample_rate)
-        for block in speech: spoken += _encode_sound(container, sound, block, spoken, sample_rate)
-        if count: container.mux(video.encode(None))
-        if sound: container.mux(sound.encode(None))
+            while (
+                spoken < round(count * sample_rate / rate)
+                and (block := next(speech, None)) is not None
+            ):
+                spoken += _encode_sound(container, sound, block, spoken, sample_rate)
+        for block in speech:
+            spoken += _encode_sound(container, sound, block, spoken, sample_rate)
+        if count:
+            container.mux(video.encode(None))
+        if sound:
+            container.mux(sound.encode(None))
     return count
+
 
 def _blocks(wav: np.ndarray | Iterable[np.ndarray], size: int = 1024) -> Iterator[np.ndarray]:
     "A sound, whole or in pieces, as blocks of `size` samples."
     held = np.zeros(0, np.float32)
     for piece in (wav,) if isinstance(wav, np.ndarray) else wav:
-        if np.ndim(piece) != 1 or not np.isfinite(piece).all(): raise BadInput(f"sound of shape {np.shape(piece)}: finite mono samples (s,) are needed")
+        if np.ndim(piece) != 1 or not np.isfinite(piece).all():
+            raise BadInput(f"sound of shape {np.shape(piece)}: finite mono samples (s,) are needed")
         held = np.concatenate([held, piece]) if len(held) else piece
         whole = len(held) // size * size
-        yield from (held[a:a + size] for a in range(0, whole, size))
+        yield from (held[a : a + size] for a in range(0, whole, size))
         held = held[whole:]
-    if len(held): yield held
+    if len(held):
+        yield held
+
 
 def _encode_sound(container, sound, block: np.ndarray, at: int, sample_rate: int) -> int:
     "Encode a block that begins at sample `at`; returns its length."
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block[None], dtype=np.float32), format="fltp", layout="mono")
+    frame = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(block[None], dtype=np.float32), format="fltp", layout="mono"
+    )
     frame.sample_rate, frame.pts, frame.time_base = sample_rate, at, Fraction(1, sample_rate)
     container.mux(sound.encode(frame))
     return len(block)
 
+
 def _even(picture: np.ndarray) -> np.ndarray:
     "Even sides (H.264 halves the colour planes): the last row or column is repeated."
     pad = [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)] * (picture.ndim - 2)
-    return np.ascontiguousarray(np.pad(picture, pad, mode="edge") if any(b for _, b in pad) else picture)
+    return np.ascontiguousarray(
+        np.pad(picture, pad, mode="edge") if any(b for _, b in pad) else picture
+    )
+
 
 def write_video(
     path: Path | str,  # file to make, .mp4
-    frames: Iterable[UInt8[np.ndarray, "h w 3"]],  # RGB (or grey h w) pictures, an array or a stream
+    frames: Iterable[
+        UInt8[np.ndarray, "h w 3"]
+    ],  # RGB (or grey h w) pictures, an array or a stream
     frame_rate: float = 25.0,  # Hz
-    wav: Float[np.ndarray, " s"] | Iterable[Float[np.ndarray, " s"]] | None = None,  # mono sound, -1 to 1, whole or in pieces
+    wav: Float[np.ndarray, " s"]
+    | Iterable[Float[np.ndarray, " s"]]
+    | None = None,  # mono sound, -1 to 1, whole or in pieces
     sample_rate: int = 24_000,  # of the sound, Hz
     crf: int = 18,  # x264 quality, 0 lossless-like to 51
 ) -> None:
     "H.264 + AAC in MP4, atomic and bit-for-bit repeatable."
+
     def checked():
         shape = None
         for frame in frames:
             shape = shape or np.shape(frame)
-            if np.shape(frame) != shape or getattr(frame, "dtype", None) != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
-                raise BadInput(f"frame of shape {np.shape(frame)}, {getattr(frame, 'dtype', type(frame))}: uint8 (h, w, 3) or (h, w), all of one size, is needed (floats in 0..1?)")
+            if (
+                np.shape(frame) != shape
+                or getattr(frame, "dtype", None) != np.uint8
+                or len(shape) not in (2, 3)
+                or shape[2:] not in ((), (3,))
+            ):
+                raise BadInput(
+                    f"frame of shape {np.shape(frame)}, {getattr(frame, 'dtype', type(frame))}: uint8 (h, w, 3) or (h, w), all of one size, is needed (floats in 0..1?)"
+                )
             yield frame
+
     with atomic_file(path) as temporary:
-        if not _encode(str(temporary), checked(), frame_rate, crf, "medium", wav, sample_rate): raise BadInput("no frames to write: at least one is needed")
+        if not _encode(str(temporary), checked(), frame_rate, crf, "medium", wav, sample_rate):
+            raise BadInput("no frames to write: at least one is needed")
+
 
 def recompress(frames: np.ndarray, crf: int) -> np.ndarray:
     "What x264 leaves of the frames; unchanged for crf 0."
-    if not crf: return frames
+    if not crf:
+        return frames
     file, (height, width) = io.BytesIO(), frames.shape[1:3]
     _encode(file, frames, 25, crf, "superfast")
     file.seek(0)
     with av.open(file) as container:
         for i, frame in enumerate(container.decode(video=0)):
-            frames[i] = frame.to_ndarray(format="rgb24")[:height, :width] if frames.ndim == 4 else frame.to_ndarray(format="gray")[:height, :width]
+            frames[i] = (
+                frame.to_ndarray(format="rgb24")[:height, :width]
+                if frames.ndim == 4
+                else frame.to_ndarray(format="gray")[:height, :width]
+            )
     return frames

@@ -22,16 +22,19 @@ def spoil_sound(
     rng: np.random.Generator,  # of the noise
 ) -> np.ndarray:  # float (s,)
     "One kind of damage of a known amount."
-    if damage == "noise": return wav + amount * rng.standard_normal(len(wav))
+    if damage == "noise":
+        return wav + amount * rng.standard_normal(len(wav))
     if damage == "late":
         shift = round(amount * RATES.sample_rate)
-        return np.concatenate([np.zeros(shift, wav.dtype), wav])[:len(wav)]
-    if damage == "level": return amount * wav
+        return np.concatenate([np.zeros(shift, wav.dtype), wav])[: len(wav)]
+    if damage == "level":
+        return amount * wav
     if damage == "dull":
         spectrum = np.fft.rfft(wav)
-        spectrum[round(amount * len(spectrum)):] = 0
+        spectrum[round(amount * len(spectrum)) :] = 0
         return np.fft.irfft(spectrum, len(wav))
     raise BadInput(f"no damage {damage!r} to sounds; there are noise, late, level, dull")
+
 
 def spoil_notes(
     notes: Notes,  # true notes
@@ -40,27 +43,52 @@ def spoil_notes(
     rng: np.random.Generator,  # chooses the notes
 ) -> Notes:
     "One kind of damage of a known amount."
-    if damage == "late": return notes.shift(amount)
+    if damage == "late":
+        return notes.shift(amount)
     hit = rng.permutation(len(notes)) < round(amount * len(notes))
-    if damage == "wrong": return notes.replace(pitches=np.clip(notes.pitches + np.where(hit, rng.choice((-1, 1), len(notes)), 0), 21, 108))
-    if damage == "missing": return make_notes(*(getattr(notes, k)[~hit] for k in ("pitches", "onsets_s", "offsets_s", "velocities")), notes.pedal)
-    if damage == "flat": return notes.replace(velocities=np.where(hit, 64, notes.velocities))
-    if damage == "unpedalled": return notes.replace(pedal=notes.pedal[rng.permutation(len(notes.pedal)) >= round(amount * len(notes.pedal))])
-    raise BadInput(f"no damage {damage!r} to notes; there are late, wrong, missing, flat, unpedalled")
+    if damage == "wrong":
+        return notes.replace(
+            pitches=np.clip(
+                notes.pitches + np.where(hit, rng.choice((-1, 1), len(notes)), 0), 21, 108
+            )
+        )
+    if damage == "missing":
+        return make_notes(
+            *(getattr(notes, k)[~hit] for k in ("pitches", "onsets_s", "offsets_s", "velocities")),
+            notes.pedal,
+        )
+    if damage == "flat":
+        return notes.replace(velocities=np.where(hit, 64, notes.velocities))
+    if damage == "unpedalled":
+        return notes.replace(
+            pedal=notes.pedal[rng.permutation(len(notes.pedal)) >= round(amount * len(notes.pedal))]
+        )
+    raise BadInput(
+        f"no damage {damage!r} to notes; there are late, wrong, missing, flat, unpedalled"
+    )
+
 
 def severity(
-    table: Mapping[str, Mapping[str, float]],  # condition -> metric -> value; holds the conditions "same" and "exchanged"
+    table: Mapping[
+        str, Mapping[str, float]
+    ],  # condition -> metric -> value; holds the conditions "same" and "exchanged"
 ) -> dict[str, dict[str, float]]:  # condition -> metric -> severity, 0 at "same"
     "How bad each condition is (Eq. 63.1)."
     for name in ("same", "exchanged"):
-        if name not in table: raise BadInput(f"the condition {name!r} is missing: severity is measured between identical and exchanged clips")
+        if name not in table:
+            raise BadInput(
+                f"the condition {name!r} is missing: severity is measured between identical and exchanged clips"
+            )
     made: dict[str, dict[str, float]] = {name: {} for name in table}
     for metric, best in table["same"].items():
         span = table["exchanged"][metric] - best
         widest = max((table[c][metric] - best for c in table), key=abs)
-        if abs(span) < 1e-6 * max(abs(widest), 1e-9): span = widest  # blind to exchange: the worst damage is 1
-        for name in table: made[name][metric] = float((table[name][metric] - best) / span) if span else 0.0
+        if abs(span) < 1e-6 * max(abs(widest), 1e-9):
+            span = widest  # blind to exchange: the worst damage is 1
+        for name in table:
+            made[name][metric] = float((table[name][metric] - best) / span) if span else 0.0
     return made
+
 
 def plot_severity(
     ax,  # matplotlib axes
@@ -70,7 +98,16 @@ def plot_severity(
     rows, columns = list(table), list(next(iter(table.values())))
     values = np.array([[table[r][c] for c in columns] for r in rows])
     ax.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    for (i, j), v in np.ndenumerate(values): ax.text(j, i, f"{v + 0.0:.2f}".replace("-0.00", "0.00"), ha="center", va="center", fontsize=7, color="white" if v < .6 else "black")
+    for (i, j), v in np.ndenumerate(values):
+        ax.text(
+            j,
+            i,
+            f"{v + 0.0:.2f}".replace("-0.00", "0.00"),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if v < 0.6 else "black",
+        )
     ax.set(xticks=range(len(columns)), yticks=range(len(rows)), yticklabels=rows)
     ax.set_xticklabels(columns, rotation=30, ha="right")
     return ax

@@ -23,9 +23,11 @@ Label = Literal["paper", "reproduced", "embedded", "smoke", "not run"]
 LABELS = ("paper", "reproduced", "embedded", "smoke", "not run")
 TABLES = ("table1", "table2", "table3", "table4", "table5", "roll", "real", "controls", "nuisance")
 
+
 @dataclass(frozen=True)
 class Result:
     "One number with everything needed to judge it."
+
     table: str  # one of TABLES
     row: str  # system or control
     metric: str  # as registered
@@ -40,23 +42,40 @@ class Result:
     extractor: str  # network that was needed, with its hash; "" for plain arithmetic
 
     def __post_init__(self):
-        if self.table not in TABLES: raise BadInput(f"unknown table {self.table!r}; tables are {', '.join(TABLES)}")
-        if self.label not in LABELS: raise BadInput(f"unknown label {self.label!r}; labels are {', '.join(LABELS)}")
-        if (self.value is None) != (self.label == "not run"): raise BadInput(f"{self.table}/{self.row}/{self.metric}: only what was not run has no value")
-        if self.value is not None and not math.isfinite(self.value): raise BadInput(f"{self.table}/{self.row}/{self.metric} is {self.value}: not a number to print")
+        if self.table not in TABLES:
+            raise BadInput(f"unknown table {self.table!r}; tables are {', '.join(TABLES)}")
+        if self.label not in LABELS:
+            raise BadInput(f"unknown label {self.label!r}; labels are {', '.join(LABELS)}")
+        if (self.value is None) != (self.label == "not run"):
+            raise BadInput(
+                f"{self.table}/{self.row}/{self.metric}: only what was not run has no value"
+            )
+        if self.value is not None and not math.isfinite(self.value):
+            raise BadInput(
+                f"{self.table}/{self.row}/{self.metric} is {self.value}: not a number to print"
+            )
 
 # %% ../../nbs/evaluation/84_claims.ipynb #a7037ac4
-EXTRACTED = ("transcription_f1",)  # metrics that need the transcriber; a clip names its other judges itself
+EXTRACTED = (
+    "transcription_f1",
+)  # metrics that need the transcriber; a clip names its other judges itself
+
 
 def metric_facts(
     name: str,  # metric
 ) -> tuple[str, bool | None]:  # unit and direction
     "Unit and direction of a registered metric."
-    if name not in METRICS: raise BadInput(f"metric {name!r} is not registered: add it to METRICS beside its definition")
+    if name not in METRICS:
+        raise BadInput(
+            f"metric {name!r} is not registered: add it to METRICS beside its definition"
+        )
     return METRICS[name].unit, METRICS[name].higher_is_better
 
+
 def summarise(
-    scored: Sequence[Mapping],  # [{"clip_id", "work_id", "metrics": {name: value}, "extractors": {name: judge}, may be missing}]
+    scored: Sequence[
+        Mapping
+    ],  # [{"clip_id", "work_id", "metrics": {name: value}, "extractors": {name: judge}, may be missing}]
     table: str,  # where it goes
     row: str,  # system or control
     label: Label,  # where the numbers come from
@@ -69,14 +88,39 @@ def summarise(
     names = metrics or sorted({m for s in scored for m in s["metrics"]})
     made = []
     for name in names:
-        kept = [(s["metrics"][name], s["work_id"]) for s in scored if s["metrics"].get(name) is not None and math.isfinite(s["metrics"][name])]
-        if not kept: continue
-        mean, low, high = bootstrap_interval(np.array([v for v, _ in kept]), [w for _, w in kept], seed=seed)
+        kept = [
+            (s["metrics"][name], s["work_id"])
+            for s in scored
+            if s["metrics"].get(name) is not None and math.isfinite(s["metrics"][name])
+        ]
+        if not kept:
+            continue
+        mean, low, high = bootstrap_interval(
+            np.array([v for v, _ in kept]), [w for _, w in kept], seed=seed
+        )
         unit, better = metric_facts(name)
         low, high = (float(b) if math.isfinite(b) else None for b in (low, high))
-        judges = sorted({s["extractors"][name] for s in scored if name in s.get("extractors", ())}) or [extractor if name in EXTRACTED else ""]
-        made.append(Result(table, row, name, float(mean), low, high, len(kept), unit, better, label, profile, " and ".join(judges)))
+        judges = sorted(
+            {s["extractors"][name] for s in scored if name in s.get("extractors", ())}
+        ) or [extractor if name in EXTRACTED else ""]
+        made.append(
+            Result(
+                table,
+                row,
+                name,
+                float(mean),
+                low,
+                high,
+                len(kept),
+                unit,
+                better,
+                label,
+                profile,
+                " and ".join(judges),
+            )
+        )
     return made
+
 
 def not_run(
     table: str,  # where it would go
@@ -85,25 +129,61 @@ def not_run(
     profile: str,  # which run lacks it
 ) -> list[Result]:  # lines without values
     "Lines that say openly that nothing was measured."
-    return [Result(table, row, m, None, None, None, 0, *metric_facts(m), "not run", profile, "") for m in metrics]
+    return [
+        Result(table, row, m, None, None, None, 0, *metric_facts(m), "not run", profile, "")
+        for m in metrics
+    ]
+
 
 def paper_results(
     paper: Mapping,  # refs/paper.yaml
 ) -> list[Result]:  # the printed numbers
     "The papers' numbers as lines of the same kind."
-    made = [Result("table1", name, "clips", float(count), None, None, 0, "clips", None, "paper", "paper", "") for name, count in paper.get("table1", {}).get("clips", {}).items()]
+    made = [
+        Result(
+            "table1",
+            name,
+            "clips",
+            float(count),
+            None,
+            None,
+            0,
+            "clips",
+            None,
+            "paper",
+            "paper",
+            "",
+        )
+        for name, count in paper.get("table1", {}).get("clips", {}).items()
+    ]
     for table, directions in paper["columns"].items():
         for row, values in paper[table].items():
             for metric, value in values.items():
                 midi = row == "midi"  # one tuple a table, of the predicted notes
-                if midi or metric in directions: made.append(Result("roll" if midi else table, f"midi_{table}" if midi else row, f"midi_{metric}" if midi else metric, float(value), None, None, 0,
-                                                                    "dB" if metric == "si_sdr_spec" else "", midi or directions[metric] == "higher", "paper", "paper", ""))
+                if midi or metric in directions:
+                    made.append(
+                        Result(
+                            "roll" if midi else table,
+                            f"midi_{table}" if midi else row,
+                            f"midi_{metric}" if midi else metric,
+                            float(value),
+                            None,
+                            None,
+                            0,
+                            "dB" if metric == "si_sdr_spec" else "",
+                            midi or directions[metric] == "higher",
+                            "paper",
+                            "paper",
+                            "",
+                        )
+                    )
     return made
 
 # %% ../../nbs/evaluation/84_claims.ipynb #f4f8a1ac
 @dataclass(frozen=True)
 class Claim:
     "A claim of arXiv 2503.22200 as a difference of two rows."
+
     claim_id: str  # C1..C9
     text: str  # what is claimed
     better: str  # row that should win; "" = cannot be judged here
@@ -111,42 +191,119 @@ class Claim:
     metrics: tuple[str, ...]  # on which metrics of the paper
     beside: tuple[str, ...] = ()  # metrics that are shown and do not count
     table: str = ""  # where the paper prints both rows
-    keeps: float | None = None  # share of the worse row's mean value that may be lost ("no worse than"); None: it must win
+    keeps: float | None = (
+        None  # share of the worse row's mean value that may be lost ("no worse than"); None: it must win
+    )
 
-GENERAL = (("fad", "fd", "kl", "inception_score", "clip_score"), ("mel_distance", "av_align"), "table2")
+
+GENERAL = (
+    ("fad", "fd", "kl", "inception_score", "clip_score"),
+    ("mel_distance", "av_align"),
+    "table2",
+)
 CLAIMS = (
     Claim("C1", "text helps V2A", "base", "base_without_text", *GENERAL),
     Claim("C2", "contrastive training improves the base", "cl", "base", *GENERAL),
     Claim("C3", "FactorCL improves it more than CL", "factorcl", "cl", *GENERAL),
-    Claim("C4", "adding the Extra-DiT keeps general quality", "piano2h", "base", *GENERAL, keeps=0.1),
-    Claim("C5", "roll guidance beats no guidance", "cop_piano", "no_guidance", ("si_sdr_spec",), ("transcription_f1",), "table4"),
+    Claim(
+        "C4", "adding the Extra-DiT keeps general quality", "piano2h", "base", *GENERAL, keeps=0.1
+    ),
+    Claim(
+        "C5",
+        "roll guidance beats no guidance",
+        "cop_piano",
+        "no_guidance",
+        ("si_sdr_spec",),
+        ("transcription_f1",),
+        "table4",
+    ),
     Claim("C6", "CoP beats Audeo", "cop_piano", "audeo_style", ("si_sdr_spec",), (), "table4"),
-    Claim("C7", "velocity guidance helps", "cop_velocity", "cop_piano", ("si_sdr_spec",), ("transcription_f1",), "table5"),
-    Claim("C8", "DPO helps on top of velocity", "cop_velocity_dpo", "cop_velocity", ("si_sdr_spec",), ("style_preference", "transcription_f1"), "table5"),
-    Claim("C9", "the model still does T2A competitively", "", "", ("fad", "fd", "inception_score", "clap_score"), (), "table3"),
+    Claim(
+        "C7",
+        "velocity guidance helps",
+        "cop_velocity",
+        "cop_piano",
+        ("si_sdr_spec",),
+        ("transcription_f1",),
+        "table5",
+    ),
+    Claim(
+        "C8",
+        "DPO helps on top of velocity",
+        "cop_velocity_dpo",
+        "cop_velocity",
+        ("si_sdr_spec",),
+        ("style_preference", "transcription_f1"),
+        "table5",
+    ),
+    Claim(
+        "C9",
+        "the model still does T2A competitively",
+        "",
+        "",
+        ("fad", "fd", "inception_score", "clap_score"),
+        (),
+        "table3",
+    ),
 )
 
 Sets = Mapping[str, Mapping[str, Mapping]]  # row -> metric -> fields of `SetScore`
 
-def _difference(claim: Claim, metric: str, scores: Mapping[str, Sequence[Mapping]], sets: Sets, seed: int) -> tuple[float, float, float, int, float] | None:
+
+def _difference(
+    claim: Claim, metric: str, scores: Mapping[str, Sequence[Mapping]], sets: Sets, seed: int
+) -> tuple[float, float, float, int, float] | None:
     "Signed so that positive agrees with the claim: difference, bounds, clips, mean value of the worse row; None where the rows cannot be paired."
     sign, rows = 1.0 if metric_facts(metric)[1] else -1.0, (claim.better, claim.worse)
     lines = [sets.get(row, {}).get(metric) or {} for row in rows]
     if all(line.get("draws") for line in lines):
         a, b = lines
-        if any(a[k] != b[k] for k in ("ids", "extractor", "n")) or len(a["draws"]) != len(b["draws"]): return None  # other clips or another judge
+        if any(a[k] != b[k] for k in ("ids", "extractor", "n")) or len(a["draws"]) != len(
+            b["draws"]
+        ):
+            return None  # other clips or another judge
         value = sign * (a["value"] - b["value"])
-        return value, *draws_interval(value, sign * (np.array(a["draws"]) - np.array(b["draws"])), centre=True), a["n"], b["value"]
-    if any(row not in scores for row in rows) or len({line.get("extractor") for line in lines}) > 1: return None
+        return (
+            value,
+            *draws_interval(
+                value, sign * (np.array(a["draws"]) - np.array(b["draws"])), centre=True
+            ),
+            a["n"],
+            b["value"],
+        )
+    if any(row not in scores for row in rows) or len({line.get("extractor") for line in lines}) > 1:
+        return None
     works = {s["clip_id"]: s["work_id"] for s in scores[claim.better]}
-    sides = [line.get("per_clip") or {s["clip_id"]: s["metrics"][metric] for s in scores[row] if math.isfinite(s["metrics"].get(metric, math.nan))} for line, row in zip(lines, rows)]
+    sides = [
+        line.get("per_clip")
+        or {
+            s["clip_id"]: s["metrics"][metric]
+            for s in scores[row]
+            if math.isfinite(s["metrics"].get(metric, math.nan))
+        }
+        for line, row in zip(lines, rows)
+    ]
     common = sorted(set(sides[0]) & set(sides[1]) & set(works))
-    if len(common) < 2: return None
-    return *map(float, paired_interval(*(sign * np.array([side[c] for c in common]) for side in sides), [works[c] for c in common], seed=seed)), len(common), float(np.mean([sides[1][c] for c in common]))
+    if len(common) < 2:
+        return None
+    return (
+        *map(
+            float,
+            paired_interval(
+                *(sign * np.array([side[c] for c in common]) for side in sides),
+                [works[c] for c in common],
+                seed=seed,
+            ),
+        ),
+        len(common),
+        float(np.mean([sides[1][c] for c in common])),
+    )
+
 
 def _word(low: float, high: float, margin: float = 0.0) -> str:
     "A side is taken where the whole interval lies beyond minus the margin."
     return "reproduced" if low > -margin else "not reproduced" if high < -margin else "inconclusive"
+
 
 def overall_verdict(
     words: Sequence[str],  # verdict of each metric that counts
@@ -154,9 +311,12 @@ def overall_verdict(
     "One word for several metrics: contradiction is mixed, and a side needs half of what was judged."
     judged = [w for w in words if w != "not run"]
     sides = {w: judged.count(w) for w in ("reproduced", "not reproduced")}
-    if not judged: return "not run"
-    if all(sides.values()): return "mixed"
+    if not judged:
+        return "not run"
+    if all(sides.values()):
+        return "mixed"
     return next((w for w, n in sides.items() if n and 2 * n >= len(judged)), "inconclusive")
+
 
 def verdict(
     claim: Claim,  # what is claimed
@@ -168,11 +328,32 @@ def verdict(
     "Paired difference on common clips, interval over works, and what it says."
     printed, lines = (paper or {}).get(claim.table, {}), []
     for metric in (*claim.metrics, *claim.beside):
-        line, found = {"metric": metric, "counts": metric in claim.metrics, "verdict": "not run"}, _difference(claim, metric, scores, sets or {}, seed)
+        line, found = (
+            {"metric": metric, "counts": metric in claim.metrics, "verdict": "not run"},
+            _difference(claim, metric, scores, sets or {}, seed),
+        )
         theirs = [printed.get(row, {}).get(metric) for row in (claim.better, claim.worse)]
-        if None not in theirs: line["paper"] = round((theirs[0] - theirs[1]) * (1 if metric_facts(metric)[1] else -1), 6)
+        if None not in theirs:
+            line["paper"] = round(
+                (theirs[0] - theirs[1]) * (1 if metric_facts(metric)[1] else -1), 6
+            )
         if found and all(map(math.isfinite, found)):
             margin = {} if claim.keeps is None else {"margin": claim.keeps * abs(found[4])}
-            line |= {"verdict": _word(*found[1:3], **margin), "difference": float(found[0]), "ci_low": found[1], "ci_high": found[2], "n": found[3], **margin}
+            line |= {
+                "verdict": _word(*found[1:3], **margin),
+                "difference": float(found[0]),
+                "ci_low": found[1],
+                "ci_high": found[2],
+                "n": found[3],
+                **margin,
+            }
         lines.append(line)
-    return {"claim": claim.claim_id, "text": claim.text, "better": claim.better, "worse": claim.worse, **({} if claim.keeps is None else {"keeps": claim.keeps}), "verdict": overall_verdict([x["verdict"] for x in lines if x["counts"]]), "metrics": lines}
+    return {
+        "claim": claim.claim_id,
+        "text": claim.text,
+        "better": claim.better,
+        "worse": claim.worse,
+        **({} if claim.keeps is None else {"keeps": claim.keeps}),
+        "verdict": overall_verdict([x["verdict"] for x in lines if x["counts"]]),
+        "metrics": lines,
+    }

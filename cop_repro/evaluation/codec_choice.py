@@ -19,18 +19,38 @@ from ..data.clips import Store, store_wav
 from ..measure.audio_metrics import si_sdr_spec
 from ..model.codec import Codec, prepare_wav
 from ..model.dit import DiTConfig, MultiStreamDiT, StreamConfig
-from ..model.flow import Conditions, DropoutConfig, SampleConfig, draw_noise_and_time, drop_conditions, fm_loss, sample, to_latent_rate
+from cop_repro.model.flow import (
+    Conditions,
+    DropoutConfig,
+    SampleConfig,
+    draw_noise_and_time,
+    drop_conditions,
+    fm_loss,
+    sample,
+    to_latent_rate,
+)
 from ..training.features import ROLL_COLUMNS, piano_batch
 from ..training.loop import StepFn, TrainConfig, load_ema, rows_for_step, train
 
 # %% ../../nbs/evaluation/91_codec_choice.ipynb #02dcba48
-TRIAL_DIT = DiTConfig(depth=1, audio=StreamConfig(128, 2), video=StreamConfig(64, 1), text_width=8, video_features=8, num_registers=4, time_frequencies=32, roll=StreamConfig(64, 1))
+TRIAL_DIT = DiTConfig(
+    depth=1,
+    audio=StreamConfig(128, 2),
+    video=StreamConfig(64, 1),
+    text_width=8,
+    video_features=8,
+    num_registers=4,
+    time_frequencies=32,
+    roll=StreamConfig(64, 1),
+)
+
 
 def true_roll(
     store: Mapping,  # columns presence and velocity
 ) -> np.ndarray:  # (clips, frames, 88), velocity where a key is down, else 0
     "What a perfect reader would tell the DiT."
     return np.asarray(store["presence"]) * np.asarray(store["velocity"])
+
 
 def trial_step(
     model: MultiStreamDiT,  # in training
@@ -40,25 +60,40 @@ def trial_step(
     crop_latents: int,  # window
 ) -> StepFn:
     "Flow-matching loss on windows, told the true roll."
+
     def step_fn(step: int, part: int, parts: int):
         rng = torch_rng(cfg.seed, "trial", step, part)
-        batch = piano_batch(columns, rows_for_step(rows, step, cfg.batch_size, cfg.seed, part, parts).tolist(), rng, crop_latents, 0, ROLL_COLUMNS[True])
+        batch = piano_batch(
+            columns,
+            rows_for_step(rows, step, cfg.batch_size, cfg.seed, part, parts).tolist(),
+            rng,
+            crop_latents,
+            0,
+            ROLL_COLUMNS[True],
+        )
         cond = Conditions(roll=to_latent_rate(batch.cached, batch.x1.shape[1]))
         x0, t = draw_noise_and_time(batch.x1, rng)
-        return fm_loss(model, batch.x1, drop_conditions(cond, DropoutConfig(roll=0.1), rng), x0, t), {}
+        return fm_loss(
+            model, batch.x1, drop_conditions(cond, DropoutConfig(roll=0.1), rng), x0, t
+        ), {}
+
     return step_fn
 
 # %% ../../nbs/evaluation/91_codec_choice.ipynb #190bc392
 @dataclass(frozen=True)
 class Trial:
     "What a codec is worth."
+
     reconstruction_db: float  # si_sdr_spec of the decoded true latents, mean over clips
     generation_db: float  # si_sdr_spec of the decoded generated latents
     general_db: float  # reconstruction of sounds that are no piano
     loss: float  # last flow-matching loss; 1 + the variance of the latents is doing nothing
 
+
 @torch.inference_mode()
-def _decoded(codec: Codec, latents: Tensor) -> np.ndarray: return codec.decode(latents[None])[0].numpy()
+def _decoded(codec: Codec, latents: Tensor) -> np.ndarray:
+    return codec.decode(latents[None])[0].numpy()
+
 
 def codec_trial(
     codec: Codec,  # candidate, with statistics
@@ -73,24 +108,63 @@ def codec_trial(
     progress: Progress = silent,  # done, total, message
 ) -> Trial:
     "Train the fixed DiT on a candidate's latents and score what it generates (arXiv 2503.22200, audio latent)."
-    if shared := {store.index[int(r)]["work_id"] for r in rows} & {store.index[int(r)]["work_id"] for r in held}: raise BadInput(f"{sorted(shared)[0]} is trained on and tested on")
+    if shared := {store.index[int(r)]["work_id"] for r in rows} & {
+        store.index[int(r)]["work_id"] for r in held
+    }:
+        raise BadInput(f"{sorted(shared)[0]} is trained on and tested on")
     wavs = lambda s, some: [prepare_wav(torch.from_numpy(store_wav(s, [int(r)]))) for r in some]
-    with torch.inference_mode(): latents = {int(r): codec.encode(w)[0].numpy() for r, w in zip((*rows, *held), wavs(store, (*rows, *held)))}
+    with torch.inference_mode():
+        latents = {
+            int(r): codec.encode(w)[0].numpy()
+            for r, w in zip((*rows, *held), wavs(store, (*rows, *held)))
+        }
     rolls = true_roll(store.columns)
-    columns = store.columns | {"latents": np.zeros((len(store), *next(iter(latents.values())).shape), np.float32), ROLL_COLUMNS[True]: rolls}
-    for row, values in latents.items(): columns["latents"][row] = values
+    columns = store.columns | {
+        "latents": np.zeros((len(store), *next(iter(latents.values())).shape), np.float32),
+        ROLL_COLUMNS[True]: rolls,
+    }
+    for row, values in latents.items():
+        columns["latents"][row] = values
     model = MultiStreamDiT(TRIAL_DIT, cfg.seed)
-    result = train({"dit": model}, trial_step(model, columns, rows, cfg, RATES.latents(crop_s)), cfg, folder, progress)
-    if result.ema: load_ema({"dit": model}, result.ema)
+    result = train(
+        {"dit": model},
+        trial_step(model, columns, rows, cfg, RATES.latents(crop_s)),
+        cfg,
+        folder,
+        progress,
+    )
+    if result.ema:
+        load_ema({"dit": model}, result.ema)
     made, again = [], []
     for row, wav in zip(held, wavs(store, held)):
-        noise = torch.randn(1, len(latents[int(row)]), codec.channels, generator=torch_rng(cfg.seed, "trial noise", int(row)))
+        noise = torch.randn(
+            1,
+            len(latents[int(row)]),
+            codec.channels,
+            generator=torch_rng(cfg.seed, "trial noise", int(row)),
+        )
         roll = to_latent_rate(torch.from_numpy(rolls[int(row)]).float()[None], noise.shape[1])
-        made.append(si_sdr_spec(wav[0].numpy(), _decoded(codec, sample(model, noise, Conditions(roll=roll), solver).latents[0])))
-        again.append(si_sdr_spec(wav[0].numpy(), _decoded(codec, torch.from_numpy(latents[int(row)]))))
+        made.append(
+            si_sdr_spec(
+                wav[0].numpy(),
+                _decoded(codec, sample(model, noise, Conditions(roll=roll), solver).latents[0]),
+            )
+        )
+        again.append(
+            si_sdr_spec(wav[0].numpy(), _decoded(codec, torch.from_numpy(latents[int(row)])))
+        )
     others = general.select(split=store.index[int(held[0])]["split"])[:20]
-    with torch.inference_mode(): rest = [si_sdr_spec(w[0].numpy(), _decoded(codec, codec.encode(w)[0])) for w in wavs(general, others)]
-    return Trial(float(np.mean(again)), float(np.mean(made)), float(np.mean(rest)), float(result.losses[-20:].mean()))
+    with torch.inference_mode():
+        rest = [
+            si_sdr_spec(w[0].numpy(), _decoded(codec, codec.encode(w)[0]))
+            for w in wavs(general, others)
+        ]
+    return Trial(
+        float(np.mean(again)),
+        float(np.mean(made)),
+        float(np.mean(rest)),
+        float(result.losses[-20:].mean()),
+    )
 
 # %% ../../nbs/evaluation/91_codec_choice.ipynb #a6149eb1
 def plot_trials(
@@ -99,8 +173,19 @@ def plot_trials(
 ):  # the axes
     "Reconstruction and generation of each candidate, in dB."
     places = np.arange(len(trials))
-    for k, (name, title) in enumerate((("reconstruction_db", "piano, reconstructed"), ("general_db", "other sounds, reconstructed"), ("generation_db", "piano, generated"))):
-        ax.barh(places + .25 * (1 - k), [t[name] for t in trials.values()], .25, label=title)
-    ax.set(yticks=places, yticklabels=list(trials), xlabel="si_sdr_spec [dB]", title="Candidates for the codec (higher is better)")
-    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    for k, (name, title) in enumerate(
+        (
+            ("reconstruction_db", "piano, reconstructed"),
+            ("general_db", "other sounds, reconstructed"),
+            ("generation_db", "piano, generated"),
+        )
+    ):
+        ax.barh(places + 0.25 * (1 - k), [t[name] for t in trials.values()], 0.25, label=title)
+    ax.set(
+        yticks=places,
+        yticklabels=list(trials),
+        xlabel="si_sdr_spec [dB]",
+        title="Candidates for the codec (higher is better)",
+    )
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

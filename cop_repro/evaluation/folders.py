@@ -21,15 +21,46 @@ from ..data.notes import Notes, notes_to_roll, read_midi
 from ..data.video import probe_video, read_audio, read_video
 from ..judges.extractors import NEEDS, Extractor, id_list_hash, set_scores
 from ..judges.transcription import transcribe, transcriber_name
-from ..measure.audio_metrics import audio_onsets, av_align, bootstrap_interval, chroma_similarity, drop_undefined, flow_magnitude, mel_distance, motion_offset, si_sdr, si_sdr_spec, video_peaks
-from ..measure.music_metrics import METRICS, average_inter_onset_interval, empty_beat_rate, frame_scores, grooving_similarity, note_scores, pedal_event_scores, pedal_frame_scores, pedal_frames, pitch_entropy, scale_consistency, velocity_scores
+from cop_repro.measure.audio_metrics import (
+    audio_onsets,
+    av_align,
+    bootstrap_interval,
+    chroma_similarity,
+    drop_undefined,
+    flow_magnitude,
+    mel_distance,
+    motion_offset,
+    si_sdr,
+    si_sdr_spec,
+    video_peaks,
+)
+from cop_repro.measure.music_metrics import (
+    METRICS,
+    average_inter_onset_interval,
+    empty_beat_rate,
+    frame_scores,
+    grooving_similarity,
+    note_scores,
+    pedal_event_scores,
+    pedal_frame_scores,
+    pedal_frames,
+    pitch_entropy,
+    scale_consistency,
+    velocity_scores,
+)
 
 # %% ../../nbs/evaluation/83_folders.ipynb #b3af33c0
-SUFFIXES = {"sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aiff"), "midi": (".mid", ".midi"), "film": (".mp4", ".mkv", ".webm", ".mov")}
+SUFFIXES = {
+    "sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aiff"),
+    "midi": (".mid", ".midi"),
+    "film": (".mp4", ".mkv", ".webm", ".mov"),
+}
+
 
 @dataclass(frozen=True)
 class Files:
     "What one folder holds about one id."
+
     sound: Path | None = None
     midi: Path | None = None
     film: Path | None = None
@@ -39,26 +70,39 @@ class Files:
         "Where the sound is read from; a silent film is no sound."
         return self.sound or (self.film if self.film and _has_sound(self.film) else None)
 
+
 @lru_cache(maxsize=None)
 def _has_sound(film: Path) -> bool:
     "Whether a film has an audio track; a damaged one passes, so that whoever reads it says what is wrong."
-    try: return probe_video(film).sample_rate is not None
-    except BadInput: return True
+    try:
+        return probe_video(film).sample_rate is not None
+    except BadInput:
+        return True
+
 
 def find_files(
     folder: Path | str,  # of sounds, MIDI files and films
 ) -> dict[str, Files]:  # id (stem) -> its files
     "Files of a folder by id, hidden and other files left out."
     folder, found = Path(folder), {}
-    if not folder.is_dir(): raise BadInput(f"{folder.name!r} is not a folder: `cop score` compares two folders of files with equal names")
+    if not folder.is_dir():
+        raise BadInput(
+            f"{folder.name!r} is not a folder: `cop score` compares two folders of files with equal names"
+        )
     for path in sorted(folder.iterdir()):
         kind = next((k for k, s in SUFFIXES.items() if path.suffix.lower() in s), None)
-        if kind is None or path.name.startswith("."): continue
+        if kind is None or path.name.startswith("."):
+            continue
         here = found.setdefault(path.stem, {})
-        if kind in here: raise BadInput(f"{folder.name}: {here[kind].name} and {path.name} share the id {path.stem!r}; keep one")
+        if kind in here:
+            raise BadInput(
+                f"{folder.name}: {here[kind].name} and {path.name} share the id {path.stem!r}; keep one"
+            )
         here[kind] = path
-    if not found: raise BadInput(f"{folder.name!r} holds no file to score: WAV, FLAC, MIDI or MP4 are needed")
+    if not found:
+        raise BadInput(f"{folder.name!r} holds no file to score: WAV, FLAC, MIDI or MP4 are needed")
     return {name: Files(**files) for name, files in found.items()}
+
 
 def matched_ids(
     ref: Mapping[str, Files],  # true files
@@ -66,8 +110,12 @@ def matched_ids(
 ) -> list[str]:  # common ids, sorted
     "The ids of both sides; one without partner is an error."
     odd = sorted(set(ref) ^ set(est))
-    if odd: raise BadInput(f"{len(odd)} ids have no partner, e.g. {odd[0]!r} is only in the {'reference' if odd[0] in ref else 'estimate'}: file names without suffix must be equal on both sides")
+    if odd:
+        raise BadInput(
+            f"{len(odd)} ids have no partner, e.g. {odd[0]!r} is only in the {'reference' if odd[0] in ref else 'estimate'}: file names without suffix must be equal on both sides"
+        )
     return sorted(ref)
+
 
 def read_sound(
     path: Path,  # any sound or film
@@ -75,9 +123,12 @@ def read_sound(
 ) -> np.ndarray:  # float32 (s,), mono
     "The sound of a file, mixed to mono and resampled; a file without sound, or with NaN, is an error."
     wav = read_audio(path, sample_rate)
-    if wav is None or not len(wav): raise BadInput(f"{path.name} has no sound")
-    if not np.isfinite(wav).all(): raise BadInput(f"{path.name} holds NaN or infinite samples")
+    if wav is None or not len(wav):
+        raise BadInput(f"{path.name} has no sound")
+    if not np.isfinite(wav).all():
+        raise BadInput(f"{path.name} holds NaN or infinite samples")
     return wav
+
 
 def same_length(
     ref: np.ndarray,  # float (s,)
@@ -87,18 +138,48 @@ def same_length(
 ) -> tuple[np.ndarray, np.ndarray]:  # of one length
     "Two sounds of one length; a difference of more than 0.1 s is an error unless `cut` says otherwise."
     if abs(len(ref) - len(est)) > slack and not cut:
-        raise BadInput(f"the reference has {len(ref)} samples and the estimate {len(est)} at one rate: cut one side, or say --cut to score the common beginning")
+        raise BadInput(
+            f"the reference has {len(ref)} samples and the estimate {len(est)} at one rate: cut one side, or say --cut to score the common beginning"
+        )
     size = min(len(ref), len(est))
     return ref[:size], est[:size]
 
 # %% ../../nbs/evaluation/83_folders.ipynb #aef93277
-GRID = {"beats_per_minute": 120, "resolution": 24, "bar_beats": 4, "positions": 96, "pairing": "adjacent", "num_bars": "to the end of the last note"}
-STYLE = ("scale_consistency", "pitch_entropy", "pitch_class_entropy", "empty_beat_rate", "average_inter_onset_interval", "grooving_similarity")
-FRAME_NAMES = tuple(f"frame_{n}_{k}" for k in ("samples", "weighted", "micro") for n in ("precision", "recall", "accuracy", "f1"))
-NOTE_NAMES = tuple(f"{k}_{n}" for k in ("onset", "note", "onset_velocity", "note_velocity", "pedal_frame", "pedal_event") for n in ("precision", "recall", "f1"))
-GROUPS = {"sound": ("si_sdr_spec", "si_sdr", "mel_distance", "chroma_similarity"), "notes": (*FRAME_NAMES, *NOTE_NAMES, "velocity_mae", "velocity_r", "velocity_matched"), "style": STYLE,
-          "heard": ("transcription_f1",), "film": ("av_align", "av_align_2023", "motion_offset_ms", "motion_offset_abs_ms")}
+GRID = {
+    "beats_per_minute": 120,
+    "resolution": 24,
+    "bar_beats": 4,
+    "positions": 96,
+    "pairing": "adjacent",
+    "num_bars": "to the end of the last note",
+}
+STYLE = (
+    "scale_consistency",
+    "pitch_entropy",
+    "pitch_class_entropy",
+    "empty_beat_rate",
+    "average_inter_onset_interval",
+    "grooving_similarity",
+)
+FRAME_NAMES = tuple(
+    f"frame_{n}_{k}"
+    for k in ("samples", "weighted", "micro")
+    for n in ("precision", "recall", "accuracy", "f1")
+)
+NOTE_NAMES = tuple(
+    f"{k}_{n}"
+    for k in ("onset", "note", "onset_velocity", "note_velocity", "pedal_frame", "pedal_event")
+    for n in ("precision", "recall", "f1")
+)
+GROUPS = {
+    "sound": ("si_sdr_spec", "si_sdr", "mel_distance", "chroma_similarity"),
+    "notes": (*FRAME_NAMES, *NOTE_NAMES, "velocity_mae", "velocity_r", "velocity_matched"),
+    "style": STYLE,
+    "heard": ("transcription_f1",),
+    "film": ("av_align", "av_align_2023", "motion_offset_ms", "motion_offset_abs_ms"),
+}
 FILM_SIDE = 320  # pixels: films are shrunk to this before flow is measured
+
 
 def note_style(
     notes: Notes,  # one piece
@@ -108,32 +189,62 @@ def note_style(
     onsets = np.round(notes.onsets_s / tick).astype(int)
     lengths = np.round((notes.offsets_s - notes.onsets_s) / tick).astype(int)
     bar = GRID["resolution"] * GRID["bar_beats"]
-    num_bars = int((onsets + lengths).max() // bar + 1) if len(notes) else None  # as MusPy counts them
-    return {"scale_consistency": scale_consistency(notes.pitches), "pitch_entropy": pitch_entropy(notes.pitches), "pitch_class_entropy": pitch_entropy(notes.pitches, 12),
-            "empty_beat_rate": empty_beat_rate(onsets, lengths, GRID["resolution"]),
-            "average_inter_onset_interval": average_inter_onset_interval(notes.onsets_s), "grooving_similarity": grooving_similarity(onsets, bar, GRID["positions"], GRID["pairing"], num_bars)}
+    num_bars = (
+        int((onsets + lengths).max() // bar + 1) if len(notes) else None
+    )  # as MusPy counts them
+    return {
+        "scale_consistency": scale_consistency(notes.pitches),
+        "pitch_entropy": pitch_entropy(notes.pitches),
+        "pitch_class_entropy": pitch_entropy(notes.pitches, 12),
+        "empty_beat_rate": empty_beat_rate(onsets, lengths, GRID["resolution"]),
+        "average_inter_onset_interval": average_inter_onset_interval(notes.onsets_s),
+        "grooving_similarity": grooving_similarity(
+            onsets, bar, GRID["positions"], GRID["pairing"], num_bars
+        ),
+    }
+
 
 def score_notes_pair(
     ref: Notes,  # true notes
     est: Notes,  # generated notes
 ) -> dict[str, float]:  # every metric of group "notes"
     "Frames at 25 a second, onsets, notes, velocity, pedal."
-    seconds = max([1 / RATES.frame_rate, *(float(n.offsets_s.max()) for n in (ref, est) if len(n)), *(float(n.pedal.max()) for n in (ref, est) if len(n.pedal))])
-    rolls = [notes_to_roll(n, seconds, RATES.frame_rate).presence > .5 for n in (ref, est)]
+    seconds = max(
+        [
+            1 / RATES.frame_rate,
+            *(float(n.offsets_s.max()) for n in (ref, est) if len(n)),
+            *(float(n.pedal.max()) for n in (ref, est) if len(n.pedal)),
+        ]
+    )
+    rolls = [notes_to_roll(n, seconds, RATES.frame_rate).presence > 0.5 for n in (ref, est)]
     tracks = [pedal_frames(n.pedal, seconds, RATES.frame_rate) for n in (ref, est)]
-    return frame_scores(*rolls) | note_scores(ref, est) | velocity_scores(ref, est) | pedal_frame_scores(*tracks) | pedal_event_scores(ref.pedal, est.pedal)
+    return (
+        frame_scores(*rolls)
+        | note_scores(ref, est)
+        | velocity_scores(ref, est)
+        | pedal_frame_scores(*tracks)
+        | pedal_event_scores(ref.pedal, est.pedal)
+    )
+
 
 def score_sound_pair(
     ref: np.ndarray,  # float (s,), 24 kHz
     est: np.ndarray,  # float (s,)
 ) -> dict[str, float]:  # every metric of group "sound"
     "Sound against sound."
-    return {"si_sdr_spec": si_sdr_spec(ref, est), "si_sdr": si_sdr(ref, est), "mel_distance": mel_distance(ref, est), "chroma_similarity": chroma_similarity(ref, est)}
+    return {
+        "si_sdr_spec": si_sdr_spec(ref, est),
+        "si_sdr": si_sdr(ref, est),
+        "mel_distance": mel_distance(ref, est),
+        "chroma_similarity": chroma_similarity(ref, est),
+    }
+
 
 def _one_duration(wav: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The common beginning of a sound and of the motion of its film."
     frames = min(len(flow), int(len(wav) * RATES.frame_rate / RATES.sample_rate))
-    return wav[:round(frames * RATES.sample_rate / RATES.frame_rate)], flow[:frames]
+    return wav[: round(frames * RATES.sample_rate / RATES.frame_rate)], flow[:frames]
+
 
 def film_flow(
     path: Path,  # a film
@@ -141,104 +252,222 @@ def film_flow(
     "Motion of a film, shrunk to `FILM_SIDE`."
     return flow_magnitude(read_video(path, RATES.frame_rate, max_side=FILM_SIDE))
 
+
 def score_align(
     flow: np.ndarray,  # of `film_flow`
     wav: np.ndarray,  # a sound, 24 kHz
 ) -> dict[str, float]:  # av_align, av_align_2023
     "Onsets of a sound against maxima of motion, by both revisions of AV-Align."
     onsets = audio_onsets(wav)
-    return {"av_align": av_align(onsets, video_peaks(flow, RATES.frame_rate), RATES.frame_rate),
-            "av_align_2023": av_align(onsets, video_peaks(flow, RATES.frame_rate, "2023"), RATES.frame_rate, "2023")}
+    return {
+        "av_align": av_align(onsets, video_peaks(flow, RATES.frame_rate), RATES.frame_rate),
+        "av_align_2023": av_align(
+            onsets, video_peaks(flow, RATES.frame_rate, "2023"), RATES.frame_rate, "2023"
+        ),
+    }
+
 
 def score_film(
     flow: np.ndarray,  # of `film_flow`, of the generated film
     wav: np.ndarray,  # its sound, 24 kHz
-) -> dict[str, float]:  # every metric of group "film"; ms by which the sound is late, NaN where nothing sounds or moves
+) -> dict[
+    str, float
+]:  # every metric of group "film"; ms by which the sound is late, NaN where nothing sounds or moves
     "Sound against motion: onsets against maxima, and the best offset."
     late_ms = motion_offset(*_one_duration(wav, flow)).offset_ms
-    return {"motion_offset_ms": late_ms, "motion_offset_abs_ms": abs(late_ms)} | score_align(flow, wav)
+    return {"motion_offset_ms": late_ms, "motion_offset_abs_ms": abs(late_ms)} | score_align(
+        flow, wav
+    )
 
 # %% ../../nbs/evaluation/83_folders.ipynb #a42ebd46
-def _plan(ref: Mapping[str, Files], est: Mapping[str, Files], ids: Sequence[str], extractor: Extractor | None, texts: Mapping | None) -> dict[str, bool]:
+def _plan(
+    ref: Mapping[str, Files],
+    est: Mapping[str, Files],
+    ids: Sequence[str],
+    extractor: Extractor | None,
+    texts: Mapping | None,
+) -> dict[str, bool]:
     "Which groups, and which set scores, the files allow."
     both = lambda kind: all(getattr(side[i], kind) for side in (ref, est) for i in ids)
-    can = {"sound": both("heard"), "notes": both("midi"), "style": all(est[i].midi for i in ids), "heard": all(ref[i].midi and est[i].heard for i in ids), "film": all(est[i].film and est[i].heard for i in ids)}
+    can = {
+        "sound": both("heard"),
+        "notes": both("midi"),
+        "style": all(est[i].midi for i in ids),
+        "heard": all(ref[i].midi and est[i].heard for i in ids),
+        "film": all(est[i].film and est[i].heard for i in ids),
+    }
     plan = {name: can[group] for group, names in GROUPS.items() for name in names}
-    for name in NEEDS: plan[name] = extractor is not None and can["sound"] and all(k in extractor.kinds for k in NEEDS[name] if k)
+    for name in NEEDS:
+        plan[name] = (
+            extractor is not None
+            and can["sound"]
+            and all(k in extractor.kinds for k in NEEDS[name] if k)
+        )
     plan["clap_score"] &= texts is not None
     plan["clip_score"] &= all(ref[i].film or est[i].film for i in ids)
     return plan
+
 
 def _mute(side: str, files: Mapping[str, Files]) -> str:
     "Which film of a side has no sound and no sound file beside it, as a part of a message."
     name = next((f.film.name for f in files.values() if f.film and not f.heard), None)
     return f"; {name} of the {side} has no sound" if name else ""
 
+
 def _chosen(plan: Mapping[str, bool], metrics: Sequence[str] | None, mute: str = "") -> list[str]:
     "The metrics to compute; one asked for that cannot be is an error."
-    if metrics is not None and not metrics: raise BadInput(f"no metric is named; there are {', '.join(plan)}")
-    if metrics is None: chosen = [m for m, possible in plan.items() if possible]
+    if metrics is not None and not metrics:
+        raise BadInput(f"no metric is named; there are {', '.join(plan)}")
+    if metrics is None:
+        chosen = [m for m, possible in plan.items() if possible]
     else:
         unknown = [m for m in metrics if m not in plan]
-        if unknown: raise BadInput(f"no metric {unknown[0]!r}; there are {', '.join(plan)}")
+        if unknown:
+            raise BadInput(f"no metric {unknown[0]!r}; there are {', '.join(plan)}")
         lacking = [m for m in metrics if not plan[m]]
-        if lacking: raise BadInput(f"{', '.join(lacking)} cannot be scored: the files or judges it needs are not there (both sounds, both MIDI files, films, captions with --texts, weights with --judges){mute}")
+        if lacking:
+            raise BadInput(
+                f"{', '.join(lacking)} cannot be scored: the files or judges it needs are not there (both sounds, both MIDI files, films, captions with --texts, weights with --judges){mute}"
+            )
         chosen = list(dict.fromkeys(metrics))
-    if not chosen: raise BadInput(f"the two folders have no kind of file in common: sounds with sounds, or MIDI with MIDI{mute}")
+    if not chosen:
+        raise BadInput(
+            f"the two folders have no kind of file in common: sounds with sounds, or MIDI with MIDI{mute}"
+        )
     return chosen
 
-Scored = dict[str, dict[str, float]]  # "value", and beside it "reference" and "shuffled" -> metric -> number
 
-def _score_group(group: str, ref: Files, est: Files, other: Files | None, wav: Callable[[], np.ndarray], cut: bool) -> Scored:
+Scored = dict[
+    str, dict[str, float]
+]  # "value", and beside it "reference" and "shuffled" -> metric -> number
+
+
+def _score_group(
+    group: str,
+    ref: Files,
+    est: Files,
+    other: Files | None,
+    wav: Callable[[], np.ndarray],
+    cut: bool,
+) -> Scored:
     "One group of one clip; the style of the true notes, and the AV-Align of the true and of another clip's sound, stand beside."
-    if group == "sound": return {"value": score_sound_pair(*same_length(read_sound(ref.heard), wav(), cut))}
-    if group == "notes": return {"value": score_notes_pair(read_midi(ref.midi), read_midi(est.midi))}
-    if group == "style": return {"value": note_style(read_midi(est.midi)), "reference": note_style(read_midi(ref.midi)) if ref.midi else {}}
-    if group == "heard": return {"value": {"transcription_f1": note_scores(read_midi(ref.midi), transcribe(wav()))["onset_f1"]}}
+    if group == "sound":
+        return {"value": score_sound_pair(*same_length(read_sound(ref.heard), wav(), cut))}
+    if group == "notes":
+        return {"value": score_notes_pair(read_midi(ref.midi), read_midi(est.midi))}
+    if group == "style":
+        return {
+            "value": note_style(read_midi(est.midi)),
+            "reference": note_style(read_midi(ref.midi)) if ref.midi else {},
+        }
+    if group == "heard":
+        return {
+            "value": {
+                "transcription_f1": note_scores(read_midi(ref.midi), transcribe(wav()))["onset_f1"]
+            }
+        }
     flow = film_flow(est.film)
     beside = {"reference": ref.heard, "shuffled": other.heard if other else None}
-    return {"value": score_film(flow, wav())} | {k: score_align(flow, read_sound(path)) for k, path in beside.items() if path}
+    return {"value": score_film(flow, wav())} | {
+        k: score_align(flow, read_sound(path)) for k, path in beside.items() if path
+    }
 
-def _score_clip(name: str, ref: Files, est: Files, other: Files | None, wanted: set[str], cut: bool, failed: dict[str, str] | None) -> Scored:
+
+def _score_clip(
+    name: str,
+    ref: Files,
+    est: Files,
+    other: Files | None,
+    wanted: set[str],
+    cut: bool,
+    failed: dict[str, str] | None,
+) -> Scored:
     "All wanted groups of one clip; a group that cannot be scored ends the run, or is written into `failed`."
-    wav, made = lru_cache(maxsize=1)(lambda: read_sound(est.heard)), {"value": {}, "reference": {}, "shuffled": {}}
+    wav, made = (
+        lru_cache(maxsize=1)(lambda: read_sound(est.heard)),
+        {"value": {}, "reference": {}, "shuffled": {}},
+    )
     for group, names in GROUPS.items():
-        if not wanted & set(names) or group in (failed or ()): continue
-        try: found = _score_group(group, ref, est, other, wav, cut)
+        if not wanted & set(names) or group in (failed or ()):
+            continue
+        try:
+            found = _score_group(group, ref, est, other, wav, cut)
         except BadInput as error:
-            if failed is None: raise BadInput(f"{name}: {error}") from None
+            if failed is None:
+                raise BadInput(f"{name}: {error}") from None
             failed[group] = f"{name}: {error}"
             continue
-        for kind, values in found.items(): made[kind] |= {k: float(v) for k, v in values.items() if k in wanted}
+        for kind, values in found.items():
+            made[kind] |= {k: float(v) for k, v in values.items() if k in wanted}
     return made
+
 
 class _Lazy(Sequence):
     "A sequence that is made anew each time it is walked through, so that one element is in memory."
-    def __init__(self, size: int, make: Callable[[int], object]): self.size, self.make = size, make
-    def __len__(self) -> int: return self.size
-    def __getitem__(self, i): return self.make(i) if 0 <= i < self.size else (_ for _ in ()).throw(IndexError(i))
 
-def _line(name: str, value, low, high, n: int, extractor: str = "", undefined: int = 0, **more) -> dict:
+    def __init__(self, size: int, make: Callable[[int], object]):
+        self.size, self.make = size, make
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i):
+        return self.make(i) if 0 <= i < self.size else (_ for _ in ()).throw(IndexError(i))
+
+
+def _line(
+    name: str, value, low, high, n: int, extractor: str = "", undefined: int = 0, **more
+) -> dict:
     "One metric as JSON."
     number = lambda x: None if x is None or not math.isfinite(x) else float(x)
     interval = [number(low), number(high)]
-    return {"value": number(value), "interval": None if None in interval else interval, "n": n, "extractor": extractor, "unit": METRICS[name].unit,
-            "higher_is_better": METRICS[name].higher_is_better, "undefined": undefined, **more}
+    return {
+        "value": number(value),
+        "interval": None if None in interval else interval,
+        "n": n,
+        "extractor": extractor,
+        "unit": METRICS[name].unit,
+        "higher_is_better": METRICS[name].higher_is_better,
+        "undefined": undefined,
+        **more,
+    }
 
-def _mean_line(name: str, rows: Sequence[Scored], works: Sequence[Hashable], seed: int, extractor: str) -> dict:
+
+def _mean_line(
+    name: str, rows: Sequence[Scored], works: Sequence[Hashable], seed: int, extractor: str
+) -> dict:
     "Mean over clips with interval; undefined clips are counted."
     kept, groups, gone = drop_undefined([r["value"][name] for r in rows], works)
-    beside = {kind: [v for r in rows if math.isfinite(v := r[kind].get(name, math.nan))] for kind in ("reference", "shuffled")}
+    beside = {
+        kind: [v for r in rows if math.isfinite(v := r[kind].get(name, math.nan))]
+        for kind in ("reference", "shuffled")
+    }
     more = {kind: float(np.mean(values)) for kind, values in beside.items() if values}
-    if not len(kept): return _line(name, None, None, None, 0, extractor, gone, note="undefined for every clip (silent or empty reference?)", **more)
-    return _line(name, *bootstrap_interval(kept, groups, seed=seed), len(kept), extractor, gone, **more)
+    if not len(kept):
+        return _line(
+            name,
+            None,
+            None,
+            None,
+            0,
+            extractor,
+            gone,
+            note="undefined for every clip (silent or empty reference?)",
+            **more,
+        )
+    return _line(
+        name, *bootstrap_interval(kept, groups, seed=seed), len(kept), extractor, gone, **more
+    )
+
 
 def score_folders(
     ref_folder: Path | str,  # true files
     est_folder: Path | str,  # generated files, same stems
-    metrics: Sequence[str] | None = None,  # names; None: all that the files allow, and what fails on some file gets no value and a note
+    metrics: Sequence[str]
+    | None = None,  # names; None: all that the files allow, and what fails on some file gets no value and a note
     extractor: Extractor | None = None,  # judge behind set scores
-    works: Mapping[str, Hashable] | None = None,  # id -> work, for the bootstrap; None: every id its own
+    works: Mapping[str, Hashable]
+    | None = None,  # id -> work, for the bootstrap; None: every id its own
     texts: Mapping[str, str] | None = None,  # id -> caption, for clap_score
     cut: bool = False,  # score the common beginning of sounds of different lengths
     seed: int = 0,  # of the bootstrap
@@ -248,10 +477,22 @@ def score_folders(
     ref, est = find_files(ref_folder), find_files(est_folder)
     ids = matched_ids(ref, est)
     for what, mapping, kinds in (("works", works, (str, int)), ("texts", texts, (str,))):
-        if mapping is not None and (lost := [i for i in ids if i not in mapping]): raise BadInput(f"{what} lack the id {lost[0]!r}")
-        if mapping is not None and (odd := [i for i in ids if not isinstance(mapping[i], kinds)]): raise BadInput(f"{what} hold {mapping[odd[0]]!r} for {odd[0]!r}; one {'name' if what == 'works' else 'caption'} is needed")
-    chosen = _chosen(_plan(ref, est, ids, extractor, texts), metrics, _mute("reference", ref) + _mute("estimate", est))
-    single, rows, failed = {m for m in chosen if m not in NEEDS}, [], {} if metrics is None else None
+        if mapping is not None and (lost := [i for i in ids if i not in mapping]):
+            raise BadInput(f"{what} lack the id {lost[0]!r}")
+        if mapping is not None and (odd := [i for i in ids if not isinstance(mapping[i], kinds)]):
+            raise BadInput(
+                f"{what} hold {mapping[odd[0]]!r} for {odd[0]!r}; one {'name' if what == 'works' else 'caption'} is needed"
+            )
+    chosen = _chosen(
+        _plan(ref, est, ids, extractor, texts),
+        metrics,
+        _mute("reference", ref) + _mute("estimate", est),
+    )
+    single, rows, failed = (
+        {m for m in chosen if m not in NEEDS},
+        [],
+        {} if metrics is None else None,
+    )
     for done, name in enumerate(ids if single else ()):
         other = est[ids[(done + 1) % len(ids)]] if len(ids) > 1 else None
         rows.append(_score_clip(name, ref[name], est[name], other, single, cut, failed))
@@ -259,26 +500,82 @@ def score_folders(
     group_of = [name if works is None else works[name] for name in ids]
     heard = {"transcription_f1": transcriber_name()} if "transcription_f1" in single else {}
     why = {m: said for group, said in (failed or {}).items() for m in GROUPS[group]}
-    lines = {m: _line(m, None, None, None, 0, note=why[m]) if m in why else _mean_line(m, rows, group_of, seed, heard.get(m, "")) for m in chosen if m in single}
-    learned = lambda names: _set_lines(names, ref, est, ids, extractor, dict(zip(ids, group_of)), texts, cut, seed)
-    lines |= learned([m for m in chosen if m in NEEDS]) if failed is None else _lenient(learned, [m for m in chosen if m in NEEDS])
-    return {"clips": len(ids), "ids": id_list_hash(ids), "works": len(set(group_of)), "sample_rate": RATES.sample_rate, "grid": GRID, "metrics": {m: lines[m] for m in chosen}}
+    lines = {
+        m: _line(m, None, None, None, 0, note=why[m])
+        if m in why
+        else _mean_line(m, rows, group_of, seed, heard.get(m, ""))
+        for m in chosen
+        if m in single
+    }
+    learned = lambda names: _set_lines(
+        names, ref, est, ids, extractor, dict(zip(ids, group_of)), texts, cut, seed
+    )
+    lines |= (
+        learned([m for m in chosen if m in NEEDS])
+        if failed is None
+        else _lenient(learned, [m for m in chosen if m in NEEDS])
+    )
+    return {
+        "clips": len(ids),
+        "ids": id_list_hash(ids),
+        "works": len(set(group_of)),
+        "sample_rate": RATES.sample_rate,
+        "grid": GRID,
+        "metrics": {m: lines[m] for m in chosen},
+    }
+
 
 def _lenient(learned: Callable[[Sequence[str]], dict], chosen: Sequence[str]) -> dict[str, dict]:
     "Set scores together or, where one cannot be scored, one by one, with the reason in place of a value."
-    try: return learned(chosen)
+    try:
+        return learned(chosen)
     except BadInput as error:
-        if len(chosen) == 1: return {chosen[0]: _line(chosen[0], None, None, None, 0, note=str(error))}
+        if len(chosen) == 1:
+            return {chosen[0]: _line(chosen[0], None, None, None, 0, note=str(error))}
     return {m: line for name in chosen for m, line in _lenient(learned, [name]).items()}
 
-def _set_lines(chosen: Sequence[str], ref, est, ids, extractor, groups, texts, cut: bool, seed: int) -> dict[str, dict]:
+
+def _set_lines(
+    chosen: Sequence[str], ref, est, ids, extractor, groups, texts, cut: bool, seed: int
+) -> dict[str, dict]:
     "Set scores as JSON lines."
-    if not chosen: return {}
+    if not chosen:
+        return {}
+
     def pair(i: int, side: int) -> np.ndarray:
-        try: return same_length(read_sound(ref[ids[i]].heard), read_sound(est[ids[i]].heard), cut)[side]
-        except BadInput as error: raise BadInput(f"{ids[i]}: {error}") from None
-    film = lambda i: read_video(ref[ids[i]].film or est[ids[i]].film, RATES.frame_rate, max_side=FILM_SIDE)
+        try:
+            return same_length(read_sound(ref[ids[i]].heard), read_sound(est[ids[i]].heard), cut)[
+                side
+            ]
+        except BadInput as error:
+            raise BadInput(f"{ids[i]}: {error}") from None
+
+    film = lambda i: read_video(
+        ref[ids[i]].film or est[ids[i]].film, RATES.frame_rate, max_side=FILM_SIDE
+    )
     sides = [_Lazy(len(ids), lambda i, side=side: pair(i, side)) for side in (0, 1)]
     films = _Lazy(len(ids), film) if "clip_score" in chosen else None
-    found = set_scores(extractor, chosen, ids, *sides, groups, seed, texts=None if texts is None else [texts[i] for i in ids], films=films)
-    return {s.metric: _line(s.metric, s.value, s.ci_low, s.ci_high, s.n, s.extractor, judge_rate=s.sample_rate, ids=s.ids, **({"note": s.note} if s.note else {})) for s in found}
+    found = set_scores(
+        extractor,
+        chosen,
+        ids,
+        *sides,
+        groups,
+        seed,
+        texts=None if texts is None else [texts[i] for i in ids],
+        films=films,
+    )
+    return {
+        s.metric: _line(
+            s.metric,
+            s.value,
+            s.ci_low,
+            s.ci_high,
+            s.n,
+            s.extractor,
+            judge_rate=s.sample_rate,
+            ids=s.ids,
+            **({"note": s.note} if s.note else {}),
+        )
+        for s in found
+    }

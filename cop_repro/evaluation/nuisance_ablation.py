@@ -32,14 +32,20 @@ from ..training.loop import TrainConfig
 from ..training.stages import Place, train_roll
 
 # %% ../../nbs/evaluation/90_nuisance_ablation.ipynb #03a9dfa1
-VARIANTS: dict[str, tuple[str, ...]] = {"all": (), **{f"without_{group}": (group,) for group in KNOBS}, "none": tuple(g for g in KNOBS if g != "hands")}  # name -> groups at their clean setting
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "all": (),
+    **{f"without_{group}": (group,) for group in KNOBS},
+    "none": tuple(g for g in KNOBS if g != "hands"),
+}  # name -> groups at their clean setting
+
 
 def ablated(
     items: Sequence[Item],  # rendered piano clips with nuisances
     without: Sequence[str],  # groups of `KNOBS`
 ) -> list[Item]:  # the same performances, filmed without them
     "The same clips with fewer nuisances."
-    if plain := [i.clip_id for i in items if not i.recipe.get("nuisance")]: raise BadInput(f"{plain[0]} is a clean film: nothing can be left out of it")
+    if plain := [i.clip_id for i in items if not i.recipe.get("nuisance")]:
+        raise BadInput(f"{plain[0]} is a clean film: nothing can be left out of it")
     return [replace(i, recipe={**i.recipe, "without": list(without)}) for i in items]
 
 # %% ../../nbs/evaluation/90_nuisance_ablation.ipynb #629b15bf
@@ -53,16 +59,27 @@ def rendered_scores(
     for row in rows:
         clip = store_clip(store, int(row))
         roll = predict_roll(reader, clip.strips)
-        frames = frame_scores(np.asarray(store["presence"][int(row)]) > .5, roll.presence >= .5)
-        made.append({"work_id": clip.work_id, "metrics": {"onset_f1": note_scores(clip.notes, roll_to_notes(roll))["onset_f1"], "frame_f1_micro": frames["frame_f1_micro"]}})
+        frames = frame_scores(np.asarray(store["presence"][int(row)]) > 0.5, roll.presence >= 0.5)
+        made.append(
+            {
+                "work_id": clip.work_id,
+                "metrics": {
+                    "onset_f1": note_scores(clip.notes, roll_to_notes(roll))["onset_f1"],
+                    "frame_f1_micro": frames["frame_f1_micro"],
+                },
+            }
+        )
     return made
+
 
 @dataclass(frozen=True)
 class RealFilm:
     "A real film, its keyboard straightened, and the notes heard in its sound."
+
     name: str
     strips: np.ndarray  # uint8 (f, h, w) at 25 Hz
     heard: Notes
+
 
 def real_film(
     video: Path,  # film with sound
@@ -70,11 +87,17 @@ def real_film(
 ) -> RealFilm:
     "Find the keyboard, straighten it, transcribe the sound: once for all predictors."
     wav = read_audio(video, RATES.sample_rate)
-    if wav is None: raise BadInput(f"{video.name} has no sound to compare with")
+    if wav is None:
+        raise BadInput(f"{video.name} has no sound to compare with")
     total = RATES.frames(probe_video(video).duration_s)
     whole = WindowConfig(window_s=total / RATES.frame_rate, overlap_s=0.0)
-    strips = next(strip_windows(video, locate_keyboard(video)[0].corners, (size.height, size.width), total, whole))[1]
+    strips = next(
+        strip_windows(
+            video, locate_keyboard(video)[0].corners, (size.height, size.width), total, whole
+        )
+    )[1]
     return RealFilm(video.name, strips, transcribe_piano(wav, RATES.sample_rate))
+
 
 def film_scores(
     reader: nn.Module,  # roll predictor, in eval mode
@@ -82,12 +105,15 @@ def film_scores(
 ) -> dict[str, float]:  # onset_f1 at lag zero; lag_onset_f1 and lag_s
     "Notes read from a real film against those heard in it."
     notes = roll_to_notes(predict_roll(reader, film.strips))
-    return dict(zip(("lag_s", "lag_onset_f1"), best_lag_onset_f1(film.heard, notes))) | {"onset_f1": note_scores(film.heard, notes)["onset_f1"]}
+    return dict(zip(("lag_s", "lag_onset_f1"), best_lag_onset_f1(film.heard, notes))) | {
+        "onset_f1": note_scores(film.heard, notes)["onset_f1"]
+    }
 
 # %% ../../nbs/evaluation/90_nuisance_ablation.ipynb #eb5ca08a
 def _settings(*parts: object) -> str:
     "A short name for what a predictor is made from."
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
 
 def nuisance_ablation(
     folder: Path,  # for films and checkpoints; what the same clips, sizes and steps have finished is not trained again
@@ -105,18 +131,40 @@ def nuisance_ablation(
     progress: Progress = silent,  # done, total, message
 ) -> dict[str, dict[str, list[dict]]]:  # variant -> film kind -> scored clips
     "Train one predictor for each variant and score all on the same films (domain randomisation, arXiv 1703.06907)."
-    if leaked := {i.work_id for i in items} & {store.index[int(r)]["work_id"] for store, rows in test.values() for r in rows}: raise BadInput(f"{sorted(leaked)[0]} is trained on and tested on")
+    if leaked := {i.work_id for i in items} & {
+        store.index[int(r)]["work_id"] for store, rows in test.values() for r in rows
+    }:
+        raise BadInput(f"{sorted(leaked)[0]} is trained on and tested on")
     made = {}
     for name, without in variants.items():
-        own = folder / f"{name}-{_settings([asdict(i) for i in ablated(items, without)], asdict(size), asdict(sizes), asdict(cfg), crop_s, split)}"
-        place = Place({"clips": own / "clips"}, own / "scratch", own / "roll.safetensors", progress=progress)
+        own = (
+            folder
+            / f"{name}-{_settings([asdict(i) for i in ablated(items, without)], asdict(size), asdict(sizes), asdict(cfg), crop_s, split)}"
+        )
+        place = Place(
+            {"clips": own / "clips"}, own / "scratch", own / "roll.safetensors", progress=progress
+        )
         if not place.made.exists():
-            piano_store(place.stores["clips"], ablated(items, without), scores, size, workers, progress, split_hash=split)
+            piano_store(
+                place.stores["clips"],
+                ablated(items, without),
+                scores,
+                size,
+                workers,
+                progress,
+                split_hash=split,
+            )
             train_roll(place, sizes, cfg, crop_s)
         reader = load_roll(place.made, sizes, split)[0]
-        made[name] = {kind: rendered_scores(reader, store, rows) for kind, (store, rows) in test.items()}
-        if real: made[name]["real"] = [{"work_id": film.name, "metrics": film_scores(reader, film)} for film in real]
+        made[name] = {
+            kind: rendered_scores(reader, store, rows) for kind, (store, rows) in test.items()
+        }
+        if real:
+            made[name]["real"] = [
+                {"work_id": film.name, "metrics": film_scores(reader, film)} for film in real
+            ]
     return made
+
 
 def ablation_results(
     scored: Mapping[str, Mapping[str, Sequence[Mapping]]],  # of `nuisance_ablation`
@@ -128,10 +176,32 @@ def ablation_results(
     for variant, films in scored.items():
         for kind, clips in films.items():
             for metric in clips[0]["metrics"]:
-                values, works = np.array([c["metrics"][metric] for c in clips]), [c["work_id"] for c in clips]
-                mean, low, high = bootstrap_interval(values, works, seed=seed) if len(set(works)) > 1 else (values.mean(), None, None)
+                values, works = (
+                    np.array([c["metrics"][metric] for c in clips]),
+                    [c["work_id"] for c in clips],
+                )
+                mean, low, high = (
+                    bootstrap_interval(values, works, seed=seed)
+                    if len(set(works)) > 1
+                    else (values.mean(), None, None)
+                )
                 unit, better = metric_facts(metric)
-                lines.append(Result("nuisance", f"{variant}_{kind}", metric, float(mean), None if low is None else float(low), None if high is None else float(high), len(clips), unit, better, "embedded", profile, ""))
+                lines.append(
+                    Result(
+                        "nuisance",
+                        f"{variant}_{kind}",
+                        metric,
+                        float(mean),
+                        None if low is None else float(low),
+                        None if high is None else float(high),
+                        len(clips),
+                        unit,
+                        better,
+                        "embedded",
+                        profile,
+                        "",
+                    )
+                )
     return lines
 
 # %% ../../nbs/evaluation/90_nuisance_ablation.ipynb #d714c6cd
@@ -140,13 +210,43 @@ def plot_ablation(
     scored: Mapping[str, Mapping[str, Sequence[Mapping]]],  # of `nuisance_ablation`
 ):  # the axes
     "Onset F1 of each variant on each kind of film, with intervals over works; real films at their best lag."
-    scored = {**{v: scored[v] for v in VARIANTS if v in scored}, **scored}  # in the order of the variants
+    scored = {
+        **{v: scored[v] for v in VARIANTS if v in scored},
+        **scored,
+    }  # in the order of the variants
     lines = {(r.row, r.metric): r for r in ablation_results(scored, "")}
     kinds = list(dict.fromkeys(kind for films in scored.values() for kind in films))
     for k, kind in enumerate(kinds):
-        shown = [(place, r) for place, variant in enumerate(scored) if (r := lines.get((f"{variant}_{kind}", "lag_onset_f1")) or lines.get((f"{variant}_{kind}", "onset_f1")))]
-        errors = [[0 if end is None else abs(r.value - end) for _, r in shown for end in [getattr(r, side)]] for side in ("ci_low", "ci_high")]
-        ax.bar([place + (k - (len(kinds) - 1) / 2) * .8 / len(kinds) for place, _ in shown], [r.value for _, r in shown], .8 / len(kinds), yerr=errors, error_kw={"lw": 1}, label={"real": "real film, best lag"}.get(kind, f"{kind} films"))
-    ax.set(xticks=range(len(scored)), xticklabels=[v.replace("_", "\n") for v in scored], ylabel="onset F1", ylim=(0, 1), title="Predictors that never saw a group of nuisances")
-    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+        shown = [
+            (place, r)
+            for place, variant in enumerate(scored)
+            if (
+                r := lines.get((f"{variant}_{kind}", "lag_onset_f1"))
+                or lines.get((f"{variant}_{kind}", "onset_f1"))
+            )
+        ]
+        errors = [
+            [
+                0 if end is None else abs(r.value - end)
+                for _, r in shown
+                for end in [getattr(r, side)]
+            ]
+            for side in ("ci_low", "ci_high")
+        ]
+        ax.bar(
+            [place + (k - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for place, _ in shown],
+            [r.value for _, r in shown],
+            0.8 / len(kinds),
+            yerr=errors,
+            error_kw={"lw": 1},
+            label={"real": "real film, best lag"}.get(kind, f"{kind} films"),
+        )
+    ax.set(
+        xticks=range(len(scored)),
+        xticklabels=[v.replace("_", "\n") for v in scored],
+        ylabel="onset F1",
+        ylim=(0, 1),
+        title="Predictors that never saw a group of nuisances",
+    )
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

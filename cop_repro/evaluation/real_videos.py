@@ -11,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import BadInput, Progress, RATES, atomic_file, file_hash, numpy_rng, silent
+from ..core import RATES, BadInput, Progress, atomic_file, file_hash, numpy_rng, silent
 from ..data.notes import plot_notes
 from ..data.video import read_audio
 from .claims import Result, metric_facts
-from ..judges.transcription import piano_transcriber_name, transcribe, transcribe_piano, transcriber_name
+from cop_repro.judges.transcription import (
+    piano_transcriber_name,
+    transcribe,
+    transcribe_piano,
+    transcriber_name,
+)
 from ..measure.music_metrics import best_lag_onset_f1, note_scores, random_notes
 from ..systems.cop import Performer, play
 
@@ -29,30 +34,98 @@ def score_real_video(
 ) -> dict:  # scores of the prediction and of chance, and what they rest on
     "Onset scores of notes read from a real film against a transcription of its sound."
     wav = read_audio(video, RATES.sample_rate)
-    if wav is None: raise BadInput(f"{video.name} has no sound to compare with")
+    if wav is None:
+        raise BadInput(f"{video.name} has no sound to compare with")
     heard, quick = transcribe_piano(wav, RATES.sample_rate), transcribe(wav, RATES.sample_rate)
-    if not len(heard): raise BadInput(f"the transcriber hears no note in {video.name}")
+    if not len(heard):
+        raise BadInput(f"the transcriber hears no note in {video.name}")
     with tempfile.TemporaryDirectory() as folder:
-        made = play(video, Path(folder) / "sound.wav", performer, "the sound of playing piano", 0, progress=progress)
-    onsets = lambda truth, notes: {k: v for k, v in note_scores(truth, notes).items() if k.startswith("onset_") and "velocity" not in k}
-    scores = lambda truth, notes: dict(zip(("lag_s", "lag_onset_f1"), best_lag_onset_f1(truth, notes))) | onsets(truth, notes)
-    chance = [scores(heard, random_notes(heard, made.duration_s, numpy_rng(0, "real", video.name, i), density=len(made.notes) / made.duration_s)) for i in range(draws)]
+        made = play(
+            video,
+            Path(folder) / "sound.wav",
+            performer,
+            "the sound of playing piano",
+            0,
+            progress=progress,
+        )
+    onsets = lambda truth, notes: {
+        k: v
+        for k, v in note_scores(truth, notes).items()
+        if k.startswith("onset_") and "velocity" not in k
+    }
+    scores = lambda truth, notes: (
+        dict(zip(("lag_s", "lag_onset_f1"), best_lag_onset_f1(truth, notes))) | onsets(truth, notes)
+    )
+    chance = [
+        scores(
+            heard,
+            random_notes(
+                heard,
+                made.duration_s,
+                numpy_rng(0, "real", video.name, i),
+                density=len(made.notes) / made.duration_s,
+            ),
+        )
+        for i in range(draws)
+    ]
     if picture is not None:
         from matplotlib.figure import Figure
+
         figure = Figure(figsize=(11, 4), layout="constrained")
-        plot_notes(figure.subplots(), heard, made.notes, f"{video.name}: read from the film (colour) over heard in its sound (grey)")
-        with atomic_file(picture) as temporary: figure.savefig(temporary, dpi=90, format="png")
+        plot_notes(
+            figure.subplots(),
+            heard,
+            made.notes,
+            f"{video.name}: read from the film (colour) over heard in its sound (grey)",
+        )
+        with atomic_file(picture) as temporary:
+            figure.savefig(temporary, dpi=90, format="png")
     rounded = lambda found: {k: round(float(v), 4) for k, v in found.items()}
-    return {"video": video.name, "video_hash": file_hash(video), "notes": len(made.notes), "heard": len(heard), "transcriber": piano_transcriber_name(), "weights": performer.hashes,
-            "prediction": rounded(scores(heard, made.notes)), "random_notes": rounded({k: np.mean([c[k] for c in chance]) for k in chance[0]}),
-            "quick": {"transcriber": transcriber_name(), "heard": len(quick), "prediction": rounded(scores(quick, made.notes)), "itself": rounded(onsets(heard, quick))}}
+    return {
+        "video": video.name,
+        "video_hash": file_hash(video),
+        "notes": len(made.notes),
+        "heard": len(heard),
+        "transcriber": piano_transcriber_name(),
+        "weights": performer.hashes,
+        "prediction": rounded(scores(heard, made.notes)),
+        "random_notes": rounded({k: np.mean([c[k] for c in chance]) for k in chance[0]}),
+        "quick": {
+            "transcriber": transcriber_name(),
+            "heard": len(quick),
+            "prediction": rounded(scores(quick, made.notes)),
+            "itself": rounded(onsets(heard, quick)),
+        },
+    }
+
 
 def real_results(
     scored: list[dict],  # of `score_real_video`
     profile: str,  # which run prints them
 ) -> list[Result]:  # lines of table `real`
     "Real films as lines; one clip has no interval. `basic_pitch` is the quick transcriber, judged by the slow one."
-    found = {"cop_perform": [(s["transcriber"], s["prediction"]) for s in scored], "random_notes": [(s["transcriber"], s["random_notes"]) for s in scored],
-             "cop_perform_basic_pitch": [(s["quick"]["transcriber"], s["quick"]["prediction"]) for s in scored], "basic_pitch": [(s["transcriber"], s["quick"]["itself"]) for s in scored]}
-    return [Result("real", row, m, float(np.mean([values[m] for _, values in films])), None, None, len(films), *metric_facts(m), "embedded", profile, films[0][0])
-            for row, films in found.items() for m in (films[0][1] if films else ())]
+    found = {
+        "cop_perform": [(s["transcriber"], s["prediction"]) for s in scored],
+        "random_notes": [(s["transcriber"], s["random_notes"]) for s in scored],
+        "cop_perform_basic_pitch": [
+            (s["quick"]["transcriber"], s["quick"]["prediction"]) for s in scored
+        ],
+        "basic_pitch": [(s["transcriber"], s["quick"]["itself"]) for s in scored],
+    }
+    return [
+        Result(
+            "real",
+            row,
+            m,
+            float(np.mean([values[m] for _, values in films])),
+            None,
+            None,
+            len(films),
+            *metric_facts(m),
+            "embedded",
+            profile,
+            films[0][0],
+        )
+        for row, films in found.items()
+        for m in (films[0][1] if films else ())
+    ]

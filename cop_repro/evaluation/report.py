@@ -14,16 +14,28 @@ import numpy as np
 
 from ..core import COLORS, BadInput, atomic_file, write_json
 from ..data.notes import plot_notes
-from .claims import CLAIMS, Label, Result, metric_facts, not_run, paper_results, summarise, verdict
+from cop_repro.evaluation.claims import (
+    CLAIMS,
+    Label,
+    Result,
+    metric_facts,
+    not_run,
+    paper_results,
+    summarise,
+    verdict,
+)
 from ..measure.audio_metrics import plot_mels
 
 # %% ../../nbs/evaluation/85_report.ipynb #d5fe6dc4
 def _cell(result: Result | None) -> str:
     "A value with its interval."
-    if result is None: return ""
-    if result.value is None: return "not run"
+    if result is None:
+        return ""
+    if result.value is None:
+        return "not run"
     interval = "" if result.ci_low is None else f" [{result.ci_low:.2f}, {result.ci_high:.2f}]"
     return f"{result.value:.2f}{interval}"
+
 
 def markdown_table(
     results: Sequence[Result],  # all lines
@@ -37,16 +49,31 @@ def markdown_table(
     ours = {(r.row, r.metric): r for r in here if r.label != "paper"}
     theirs = {(r.row, r.metric): r for r in here if r.label == "paper"}
     printed = [m for m in metrics if any(k[1] == m for k in theirs)]
-    metrics = [m for m in metrics if any(k[1] == m for k in ours)]  # what only the paper has gets no column of ours
-    head = ["row", *(f"{m} {_arrow(m)}" for m in metrics), *(f"paper: {m}" for m in printed), "n", "label"]
+    metrics = [
+        m for m in metrics if any(k[1] == m for k in ours)
+    ]  # what only the paper has gets no column of ours
+    head = [
+        "row",
+        *(f"{m} {_arrow(m)}" for m in metrics),
+        *(f"paper: {m}" for m in printed),
+        "n",
+        "label",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in names:
         mine = [ours.get((name, m)) for m in metrics]
         counts = sorted({r.n for r in mine if r is not None and r.value is not None})
         labels = sorted({r.label for r in mine if r is not None}) or ["paper"]
-        cells = [name, *map(_cell, mine), *(_cell(theirs.get((name, m))) for m in printed), "/".join(map(str, counts)), ", ".join(labels)]
+        cells = [
+            name,
+            *map(_cell, mine),
+            *(_cell(theirs.get((name, m))) for m in printed),
+            "/".join(map(str, counts)),
+            ", ".join(labels),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
 
 def _arrow(metric: str) -> str:
     "Which way is better."
@@ -56,29 +83,49 @@ def _arrow(metric: str) -> str:
 # %% ../../nbs/evaluation/85_report.ipynb #19cf9840
 TOLERANCE = {"dB": 1.0, "s": 0.1}  # by unit; others 0.05
 
+
 def compare_results(
     a: Sequence[Mapping],  # result file of one run
     b: Sequence[Mapping],  # and of another
 ) -> tuple[list[str], int]:  # lines to print, number of disagreements
     "Values that disagree by more than the tolerance and whose intervals do not overlap, and numbers of our own that one side lacks."
     for name, side in (("first", a), ("second", b)):
-        if not isinstance(side, list) or any(not isinstance(r, Mapping) or set(r) != {f.name for f in fields(Result)} for r in side):
-            raise BadInput(f"the {name} file is not a result file: a list of {', '.join(f.name for f in fields(Result))}")
+        if not isinstance(side, list) or any(
+            not isinstance(r, Mapping) or set(r) != {f.name for f in fields(Result)} for r in side
+        ):
+            raise BadInput(
+                f"the {name} file is not a result file: a list of {', '.join(f.name for f in fields(Result))}"
+            )
     key = lambda r: (r["table"], r["row"], r["metric"], r["label"] == "paper")
     left, right = ({key(r): r for r in side} for side in (a, b))
     lines, compared, wrong, missing = [], 0, 0, 0
     for k in sorted(left.keys() | right.keys()):
         x, y = left.get(k), right.get(k)
         name, printed = "/".join(k[:3]), k[3]
-        if x is None or y is None: missing += not printed; lines.append(f"only in {'second' if x is None else 'first'}: {name}{' (paper)' if printed else ''}"); continue
+        if x is None or y is None:
+            missing += not printed
+            lines.append(
+                f"only in {'second' if x is None else 'first'}: {name}{' (paper)' if printed else ''}"
+            )
+            continue
         if x["value"] is None or y["value"] is None:
-            if x["value"] is not y["value"]: missing += 1; lines.append(f"run in one only: {name}")
+            if x["value"] is not y["value"]:
+                missing += 1
+                lines.append(f"run in one only: {name}")
             continue
         compared += 1
-        near = abs(x["value"] - y["value"]) <= TOLERANCE.get(x["unit"], .05)
-        overlap = None not in (x["ci_low"], y["ci_low"]) and x["ci_low"] <= y["ci_high"] and y["ci_low"] <= x["ci_high"]
-        if not near and not overlap: wrong += 1; lines.append(f"DIFFERS {name}: {x['value']:.3f} and {y['value']:.3f}")
-    lines.append(f"{compared} numbers compared, {wrong} differ beyond tolerance, {missing} missing on one side")
+        near = abs(x["value"] - y["value"]) <= TOLERANCE.get(x["unit"], 0.05)
+        overlap = (
+            None not in (x["ci_low"], y["ci_low"])
+            and x["ci_low"] <= y["ci_high"]
+            and y["ci_low"] <= x["ci_high"]
+        )
+        if not near and not overlap:
+            wrong += 1
+            lines.append(f"DIFFERS {name}: {x['value']:.3f} and {y['value']:.3f}")
+    lines.append(
+        f"{compared} numbers compared, {wrong} differ beyond tolerance, {missing} missing on one side"
+    )
     return lines, wrong + missing
 
 # %% ../../nbs/evaluation/85_report.ipynb #2ba5b382
@@ -94,11 +141,18 @@ def plot_rows(
     names = list(dict.fromkeys(r.row for r in here))[::-1]
     for r in here:
         y, color = names.index(r.row), COLORS[1] if r.label == "paper" else COLORS[0]
-        if r.ci_low is not None: ax.hlines(y, r.ci_low, r.ci_high, color=color, lw=3, alpha=.5)
+        if r.ci_low is not None:
+            ax.hlines(y, r.ci_low, r.ci_high, color=color, lw=3, alpha=0.5)
         ax.plot(r.value, y, "o", color=color, mfc="white" if r.label == "paper" else color)
     unit = here[0].unit if here else ""
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{metric}{f' [{unit}]' if unit else ''}", title=title)
+    ax.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel=f"{metric}{f' [{unit}]' if unit else ''}",
+        title=title,
+    )
     return ax
+
 
 def save_figures(
     folder,  # Path of the figures
@@ -108,42 +162,151 @@ def save_figures(
 ) -> list[str]:  # names of the pictures
     "Mel spectrograms, rolls, and the headline metric of every table with its interval."
     from matplotlib.figure import Figure
+
     made = {}
     count = max(len(s) for s in sounds.values())
-    made["mel_spectrograms"] = figure = Figure(figsize=(4 * len(sounds), 1.9 * count), layout="constrained")
+    made["mel_spectrograms"] = figure = Figure(
+        figsize=(4 * len(sounds), 1.9 * count), layout="constrained"
+    )
     axes = figure.subplots(count, len(sounds), squeeze=False)
     for column, (clip, group) in zip(axes.T, sounds.items()):
         plot_mels(column, group)
         column[0].set_title(f"{clip}\n{next(iter(group))}")
     made["rolls"] = figure = Figure(figsize=(10, 2.6 * len(rolls)), layout="constrained")
-    for ax, (clip, pair) in zip(figure.subplots(len(rolls), 1, squeeze=False)[:, 0], rolls.items()): plot_notes(ax, *pair, f"{clip}: read from the film over true notes")
-    headlines = [(t, m) for t, m in (("table4", "si_sdr_spec"), ("table5", "si_sdr_spec"), ("controls", "si_sdr_spec"), ("roll", "onset_f1")) if any(r.table == t and r.value is not None for r in results)]
+    for ax, (clip, pair) in zip(figure.subplots(len(rolls), 1, squeeze=False)[:, 0], rolls.items()):
+        plot_notes(ax, *pair, f"{clip}: read from the film over true notes")
+    headlines = [
+        (t, m)
+        for t, m in (
+            ("table4", "si_sdr_spec"),
+            ("table5", "si_sdr_spec"),
+            ("controls", "si_sdr_spec"),
+            ("roll", "onset_f1"),
+        )
+        if any(r.table == t and r.value is not None for r in results)
+    ]
     made["headlines"] = figure = Figure(figsize=(11, 6), layout="constrained")
-    for ax, (table, metric) in zip(figure.subplots(2, 2).ravel(), headlines): plot_rows(ax, [r for r in results if not (table == "controls" and r.row == "truth")], table, metric, table)
+    for ax, (table, metric) in zip(figure.subplots(2, 2).ravel(), headlines):
+        plot_rows(
+            ax,
+            [r for r in results if not (table == "controls" and r.row == "truth")],
+            table,
+            metric,
+            table,
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in made.items():
-        with atomic_file(folder / f"{name}.png") as path: figure.savefig(path, dpi=80, format="png", metadata={"Software": None})
+        with atomic_file(folder / f"{name}.png") as path:
+            figure.savefig(path, dpi=80, format="png", metadata={"Software": None})
     return sorted(made)
 
 # %% ../../nbs/evaluation/85_report.ipynb #5fd30c2b
-PLACE = {"base_t2a": "table3", "base_direction": "table3", "controls": "controls", "video2roll": "roll", "video2roll_clean": "roll", "base": "table2", "base_without_text": "table2", "cl": "table2", "piano2h": "table2", "audeo_style": "table4", "no_guidance": "table4",
-         "cop_piano": "table4", "cop_velocity": "table5", "cop_velocity_dpo": "table5", "cop_shipped": "table5"}
+PLACE = {
+    "base_t2a": "table3",
+    "base_direction": "table3",
+    "controls": "controls",
+    "video2roll": "roll",
+    "video2roll_clean": "roll",
+    "base": "table2",
+    "base_without_text": "table2",
+    "cl": "table2",
+    "piano2h": "table2",
+    "audeo_style": "table4",
+    "no_guidance": "table4",
+    "cop_piano": "table4",
+    "cop_velocity": "table5",
+    "cop_velocity_dpo": "table5",
+    "cop_shipped": "table5",
+}
 ROW_NAMES = {"base_t2a": "base"}  # entries whose row is printed under the paper's name
-NOT_RUN = (("table2", ("factorcl",), ("mel_distance", "event_f1", "av_align", "fad", "fd", "kl", "inception_score", "clip_score")),)  # need models that this version lacks
-COLUMNS = {"table2": ("mel_distance", "label_accuracy", "event_f1", "av_align", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clip_score"),
-           "table3": ("mel_distance", "label_accuracy", "fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clap_score", "pitch_direction", "pace_direction"),
-           "table4": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance", "mos_melody", "mos_appeal"),
-           "table5": ("si_sdr_spec", "transcription_f1", "style_preference", "chroma_similarity", "mel_distance", "mos_melody", "mos_appeal"),
-           "roll": ("frame_f1_micro", "frame_f1_samples", "onset_f1", "note_f1", "onset_velocity_f1", "velocity_mae", "pedal_frame_f1", "midi_precision", "midi_recall", "midi_accuracy", "midi_f1"),
-           "controls": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance"), "real": ("onset_f1", "onset_precision", "onset_recall", "lag_onset_f1", "lag_s"),
-           "nuisance": ("frame_f1_micro", "onset_f1", "lag_onset_f1")}
+NOT_RUN = (
+    (
+        "table2",
+        ("factorcl",),
+        (
+            "mel_distance",
+            "event_f1",
+            "av_align",
+            "fad",
+            "fd",
+            "kl",
+            "inception_score",
+            "clip_score",
+        ),
+    ),
+)  # need models that this version lacks
+COLUMNS = {
+    "table2": (
+        "mel_distance",
+        "label_accuracy",
+        "event_f1",
+        "av_align",
+        "fad",
+        "fad_infinity",
+        "fd",
+        "kid",
+        "kl",
+        "inception_score",
+        "clip_score",
+    ),
+    "table3": (
+        "mel_distance",
+        "label_accuracy",
+        "fad",
+        "fad_infinity",
+        "fd",
+        "kid",
+        "kl",
+        "inception_score",
+        "clap_score",
+        "pitch_direction",
+        "pace_direction",
+    ),
+    "table4": (
+        "si_sdr_spec",
+        "transcription_f1",
+        "chroma_similarity",
+        "mel_distance",
+        "mos_melody",
+        "mos_appeal",
+    ),
+    "table5": (
+        "si_sdr_spec",
+        "transcription_f1",
+        "style_preference",
+        "chroma_similarity",
+        "mel_distance",
+        "mos_melody",
+        "mos_appeal",
+    ),
+    "roll": (
+        "frame_f1_micro",
+        "frame_f1_samples",
+        "onset_f1",
+        "note_f1",
+        "onset_velocity_f1",
+        "velocity_mae",
+        "pedal_frame_f1",
+        "midi_precision",
+        "midi_recall",
+        "midi_accuracy",
+        "midi_f1",
+    ),
+    "controls": ("si_sdr_spec", "transcription_f1", "chroma_similarity", "mel_distance"),
+    "real": ("onset_f1", "onset_precision", "onset_recall", "lag_onset_f1", "lag_s"),
+    "nuisance": ("frame_f1_micro", "onset_f1", "lag_onset_f1"),
+}
+
 
 def row_name(
     entry: str,  # of the evaluation
     suffix: str,  # of a further row, e.g. a control
 ) -> str:  # as it is printed
     "The printed name of a row."
-    return "_".join(filter(None, ("" if entry == "controls" else ROW_NAMES.get(entry, entry), suffix)))
+    return "_".join(
+        filter(None, ("" if entry == "controls" else ROW_NAMES.get(entry, entry), suffix))
+    )
+
 
 def set_results(
     sets: Mapping[str, Sequence[Mapping]],  # evaluation entry -> fields of `SetScore` and a suffix
@@ -155,9 +318,24 @@ def set_results(
     for entry, scores in sets.items():
         for s in scores:
             place = (PLACE[entry], row_name(entry, s["suffix"]), s["metric"])
-            if s["value"] is None: made += not_run(*place[:2], [s["metric"]], profile)
-            else: made.append(Result(*place, s["value"], s["ci_low"], s["ci_high"], s["n"], *metric_facts(s["metric"]), label, profile, f"{s['extractor']}, {s['sample_rate']} Hz, ids {s['ids']}"))
+            if s["value"] is None:
+                made += not_run(*place[:2], [s["metric"]], profile)
+            else:
+                made.append(
+                    Result(
+                        *place,
+                        s["value"],
+                        s["ci_low"],
+                        s["ci_high"],
+                        s["n"],
+                        *metric_facts(s["metric"]),
+                        label,
+                        profile,
+                        f"{s['extractor']}, {s['sample_rate']} Hz, ids {s['ids']}",
+                    )
+                )
     return made
+
 
 def split_rows(
     scored: Mapping[str, Sequence[Mapping]],  # evaluation entry -> scored clips, with suffixes
@@ -170,9 +348,13 @@ def split_rows(
             tables.setdefault(PLACE[entry], {}).setdefault(row, []).append(clip)
     for clip in scored.get("controls", ()):  # what the style judge makes of the true sound
         if clip["suffix"] == "truth" and "style_preference" in clip["metrics"]:
-            tables.setdefault("table5", {}).setdefault(f"true_sound_{clip['pianist']}", []).append({**clip, "metrics": {"style_preference": clip["metrics"]["style_preference"]}})
-    if "cop_piano" in tables.get("table4", {}): tables.setdefault("table5", {})["cop_piano"] = tables["table4"]["cop_piano"]
+            tables.setdefault("table5", {}).setdefault(f"true_sound_{clip['pianist']}", []).append(
+                {**clip, "metrics": {"style_preference": clip["metrics"]["style_preference"]}}
+            )
+    if "cop_piano" in tables.get("table4", {}):
+        tables.setdefault("table5", {})["cop_piano"] = tables["table4"]["cop_piano"]
     return tables
+
 
 def write_report(
     folder,  # Path of reports/
@@ -183,70 +365,182 @@ def write_report(
     profile: str,  # which parameters made them
     extractor: str,  # name of the transcriber
     sets: Mapping[str, Sequence[Mapping]] = {},  # evaluation entry -> scores of its set
-    seeds: Mapping[str, Sequence[Mapping]] = {},  # name of a run with another training seed -> its verdicts
+    seeds: Mapping[
+        str, Sequence[Mapping]
+    ] = {},  # name of a run with another training seed -> its verdicts
 ) -> tuple[list[Result], list[dict]]:  # lines, verdicts
     "Write results.json, tables.md and verdicts.json."
     tables = split_rows(scored)
-    lines = [r for table, rows in tables.items() for row, clips in rows.items()
-             for r in summarise(clips, table, row, label, profile, [m for m in COLUMNS[table] if any(m in c["metrics"] for c in clips)] if table != "roll" else None, extractor)]
-    lines += [*set_results(sets, label, profile), *extra, *(r for table, rows, metrics in NOT_RUN for row in rows for r in not_run(table, row, metrics, profile)), *paper_results(paper)]
-    if not extra: lines += not_run("real", "cop_perform", ("onset_f1", "lag_onset_f1"), profile)
-    rows = {row: clips for name, table in tables.items() if name != "table3" for row, clips in table.items()}
-    own = {row_name(entry, ""): {s["metric"]: s for s in found if s["suffix"] == ""} for entry, found in sets.items() if PLACE[entry] != "table3"}
+    lines = [
+        r
+        for table, rows in tables.items()
+        for row, clips in rows.items()
+        for r in summarise(
+            clips,
+            table,
+            row,
+            label,
+            profile,
+            [m for m in COLUMNS[table] if any(m in c["metrics"] for c in clips)]
+            if table != "roll"
+            else None,
+            extractor,
+        )
+    ]
+    lines += [
+        *set_results(sets, label, profile),
+        *extra,
+        *(
+            r
+            for table, rows, metrics in NOT_RUN
+            for row in rows
+            for r in not_run(table, row, metrics, profile)
+        ),
+        *paper_results(paper),
+    ]
+    if not extra:
+        lines += not_run("real", "cop_perform", ("onset_f1", "lag_onset_f1"), profile)
+    rows = {
+        row: clips
+        for name, table in tables.items()
+        if name != "table3"
+        for row, clips in table.items()
+    }
+    own = {
+        row_name(entry, ""): {s["metric"]: s for s in found if s["suffix"] == ""}
+        for entry, found in sets.items()
+        if PLACE[entry] != "table3"
+    }
     verdicts = [verdict(claim, rows, own, paper) for claim in CLAIMS]
     write_json(folder / "results.json", [asdict(r) for r in lines])
     write_json(folder / "verdicts.json", verdicts)
-    with atomic_file(folder / "tables.md") as path: path.write_text(_tables_text(lines, verdicts, label, profile) + _seed_table({profile: verdicts, **seeds}))
+    with atomic_file(folder / "tables.md") as path:
+        path.write_text(
+            _tables_text(lines, verdicts, label, profile)
+            + _seed_table({profile: verdicts, **seeds})
+        )
     return lines, verdicts
 
-TITLES = {"table2": "Table 2 shape: video to sound (Foley test clips; the paper: VGGSound test)", "table3": "Table 3 shape: text to audio (the paper: AudioCaps test)",
-          "table4": "Table 4 shape: piano (the paper: PianoYT-2h)", "table5": "Table 5 shape: velocity and preference (the paper: Piano-10h)",
-          "roll": "Roll predictor on held-out works: films with nuisances, and clean ones", "controls": "Controls: what a broken truth earns", "real": "Real video, zero shot: against a transcription of its own sound",
-          "nuisance": "Which nuisance buys what: predictors trained from scratch for minutes, one group of nuisances left out, read clean films, films with nuisances and a real one (at its best lag)"}
 
-BELOW = {"table5": ("true_sound_", "What the style judge makes of the true sound, by touch (each touch has clips of its own, so other n):"),
-         "roll": ("midi_", "MIDI of the paper's predictor (its Tables 4 and 5, other data; how frames or notes were averaged is not stated):")}  # table -> rows of another kind, printed below
+TITLES = {
+    "table2": "Table 2 shape: video to sound (Foley test clips; the paper: VGGSound test)",
+    "table3": "Table 3 shape: text to audio (the paper: AudioCaps test)",
+    "table4": "Table 4 shape: piano (the paper: PianoYT-2h)",
+    "table5": "Table 5 shape: velocity and preference (the paper: Piano-10h)",
+    "roll": "Roll predictor on held-out works: films with nuisances, and clean ones",
+    "controls": "Controls: what a broken truth earns",
+    "real": "Real video, zero shot: against a transcription of its own sound",
+    "nuisance": "Which nuisance buys what: predictors trained from scratch for minutes, one group of nuisances left out, read clean films, films with nuisances and a real one (at its best lag)",
+}
+
+BELOW = {
+    "table5": (
+        "true_sound_",
+        "What the style judge makes of the true sound, by touch (each touch has clips of its own, so other n):",
+    ),
+    "roll": (
+        "midi_",
+        "MIDI of the paper's predictor (its Tables 4 and 5, other data; how frames or notes were averaged is not stated):",
+    ),
+}  # table -> rows of another kind, printed below
+
 
 def _section(lines: Sequence[Result], table: str) -> Iterable[str]:
     "A table under its title, and below it the rows that are of another kind."
     prefix, words = BELOW.get(table, ("", ""))
     names = list(dict.fromkeys(r.row for r in lines if r.table == table))
     below = [n for n in names if prefix and n.startswith(prefix)]
-    for head, rows in ((f"## {TITLES[table]}", [n for n in names if n not in below]), (words, below)):
+    for head, rows in (
+        (f"## {TITLES[table]}", [n for n in names if n not in below]),
+        (words, below),
+    ):
         here = [r for r in lines if r.table == table and r.row in rows]
         present = [m for m in COLUMNS[table] if any(r.metric == m for r in here)]
-        if present: yield f"{head}\n\n{markdown_table(here, table, present)}\n"
+        if present:
+            yield f"{head}\n\n{markdown_table(here, table, present)}\n"
 
-def _tables_text(lines: Sequence[Result], verdicts: Sequence[Mapping], label: str, profile: str) -> str:
+
+def _tables_text(
+    lines: Sequence[Result], verdicts: Sequence[Mapping], label: str, profile: str
+) -> str:
     "All tables as one Markdown page."
-    parts = [f"# Tables\n\nMade from `results.json` by the `report` stage; profile `{profile}`, our numbers are labelled *{label}*. Intervals: 95 %, bootstrap over works. "
-             "The paper's columns come from other data and, for FAD and the like, other extractors: compare signs, never sizes.\n"]
-    for table in TITLES: parts += _section(lines, table)
-    return "\n".join([*parts, f"## Claims of the paper, judged on {label} data at the scale of profile `{profile}`\n\nA difference is signed so that positive agrees with the claim. Metrics in brackets stand beside and do not count; *mixed*: metrics contradict each other; "
-                      f"a claim takes a side if at least half of its judged metrics do. A claim that quality is *kept* has a margin: reproduced where the interval lies above minus the margin, not reproduced where it lies below.\n\n{_verdict_table(verdicts)}\n"])
+    parts = [
+        f"# Tables\n\nMade from `results.json` by the `report` stage; profile `{profile}`, our numbers are labelled *{label}*. Intervals: 95 %, bootstrap over works. "
+        "The paper's columns come from other data and, for FAD and the like, other extractors: compare signs, never sizes.\n"
+    ]
+    for table in TITLES:
+        parts += _section(lines, table)
+    return "\n".join(
+        [
+            *parts,
+            f"## Claims of the paper, judged on {label} data at the scale of profile `{profile}`\n\nA difference is signed so that positive agrees with the claim. Metrics in brackets stand beside and do not count; *mixed*: metrics contradict each other; "
+            f"a claim takes a side if at least half of its judged metrics do. A claim that quality is *kept* has a margin: reproduced where the interval lies above minus the margin, not reproduced where it lies below.\n\n{_verdict_table(verdicts)}\n",
+        ]
+    )
+
 
 def _seed_table(runs: Mapping[str, Sequence[Mapping]]) -> str:
     "Differences of the piano claims under several training seeds; nothing where there is one."
-    if len(runs) < 2: return ""
-    found = {run: {(v["claim"], m["metric"]): m for v in verdicts for m in v["metrics"] if "difference" in m} for run, verdicts in runs.items()}
-    keys = [(c.claim_id, m) for c in CLAIMS[4:8] for m in (*c.metrics, *c.beside) if all((c.claim_id, m) in lines for lines in found.values())]
+    if len(runs) < 2:
+        return ""
+    found = {
+        run: {
+            (v["claim"], m["metric"]): m
+            for v in verdicts
+            for m in v["metrics"]
+            if "difference" in m
+        }
+        for run, verdicts in runs.items()
+    }
+    keys = [
+        (c.claim_id, m)
+        for c in CLAIMS[4:8]
+        for m in (*c.metrics, *c.beside)
+        if all((c.claim_id, m) in lines for lines in found.values())
+    ]
     text = {c.claim_id: c.text for c in CLAIMS}
-    lines = [f"| claim | metric | {' | '.join(runs)} | same sign |", "|---|---|" + "---|" * (len(runs) + 1)]
+    lines = [
+        f"| claim | metric | {' | '.join(runs)} | same sign |",
+        "|---|---|" + "---|" * (len(runs) + 1),
+    ]
     for claim, metric in keys:
         values = [found[run][claim, metric] for run in runs]
         same = len({v["difference"] > 0 for v in values}) == 1
-        lines.append(f"| {claim} {text[claim]} | {metric} | " + " | ".join(f"{v['difference']:+.2f} [{v['ci_low']:+.2f}, {v['ci_high']:+.2f}]" for v in values) + f" | {'yes' if same else 'no'} |")
-    return "\n## The same under another training seed\n\nWhole runs whose weights, batches and noise were drawn anew (`profiles/`); intervals are over works, the columns show what a training seed does.\n\n" + "\n".join(lines) + "\n"
+        lines.append(
+            f"| {claim} {text[claim]} | {metric} | "
+            + " | ".join(
+                f"{v['difference']:+.2f} [{v['ci_low']:+.2f}, {v['ci_high']:+.2f}]" for v in values
+            )
+            + f" | {'yes' if same else 'no'} |"
+        )
+    return (
+        "\n## The same under another training seed\n\nWhole runs whose weights, batches and noise were drawn anew (`profiles/`); intervals are over works, the columns show what a training seed does.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
 
 def _verdict_table(verdicts: Sequence[Mapping]) -> str:
     "A row a claim with its overall verdict, then a row a metric."
-    lines = ["| claim | says | metric | verdict | difference | paper's | n |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| claim | says | metric | verdict | difference | paper's | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for v in verdicts:
         than = "over" if v.get("keeps") is None else f"within a margin of {v['keeps']:.0%} of"
-        lines.append(f"| {v['claim']} | {v['text']} ({v['better'] or '-'} {than} {v['worse'] or '-'}) | | **{v['verdict']}** | | | |")
+        lines.append(
+            f"| {v['claim']} | {v['text']} ({v['better'] or '-'} {than} {v['worse'] or '-'}) | | **{v['verdict']}** | | | |"
+        )
         for m in v["metrics"] if any("difference" in m for m in v["metrics"]) else ():
             unit = metric_facts(m["metric"])[0]
-            values = f"{m['difference']:+.2f} [{m['ci_low']:+.2f}, {m['ci_high']:+.2f}]{f' {unit}' if unit else ''}" if "difference" in m else ""
-            if "margin" in m: values += f", margin {m['margin']:.2f}"
-            lines.append(f"| | | {m['metric'] if m['counts'] else '(' + m['metric'] + ')'} | {m['verdict']} | {values} | {format(m['paper'], '+.2f') if 'paper' in m else ''} | {m.get('n', '')} |")
+            values = (
+                f"{m['difference']:+.2f} [{m['ci_low']:+.2f}, {m['ci_high']:+.2f}]{f' {unit}' if unit else ''}"
+                if "difference" in m
+                else ""
+            )
+            if "margin" in m:
+                values += f", margin {m['margin']:.2f}"
+            lines.append(
+                f"| | | {m['metric'] if m['counts'] else '(' + m['metric'] + ')'} | {m['verdict']} | {values} | {format(m['paper'], '+.2f') if 'paper' in m else ''} | {m.get('n', '')} |"
+            )
     return "\n".join(lines)

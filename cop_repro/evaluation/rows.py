@@ -23,7 +23,22 @@ import soundfile
 import torch
 from torch import nn
 
-from ..core import RATES, AssetMismatch, BadInput, ParamsError, Progress, atomic_folder, derive_seed, did_you_mean, die_with_parent, load_weights, numpy_rng, silent, torch_rng, write_json
+from cop_repro.core import (
+    RATES,
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    Progress,
+    atomic_folder,
+    derive_seed,
+    did_you_mean,
+    die_with_parent,
+    load_weights,
+    numpy_rng,
+    silent,
+    torch_rng,
+    write_json,
+)
 from ..data.clips import Clip, Prediction, Store, prepare_level, store_clip, store_wav
 from ..data.foley import FOLEY_CLASSES, FoleyClip, trait_pair
 from ..data.notes import Notes, make_notes, roll_to_notes
@@ -31,7 +46,16 @@ from .scoring import control_predictions, score_prediction
 from ..judges.extractors import NEEDS, Extractor, label_score, set_features, set_score
 from ..judges.style import StyleJudge, fit_style
 from ..judges.transcription import transcribe
-from ..measure.audio_metrics import audio_onsets, av_align, event_f1, flow_magnitude, mel_distance, pitch_level, strong_onsets, video_peaks
+from cop_repro.measure.audio_metrics import (
+    audio_onsets,
+    av_align,
+    event_f1,
+    flow_magnitude,
+    mel_distance,
+    pitch_level,
+    strong_onsets,
+    video_peaks,
+)
 from ..model.codec import Codec, check_latents, load_codec, prepare_wav
 from ..model.cop_piano import load_piano
 from ..model.dit import MultiStreamDiT, load_dit
@@ -45,6 +69,7 @@ from ..systems.cop import CopSystem, Performer
 @dataclass(frozen=True)
 class Row:
     "One row of the evaluation, as a value that can be sent to another process."
+
     kind: str  # one of KINDS
     split: str  # split hash every file must carry
     codec: Path  # files made by the stages
@@ -54,37 +79,62 @@ class Row:
     text: bool = True  # general rows: with caption
     sample: SampleConfig = SampleConfig()
     seed: int = 0
-    touches: tuple[str, str] | None = None  # piano rows: the preferred pianist and the other, for `style_preference`
-    device: str = "cpu"  # where codec, encoders and models compute; judges and transcriber stay on the CPU
+    touches: tuple[str, str] | None = (
+        None  # piano rows: the preferred pianist and the other, for `style_preference`
+    )
+    device: str = (
+        "cpu"  # where codec, encoders and models compute; judges and transcriber stay on the CPU
+    )
+
 
 @dataclass(frozen=True)
 class RowEntry:
     "One row of `evaluate.variants`, as the parameters have it."
+
     kind: str  # one of KINDS
     model: str | None = None  # of a piano or general row: file below models/
     text: bool = True  # general rows: with caption
     film: Literal["nuisance", "clean"] = "nuisance"  # which films of the piano
-    sample: Mapping = field(default_factory=dict)  # fields of `SampleConfig` that differ from `evaluate.sample`
+    sample: Mapping = field(
+        default_factory=dict
+    )  # fields of `SampleConfig` that differ from `evaluate.sample`
 
     def __post_init__(self):
-        if self.kind not in KINDS: raise ParamsError(f"unknown kind of row {self.kind!r}{did_you_mean(self.kind, KINDS)}; kinds are {', '.join(KINDS)}")
-        if self.model is None and self.kind in ("piano", "general", "t2a", "direction"): raise ParamsError(f"a row of kind {self.kind!r} needs a model: a file below models/")
+        if self.kind not in KINDS:
+            raise ParamsError(
+                f"unknown kind of row {self.kind!r}{did_you_mean(self.kind, KINDS)}; kinds are {', '.join(KINDS)}"
+            )
+        if self.model is None and self.kind in ("piano", "general", "t2a", "direction"):
+            raise ParamsError(f"a row of kind {self.kind!r} needs a model: a file below models/")
+
 
 def _codec_for(row: Row, meta: Mapping) -> Codec:
     "The codec, if the row's model comes from this split and knows the codec's latents."
-    if meta.get("split_hash") != row.split: raise AssetMismatch(f"{row.model.name} was trained under split {meta.get('split_hash')}, this run uses {row.split}")
+    if meta.get("split_hash") != row.split:
+        raise AssetMismatch(
+            f"{row.model.name} was trained under split {meta.get('split_hash')}, this run uses {row.split}"
+        )
     codec = load_codec(row.codec, row.split)
     check_latents(row.model.name, meta, codec.latent_id)
     return codec.to(row.device)
 
-def _codec_of(row: Row) -> Codec: return load_codec(row.codec, row.split).to(row.device)
-def _encoders_of(row: Row) -> Encoders: return load_encoders(row.encoders, split_hash=row.split).to(row.device)
-def _roll_of(row: Row) -> nn.Module: return load_roll(row.roll, split_hash=row.split)[0].to(row.device)
+
+def _codec_of(row: Row) -> Codec:
+    return load_codec(row.codec, row.split).to(row.device)
+
+
+def _encoders_of(row: Row) -> Encoders:
+    return load_encoders(row.encoders, split_hash=row.split).to(row.device)
+
+
+def _roll_of(row: Row) -> nn.Module:
+    return load_roll(row.roll, split_hash=row.split)[0].to(row.device)
 
 # %% ../../nbs/evaluation/82_rows.ipynb #709f7d50
 @dataclass
 class RollOnly:
     "The roll predictor of stage 2.1 by itself."
+
     roll: Any
     gives: frozenset = frozenset({"roll", "notes", "velocity", "pedal"})
 
@@ -97,20 +147,30 @@ class RollOnly:
         made = predict_roll(self.roll, clip.strips)
         return Prediction(clip.clip_id, None, roll_to_notes(made), made, time.monotonic() - began)
 
+
 def _piano_system(row: Row) -> CopSystem:
     piano, meta = load_piano(row.model)
-    return CopSystem(Performer(_codec_for(row, meta), _encoders_of(row), piano.to(row.device), row.sample), seed=row.seed)
+    return CopSystem(
+        Performer(_codec_for(row, meta), _encoders_of(row), piano.to(row.device), row.sample),
+        seed=row.seed,
+    )
+
 
 SYSTEMS: dict[str, Callable[[Row], dict]] = {
     "roll": lambda row: {"": RollOnly(_roll_of(row))},
-    "audeo": lambda row: {"": AudeoStyle(_roll_of(row)), "same_soundfont": AudeoStyle(_roll_of(row), same_soundfont=True)},
+    "audeo": lambda row: {
+        "": AudeoStyle(_roll_of(row)),
+        "same_soundfont": AudeoStyle(_roll_of(row), same_soundfont=True),
+    },
     "piano": lambda row: {"": _piano_system(row)},
 }
+
 
 @functools.lru_cache(maxsize=2)
 def _systems(row: Row) -> dict:
     "The systems of a row, loaded once a process."
     return SYSTEMS[row.kind](row)
+
 
 def _score_systems(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> list[dict]:
     "Scores of all systems of a row on some clips."
@@ -118,35 +178,94 @@ def _score_systems(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> l
     for clip in clips:
         for suffix, system in systems.items():
             answer = system.predict(clip)
-            made.append(_entry(clip, suffix, answer, score_prediction(clip, answer, system.gives, transcribe if "audio" in system.gives else None)))
+            made.append(
+                _entry(
+                    clip,
+                    suffix,
+                    answer,
+                    score_prediction(
+                        clip, answer, system.gives, transcribe if "audio" in system.gives else None
+                    ),
+                )
+            )
     return made
+
 
 def _entry(clip: Clip, suffix: str, answer: Prediction, metrics: dict) -> dict:
     notes = answer.notes
-    kept = None if notes is None else [notes.pitches.tolist(), notes.onsets_s.round(3).tolist(), notes.offsets_s.round(3).tolist(), notes.velocities.tolist()]
-    return {"clip_id": clip.clip_id, "work_id": clip.work_id, "suffix": suffix, "pianist": clip.pianist, "seconds": round(answer.seconds, 3), "metrics": metrics,
-            "notes": kept, "wav": answer.wav}
+    kept = (
+        None
+        if notes is None
+        else [
+            notes.pitches.tolist(),
+            notes.onsets_s.round(3).tolist(),
+            notes.offsets_s.round(3).tolist(),
+            notes.velocities.tolist(),
+        ]
+    )
+    return {
+        "clip_id": clip.clip_id,
+        "work_id": clip.work_id,
+        "suffix": suffix,
+        "pianist": clip.pianist,
+        "seconds": round(answer.seconds, 3),
+        "metrics": metrics,
+        "notes": kept,
+        "wav": answer.wav,
+    }
+
 
 def _score_controls(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> list[dict]:
     "Every control on some clips; the judge hears them too."
     codec, made = _codec_of(row), []
+
     @torch.inference_mode()
     def coded(wav: np.ndarray) -> np.ndarray:
-        return prepare_level(codec.decode(codec.encode(prepare_wav(torch.from_numpy(wav[None])).to(row.device)))[0].cpu().numpy())
+        return prepare_level(
+            codec.decode(codec.encode(prepare_wav(torch.from_numpy(wav[None])).to(row.device)))[0]
+            .cpu()
+            .numpy()
+        )
+
     for clip, other in zip(clips, others):
-        for name, answer in control_predictions(clip, other, numpy_rng(row.seed, "controls", clip.clip_id), coded).items():
-            made.append(_entry(clip, name, answer, score_prediction(clip, answer, frozenset({"audio"}), transcribe)))
+        for name, answer in control_predictions(
+            clip, other, numpy_rng(row.seed, "controls", clip.clip_id), coded
+        ).items():
+            made.append(
+                _entry(
+                    clip,
+                    name,
+                    answer,
+                    score_prediction(clip, answer, frozenset({"audio"}), transcribe),
+                )
+            )
     return made
 
 # %% ../../nbs/evaluation/82_rows.ipynb #22ef2479
 @torch.inference_mode()
-def _generate(model: MultiStreamDiT, codec: Codec, encoders: Encoders, row: Row, clip: Clip) -> np.ndarray:
+def _generate(
+    model: MultiStreamDiT, codec: Codec, encoders: Encoders, row: Row, clip: Clip
+) -> np.ndarray:
     "Sound of one general clip."
     count = RATES.latents(clip.duration_s)
-    given = {} if clip.frames is None else {"video": to_latent_rate(encoders.image.encode(torch.from_numpy(np.array(clip.frames))[None]), count)}
-    if row.text: given |= dict(zip(("text", "text_mask"), encoders.text.encode([clip.text])))
-    noise = torch.randn(1, count, codec.channels, generator=torch_rng(row.seed, "sample", clip.clip_id)).to(row.device)
-    return prepare_level(codec.decode(sample(model, noise, Conditions(**given), row.sample).latents)[0].cpu().numpy())
+    given = (
+        {}
+        if clip.frames is None
+        else {
+            "video": to_latent_rate(
+                encoders.image.encode(torch.from_numpy(np.array(clip.frames))[None]), count
+            )
+        }
+    )
+    if row.text:
+        given |= dict(zip(("text", "text_mask"), encoders.text.encode([clip.text])))
+    noise = torch.randn(
+        1, count, codec.channels, generator=torch_rng(row.seed, "sample", clip.clip_id)
+    ).to(row.device)
+    return prepare_level(
+        codec.decode(sample(model, noise, Conditions(**given), row.sample).latents)[0].cpu().numpy()
+    )
+
 
 @functools.lru_cache(maxsize=2)
 def _general_parts(row: Row) -> tuple[MultiStreamDiT, Codec, Encoders]:
@@ -154,6 +273,7 @@ def _general_parts(row: Row) -> tuple[MultiStreamDiT, Codec, Encoders]:
     stage2 = load_weights(row.model)[1].get("asset") == "piano"
     model, meta = load_piano(row.model) if stage2 else load_dit(row.model)
     return (model.dit if stage2 else model).to(row.device), _codec_for(row, meta), _encoders_of(row)
+
 
 def _score_general(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> list[dict]:
     "Mel distance of generated sound, and of the film its AV-Align beside that of the true and of another clip's sound."
@@ -163,33 +283,88 @@ def _score_general(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> l
         began = time.monotonic()
         wav = _generate(model, codec, encoders, row, clip)
         answer = Prediction(clip.clip_id, wav, seconds=time.monotonic() - began)
-        peaks = None if clip.frames is None else video_peaks(flow_magnitude(clip.frames), RATES.frame_rate)
+        peaks = (
+            None
+            if clip.frames is None
+            else video_peaks(flow_magnitude(clip.frames), RATES.frame_rate)
+        )
         for suffix, sound in (("", wav), ("true_sound", clip.wav), ("shuffled", other.wav)):
-            scores = {} if peaks is None else {"av_align": float(av_align(audio_onsets(sound), peaks, RATES.frame_rate))}
-            if suffix != "true_sound": scores["mel_distance"] = float(mel_distance(clip.wav, sound))
-            if suffix != "true_sound" and peaks is not None: scores["event_f1"] = event_f1(clip.wav, sound)
-            made.append(_entry(clip, suffix, answer if suffix == "" else replace(answer, wav=None), scores))
+            scores = (
+                {}
+                if peaks is None
+                else {"av_align": float(av_align(audio_onsets(sound), peaks, RATES.frame_rate))}
+            )
+            if suffix != "true_sound":
+                scores["mel_distance"] = float(mel_distance(clip.wav, sound))
+            if suffix != "true_sound" and peaks is not None:
+                scores["event_f1"] = event_f1(clip.wav, sound)
+            made.append(
+                _entry(clip, suffix, answer if suffix == "" else replace(answer, wav=None), scores)
+            )
     return made
 
-TRAIT_MEASURES = {"pitch": pitch_level, "pace": lambda wav: len(strong_onsets(wav))}  # what rises with a trait
+
+TRAIT_MEASURES = {
+    "pitch": pitch_level,
+    "pace": lambda wav: len(strong_onsets(wav)),
+}  # what rises with a trait
 PAIRS = 3  # of a clip, each of another class
+
 
 def _score_direction(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> list[dict]:
     "Pairs of captions that differ in one word, each with one noise: the share whose generated sounds differ as the word says, and the same for rendered sounds; what cannot be told apart is half a hit."
     model, codec, encoders = _general_parts(row)
+
     def heard(clip: Clip, trait: str, pair: Sequence[FoleyClip], true: bool) -> float:
-        wavs = [p.wav if true else _generate(model, codec, encoders, row, replace(clip, text=p.text, frames=None, duration_s=len(p.wav) / RATES.sample_rate)) for p in pair]
+        wavs = [
+            p.wav
+            if true
+            else _generate(
+                model,
+                codec,
+                encoders,
+                row,
+                replace(clip, text=p.text, frames=None, duration_s=len(p.wav) / RATES.sample_rate),
+            )
+            for p in pair
+        ]
         low, high = map(TRAIT_MEASURES[trait], wavs)
-        return .5 if not (high > low or high < low) else float(high > low)
+        return 0.5 if not (high > low or high < low) else float(high > low)
+
     made = []
     for clip in clips:
-        labels, seed = numpy_rng(row.seed, "direction", clip.clip_id).permutation(FOLEY_CLASSES)[:PAIRS], derive_seed(row.seed, "direction", clip.clip_id) % 2**31
+        labels, seed = (
+            numpy_rng(row.seed, "direction", clip.clip_id).permutation(FOLEY_CLASSES)[:PAIRS],
+            derive_seed(row.seed, "direction", clip.clip_id) % 2**31,
+        )
         for suffix in ("", "true_sound"):
-            scores = {f"{trait}_direction": float(np.mean([heard(replace(clip, clip_id=f"{clip.clip_id}/{label}"), trait, trait_pair(label, trait, seed), bool(suffix)) for label in labels])) for trait in TRAIT_MEASURES}
+            scores = {
+                f"{trait}_direction": float(
+                    np.mean(
+                        [
+                            heard(
+                                replace(clip, clip_id=f"{clip.clip_id}/{label}"),
+                                trait,
+                                trait_pair(label, trait, seed),
+                                bool(suffix),
+                            )
+                            for label in labels
+                        ]
+                    )
+                )
+                for trait in TRAIT_MEASURES
+            }
             made.append(_entry(clip, suffix, Prediction(clip.clip_id), scores))
     return made
 
-KINDS = {**{kind: (_score_systems, "piano") for kind in SYSTEMS}, "direction": (_score_direction, "t2a"), "controls": (_score_controls, "piano"), "general": (_score_general, "foley"), "t2a": (_score_general, "t2a")}
+
+KINDS = {
+    **{kind: (_score_systems, "piano") for kind in SYSTEMS},
+    "direction": (_score_direction, "t2a"),
+    "controls": (_score_controls, "piano"),
+    "general": (_score_general, "foley"),
+    "t2a": (_score_general, "t2a"),
+}
 
 # %% ../../nbs/evaluation/82_rows.ipynb #10f75321
 def test_rows(
@@ -199,42 +374,67 @@ def test_rows(
 ) -> np.ndarray:  # row numbers
     "Evenly spread test clips."
     rows = store.select(split="test", **want)
-    if not len(rows): raise BadInput(f"store {store.folder.name} holds no test clip with {want or 'any film'}")
+    if not len(rows):
+        raise BadInput(f"store {store.folder.name} holds no test clip with {want or 'any film'}")
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
+
 
 def partners(
     works: Sequence[str],  # work of each clip
 ) -> list[int]:  # position of another work's clip
     "For each clip the position of one of another work."
-    if len(set(works)) < 2: raise BadInput(f"{len(works)} clips of one work: a shuffled control needs clips of two works at least")
+    if len(set(works)) < 2:
+        raise BadInput(
+            f"{len(works)} clips of one work: a shuffled control needs clips of two works at least"
+        )
     n = len(works)
-    return [next(j % n for j in range(i + n // 2, i + n // 2 + n) if works[j % n] != works[i]) for i in range(n)]
+    return [
+        next(j % n for j in range(i + n // 2, i + n // 2 + n) if works[j % n] != works[i])
+        for i in range(n)
+    ]
+
 
 @functools.lru_cache(maxsize=1)
 def _style_judge(folder: str, preferred: str, other: str) -> StyleJudge:
     "The judge that a store's validation works teach, fitted once a process."
     store = Store(folder)
     rows = store.select(split="val")
-    return fit_style([store_wav(store, int(r)) for r in rows], store.values("pianist", rows), preferred, other)
+    return fit_style(
+        [store_wav(store, int(r)) for r in rows], store.values("pianist", rows), preferred, other
+    )
+
 
 def _part(row: Row, folder: str, rows: list[int], others: list[int], threads: int) -> list[dict]:
     torch.set_num_threads(threads)
     store = Store(folder)
-    made = KINDS[row.kind][0](row, [store_clip(store, r) for r in rows], [store_clip(store, r) for r in others])
+    made = KINDS[row.kind][0](
+        row, [store_clip(store, r) for r in rows], [store_clip(store, r) for r in others]
+    )
     for s in made if row.touches and KINDS[row.kind][1] == "piano" else ():
-        if s["wav"] is None: continue
+        if s["wav"] is None:
+            continue
         judge = _style_judge(folder, *row.touches)
-        s["metrics"]["style_preference"], s["extractors"] = judge(s["wav"]), {"style_preference": judge.passport}
+        s["metrics"]["style_preference"], s["extractors"] = (
+            judge(s["wav"]),
+            {"style_preference": judge.passport},
+        )
     return made
+
 
 CHUNK = 4  # clips that one call of a worker scores
 
+
 def _jobs(row: Row, store: Store, rows: Sequence[int]) -> list[tuple]:
     "Calls that together score a row, each on a few clips and their partners."
-    if row.kind not in KINDS: raise BadInput(f"unknown kind of row {row.kind!r}; kinds are {', '.join(KINDS)}")
+    if row.kind not in KINDS:
+        raise BadInput(f"unknown kind of row {row.kind!r}; kinds are {', '.join(KINDS)}")
     rows = [int(r) for r in rows]
     others = [rows[j] for j in partners(store.values("work_id", rows))]
-    return [(row, str(store.folder), rows[i:i + CHUNK], others[i:i + CHUNK]) for i in range(0, len(rows), CHUNK)]
+    return [
+        (row, str(store.folder), rows[i : i + CHUNK], others[i : i + CHUNK])
+        for i in range(0, len(rows), CHUNK)
+    ]
+
 
 def score_rows(
     rows: Mapping[str, Row],  # name -> what to score
@@ -245,32 +445,68 @@ def score_rows(
     "Predict and score several rows, in parallel; the result does not depend on the number of processes."
     jobs = [(name, *job) for name, row in rows.items() for job in _jobs(row, *chosen[name])]
     made: dict[str, list[dict]] = {name: [] for name in rows}
+
     def collect(parts) -> None:
         for n, (job, part) in enumerate(zip(jobs, parts)):
             made[job[0]] += part
             progress(n + 1, len(jobs), f"evaluate: {job[0]}")
-    if workers == 1: collect(_part(*job[1:], torch.get_num_threads()) for job in jobs)
+
+    if workers == 1:
+        collect(_part(*job[1:], torch.get_num_threads()) for job in jobs)
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) as pool:
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), die_with_parent
+        ) as pool:
             collect(pool.map(_part, *zip(*(job[1:] for job in jobs)), [1] * len(jobs)))
     return made
 
 # %% ../../nbs/evaluation/82_rows.ipynb #7b3e91c4
-SETS = {"general": ("fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clip_score"), "t2a": ("fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clap_score")}  # kind of row -> scores
+SETS = {
+    "general": ("fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clip_score"),
+    "t2a": ("fad", "fad_infinity", "fd", "kid", "kl", "inception_score", "clap_score"),
+}  # kind of row -> scores
 
-def _set_lines(kind: str, store: Store, places: Sequence[int], sounds: Mapping[str, Sequence], extractor: Extractor, seed: int) -> list[dict]:
+
+def _set_lines(
+    kind: str,
+    store: Store,
+    places: Sequence[int],
+    sounds: Mapping[str, Sequence],
+    extractor: Extractor,
+    seed: int,
+) -> list[dict]:
     "Scores of the sets of one row: suffix -> sounds, against the store's."
-    metrics, ids, works = SETS[kind], store.values("clip_id", places), store.values("work_id", places)
+    metrics, ids, works = (
+        SETS[kind],
+        store.values("clip_id", places),
+        store.values("work_id", places),
+    )
     true, groups, lines = [store_wav(store, int(r)) for r in places], dict(zip(ids, works)), []
     films = [store["frames"][int(r)] for r in places] if "clip_score" in metrics else None
     texts = store.values("text", places) if "clap_score" in metrics else None
     ref, own = set_features(extractor, metrics, ids, true, sounds[""], texts, films)
     for suffix, wavs in sounds.items():
-        est = own if suffix == "" else extractor.several(tuple(dict.fromkeys(NEEDS[m][1] for m in metrics)), ids, wavs)
-        scores = [set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed) for m in metrics]
-        if extractor.classes: scores.append(label_score(est["logits"], extractor.classes, dict(zip(ids, store.values("label", places))), groups, seed))
+        est = (
+            own
+            if suffix == ""
+            else extractor.several(tuple(dict.fromkeys(NEEDS[m][1] for m in metrics)), ids, wavs)
+        )
+        scores = [
+            set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed) for m in metrics
+        ]
+        if extractor.classes:
+            scores.append(
+                label_score(
+                    est["logits"],
+                    extractor.classes,
+                    dict(zip(ids, store.values("label", places))),
+                    groups,
+                    seed,
+                )
+            )
         lines += [{"suffix": suffix, **asdict(s)} for s in scores]
     return lines
+
 
 def score_sets(
     rows: Mapping[str, Row],  # name -> what was scored
@@ -287,7 +523,11 @@ def score_sets(
         store, places = chosen[name]
         true = [store_wav(store, int(r)) for r in places]
         own = {s["clip_id"]: s["wav"] for s in scored[name] if s["suffix"] == ""}
-        sounds = {"": [own[c] for c in store.values("clip_id", places)], "true_sound": true, "shuffled": [true[j] for j in partners(store.values("work_id", places))]}
+        sounds = {
+            "": [own[c] for c in store.values("clip_id", places)],
+            "true_sound": true,
+            "shuffled": [true[j] for j in partners(store.values("work_id", places))],
+        }
         made[name] = _set_lines(rows[name].kind, store, places, sounds, extractor, seed)
         progress(done + 1, len(wanted), f"sets: {name}")
     return made
@@ -303,12 +543,23 @@ def save_scores(
     with atomic_folder(folder) as temporary:
         for name, entries in scored.items():
             shown = list(dict.fromkeys(s["clip_id"] for s in entries))[:count]
-            plain = [{k: v for k, v in s.items() if k != "wav"} | {"metrics": {k: v for k, v in s["metrics"].items() if np.isfinite(v)}} for s in entries]
+            plain = [
+                {k: v for k, v in s.items() if k != "wav"}
+                | {"metrics": {k: v for k, v in s["metrics"].items() if np.isfinite(v)}}
+                for s in entries
+            ]
             write_json(temporary / name / "scores.json", plain)
             write_json(temporary / name / "sets.json", sets.get(name, []))
             for s in entries:
                 if s["wav"] is not None and s["clip_id"] in shown:
-                    soundfile.write(temporary / name / f"{shown.index(s['clip_id'])}-{s['suffix'] or 'row'}.flac", s["wav"], RATES.sample_rate)
+                    soundfile.write(
+                        temporary
+                        / name
+                        / f"{shown.index(s['clip_id'])}-{s['suffix'] or 'row'}.flac",
+                        s["wav"],
+                        RATES.sample_rate,
+                    )
+
 
 def row_folders(
     folder: Path,  # models/evaluate
@@ -317,17 +568,20 @@ def row_folders(
     "Where each row's scores and sounds lie."
     return {row: folder / group / "rows" / row for group, rows in variants.items() for row in rows}
 
+
 def load_scores(
     folders: Mapping[str, Path],  # of `row_folders`
 ) -> dict[str, list[dict]]:  # row -> scored clips
     "Scores of all rows."
     return {row: json.loads((place / "scores.json").read_text()) for row, place in folders.items()}
 
+
 def load_sets(
     folders: Mapping[str, Path],  # of `row_folders`
 ) -> dict[str, list[dict]]:  # row -> scores of sets
     "Scores of the sets of all rows."
     return {row: json.loads((place / "sets.json").read_text()) for row, place in folders.items()}
+
 
 def example_sounds(
     folders: Mapping[str, Path],  # of `row_folders`
@@ -338,7 +592,14 @@ def example_sounds(
     "Kept sounds of the first clips: the truth, then the rows."
     clips = list(dict.fromkeys(s["clip_id"] for s in scored["controls"]))[:count]
     read = lambda row, name: soundfile.read(folders[row] / f"{name}.flac", dtype="float32")[0]
-    return {clip: {"true sound": read("controls", f"{i}-truth"), **{row: read(row, f"{i}-row") for row in rows if row != "controls"}} for i, clip in enumerate(clips)}
+    return {
+        clip: {
+            "true sound": read("controls", f"{i}-truth"),
+            **{row: read(row, f"{i}-row") for row in rows if row != "controls"},
+        }
+        for i, clip in enumerate(clips)
+    }
+
 
 def example_notes(
     scored: Mapping[str, Sequence[Mapping]],  # row -> scored clips
@@ -348,4 +609,8 @@ def example_notes(
     "True and predicted notes of the first clips."
     notes = lambda s: make_notes(*s["notes"])
     true = {s["clip_id"]: notes(s) for s in scored["controls"] if s["suffix"] == "truth"}
-    return {s["clip_id"]: (true[s["clip_id"]], notes(s)) for s in scored[row] if s["clip_id"] in list(true)[:count]}
+    return {
+        s["clip_id"]: (true[s["clip_id"]], notes(s))
+        for s in scored[row]
+        if s["clip_id"] in list(true)[:count]
+    }

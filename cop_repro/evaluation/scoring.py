@@ -16,17 +16,28 @@ from ..core import RATES, BadInput, Progress, silent
 from ..data.clips import Clip, Prediction, Store, prepare_level
 from ..data.notes import OTHER_PIANO, Notes, make_notes, notes_to_roll, synthesise
 from ..measure.audio_metrics import chroma_similarity, mel_distance, si_sdr_spec
-from ..measure.music_metrics import frame_scores, note_scores, pedal_event_scores, pedal_frame_scores, pedal_frames, random_notes, velocity_scores
+from cop_repro.measure.music_metrics import (
+    frame_scores,
+    note_scores,
+    pedal_event_scores,
+    pedal_frame_scores,
+    pedal_frames,
+    random_notes,
+    velocity_scores,
+)
 
 # %% ../../nbs/evaluation/80_scoring.ipynb #f0865016
 Gift = Literal["roll", "notes", "velocity", "pedal", "audio", "video", "text"]
 
+
 class System(Protocol):
     "What every system of the benchmark offers (design of arXiv 2505.20038's announced protocol; ours, since none was released)."
+
     gives: frozenset[Gift]
 
     def fit(self, cfg: Any, data: Store) -> None: ...
     def predict(self, clip: Clip) -> Prediction: ...
+
 
 Judge = Callable[[np.ndarray], Notes]  # a transcriber: sound -> notes
 
@@ -37,13 +48,22 @@ def score_sound(
     judge: Judge | None = None,  # a transcriber, for note scores of the sound
 ) -> dict[str, float]:  # metric -> value
     "Sound against sound, and the notes heard in it against the true notes."
-    if clip.wav is None: raise BadInput(f"clip {clip.clip_id} has no true sound to compare with")
-    if len(wav) != len(clip.wav): raise BadInput(f"clip {clip.clip_id}: the sound has {len(wav)} samples, the truth {len(clip.wav)}")
-    scores = {"si_sdr_spec": si_sdr_spec(clip.wav, wav), "mel_distance": mel_distance(clip.wav, wav), "chroma_similarity": chroma_similarity(clip.wav, wav)}
+    if clip.wav is None:
+        raise BadInput(f"clip {clip.clip_id} has no true sound to compare with")
+    if len(wav) != len(clip.wav):
+        raise BadInput(
+            f"clip {clip.clip_id}: the sound has {len(wav)} samples, the truth {len(clip.wav)}"
+        )
+    scores = {
+        "si_sdr_spec": si_sdr_spec(clip.wav, wav),
+        "mel_distance": mel_distance(clip.wav, wav),
+        "chroma_similarity": chroma_similarity(clip.wav, wav),
+    }
     if judge is not None:
         heard = judge(wav)
         scores["transcription_f1"] = note_scores(clip.notes, heard)["onset_f1"]
     return {k: float(v) for k, v in scores.items()}
+
 
 def score_notes(
     clip: Clip,  # the truth
@@ -52,20 +72,27 @@ def score_notes(
 ) -> dict[str, float]:  # metric -> value
     "Note lists against the true notes: onsets, offsets, and velocity and pedal where claimed."
     velocity, pedal = "velocity" in gives, "pedal" in gives
-    scores = {k: v for k, v in note_scores(clip.notes, notes).items() if velocity or "velocity" not in k}
-    if velocity: scores |= velocity_scores(clip.notes, notes)
+    scores = {
+        k: v for k, v in note_scores(clip.notes, notes).items() if velocity or "velocity" not in k
+    }
+    if velocity:
+        scores |= velocity_scores(clip.notes, notes)
     if pedal:
-        tracks = [pedal_frames(n.pedal, clip.duration_s, RATES.frame_rate) for n in (clip.notes, notes)]
+        tracks = [
+            pedal_frames(n.pedal, clip.duration_s, RATES.frame_rate) for n in (clip.notes, notes)
+        ]
         scores |= pedal_frame_scores(*tracks) | pedal_event_scores(clip.notes.pedal, notes.pedal)
     return {k: float(v) for k, v in scores.items()}
+
 
 def score_roll(
     clip: Clip,  # the truth
     presence: np.ndarray,  # bool (r, 88)
 ) -> dict[str, float]:  # metric -> value
     "Frame scores in three averagings against the roll of the true notes."
-    truth = notes_to_roll(clip.notes, clip.duration_s, RATES.frame_rate).presence > .5
+    truth = notes_to_roll(clip.notes, clip.duration_s, RATES.frame_rate).presence > 0.5
     return {k: float(v) for k, v in frame_scores(truth, presence).items()}
+
 
 def score_prediction(
     clip: Clip,  # the truth
@@ -75,12 +102,19 @@ def score_prediction(
 ) -> dict[str, float]:  # metric -> value
     "Every score that the declared gifts allow; a gift declared but not given is an error."
     for gift, field in (("audio", made.wav), ("notes", made.notes), ("roll", made.roll)):
-        if gift in gives and field is None: raise BadInput(f"the system declares {gift!r} but its prediction for {clip.clip_id} has none")
+        if gift in gives and field is None:
+            raise BadInput(
+                f"the system declares {gift!r} but its prediction for {clip.clip_id} has none"
+            )
     scores: dict[str, float] = {}
-    if "audio" in gives: scores |= score_sound(clip, made.wav, judge)
-    if "notes" in gives: scores |= score_notes(clip, made.notes, gives)
-    if "roll" in gives: scores |= score_roll(clip, made.roll.presence >= .5)
+    if "audio" in gives:
+        scores |= score_sound(clip, made.wav, judge)
+    if "notes" in gives:
+        scores |= score_notes(clip, made.notes, gives)
+    if "roll" in gives:
+        scores |= score_roll(clip, made.roll.presence >= 0.5)
     return scores
+
 
 def evaluate(
     system: System,  # fitted
@@ -93,19 +127,36 @@ def evaluate(
     scored = []
     for i, clip in enumerate(clips):
         made = system.predict(clip)
-        scored.append({"clip_id": clip.clip_id, "work_id": clip.work_id, "seconds": made.seconds, "metrics": score_prediction(clip, made, system.gives, judge)})
+        scored.append(
+            {
+                "clip_id": clip.clip_id,
+                "work_id": clip.work_id,
+                "seconds": made.seconds,
+                "metrics": score_prediction(clip, made, system.gives, judge),
+            }
+        )
         progress(i + 1, total or i + 1, f"evaluate: {clip.clip_id}")
     return scored
 
 # %% ../../nbs/evaluation/80_scoring.ipynb #81824e28
 def _from_notes(clip: Clip, notes: Notes, **sound) -> Prediction:
-    return Prediction(clip.clip_id, prepare_level(synthesise(notes, clip.duration_s, **sound)), notes)
+    return Prediction(
+        clip.clip_id, prepare_level(synthesise(notes, clip.duration_s, **sound)), notes
+    )
+
 
 def _late(notes: Notes, shift_s: float, duration_s: float) -> Notes:
     "The same performance, later; what falls off the end is gone."
     kept = notes.onsets_s + shift_s < duration_s
     pedal = np.minimum(notes.pedal + shift_s, duration_s)
-    return make_notes(notes.pitches[kept], notes.onsets_s[kept] + shift_s, notes.offsets_s[kept] + shift_s, notes.velocities[kept], pedal[pedal[:, 0] < pedal[:, 1]])
+    return make_notes(
+        notes.pitches[kept],
+        notes.onsets_s[kept] + shift_s,
+        notes.offsets_s[kept] + shift_s,
+        notes.velocities[kept],
+        pedal[pedal[:, 0] < pedal[:, 1]],
+    )
+
 
 def control_predictions(
     clip: Clip,  # the truth
@@ -115,10 +166,15 @@ def control_predictions(
 ) -> dict[str, Prediction]:  # control -> prediction
     "All control rows for one clip."
     notes, seconds = clip.notes, clip.duration_s
-    if other.work_id == clip.work_id: raise BadInput(f"the other clip of {clip.clip_id} is of the same work {clip.work_id!r}: it is no control")
+    if other.work_id == clip.work_id:
+        raise BadInput(
+            f"the other clip of {clip.clip_id} is of the same work {clip.work_id!r}: it is no control"
+        )
     made = {
         "truth": Prediction(clip.clip_id, clip.wav, notes),
-        "noise": Prediction(clip.clip_id, prepare_level(rng.standard_normal(len(clip.wav))), Notes.empty()),
+        "noise": Prediction(
+            clip.clip_id, prepare_level(rng.standard_normal(len(clip.wav))), Notes.empty()
+        ),
         "shuffled": Prediction(clip.clip_id, other.wav, other.notes),
         "random_notes": _from_notes(clip, _drawn(notes, seconds, rng)),
         "one_frame_late": _from_notes(clip, _late(notes, 1 / RATES.frame_rate, seconds)),
@@ -126,7 +182,8 @@ def control_predictions(
         "no_pedal": _from_notes(clip, notes.replace(pedal=())),
         "other_piano": _from_notes(clip, notes, **OTHER_PIANO),
     }
-    if codec is not None: made["codec"] = Prediction(clip.clip_id, codec(clip.wav), notes)
+    if codec is not None:
+        made["codec"] = Prediction(clip.clip_id, codec(clip.wav), notes)
     return made
 
 

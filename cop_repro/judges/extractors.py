@@ -17,17 +17,30 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core import RATES, AssetMismatch, BadInput, file_hash
 from ..data.clips import prepare_level
 from .networks import JUDGE_RATE, MEL_HOP, WINDOW_S, judge_mel, load_judges
-from ..measure.audio_metrics import AvOffset, av_offset, bootstrap_draws, bootstrap_interval, clip_score_per_clip, cosine_per_pair, draws_interval, fad_infinity, frechet_distance, inception_score, kid, kl_per_clip
+from cop_repro.measure.audio_metrics import (
+    AvOffset,
+    av_offset,
+    bootstrap_draws,
+    bootstrap_interval,
+    clip_score_per_clip,
+    cosine_per_pair,
+    draws_interval,
+    fad_infinity,
+    frechet_distance,
+    inception_score,
+    kid,
+    kl_per_clip,
+)
 
 # %% ../../nbs/judges/63_extractors.ipynb #e5809287
 Kind = Literal["window", "clip", "logits", "audio", "text", "image"]
+
 
 def id_list_hash(
     ids: Iterable[Hashable],  # clip ids in any order, repeats allowed
@@ -35,9 +48,11 @@ def id_list_hash(
     "A short hash of which clips were scored."
     return hashlib.sha256("\n".join(sorted({str(i) for i in ids})).encode()).hexdigest()[:16]
 
+
 @dataclass(frozen=True)
 class Features:
     "What one extractor says about some clips."
+
     values: Float[np.ndarray, "n d"]  # rows
     ids: tuple[str, ...]  # clip of each row; rows of one clip are neighbours
     kind: Kind  # what a row is
@@ -51,7 +66,9 @@ class Features:
 
     def of(self, clips: Sequence[str]) -> Float[np.ndarray, "m d"]:
         "Rows of some clips, as often as they are asked for."
-        return np.concatenate([self.values[rows] for rows in map(self._places().__getitem__, clips)])
+        return np.concatenate(
+            [self.values[rows] for rows in map(self._places().__getitem__, clips)]
+        )
 
     def mean_of(self, clips: Sequence[str]) -> Float[np.ndarray, "m d"]:
         "One row a clip: the mean of its rows."
@@ -60,8 +77,10 @@ class Features:
 
     def _places(self) -> dict[str, list[int]]:
         places: dict[str, list[int]] = {}
-        for row, name in enumerate(self.ids): places.setdefault(name, []).append(row)
+        for row, name in enumerate(self.ids):
+            places.setdefault(name, []).append(row)
         return places
+
 
 def comparable(
     ref: Features,  # of true sounds
@@ -71,19 +90,31 @@ def comparable(
     "Refuse two sets that were made in different ways or from different clips."
     for what in ("extractor",) + (() if kinds else ("kind", "sample_rate")):
         a, b = getattr(ref, what), getattr(est, what)
-        if a != b: raise AssetMismatch(f"{what} of the reference is {a!r} and of the estimate {b!r}: such scores cannot be compared; extract both in one way")
-    if kinds and (ref.kind, est.kind) != kinds: raise AssetMismatch(f"features are of kinds {ref.kind!r} and {est.kind!r}; {kinds[0]!r} and {kinds[1]!r} are needed")
+        if a != b:
+            raise AssetMismatch(
+                f"{what} of the reference is {a!r} and of the estimate {b!r}: such scores cannot be compared; extract both in one way"
+            )
+    if kinds and (ref.kind, est.kind) != kinds:
+        raise AssetMismatch(
+            f"features are of kinds {ref.kind!r} and {est.kind!r}; {kinds[0]!r} and {kinds[1]!r} are needed"
+        )
     odd = set(ref.clips) ^ set(est.clips)
-    if odd: raise BadInput(f"{len(odd)} clips are on one side only, e.g. {min(odd)!r}: score the same clips on both sides (id lists {id_list_hash(ref.ids)} and {id_list_hash(est.ids)})")
+    if odd:
+        raise BadInput(
+            f"{len(odd)} clips are on one side only, e.g. {min(odd)!r}: score the same clips on both sides (id lists {id_list_hash(ref.ids)} and {id_list_hash(est.ids)})"
+        )
 
 # %% ../../nbs/judges/63_extractors.ipynb #8d8c0e6c
 @dataclass(frozen=True)
 class Extractor:
     "A network that judges, behind one interface."
+
     name: str  # printed beside every value
     weights: str  # hash of the weights file
     sample_rate: int  # Hz
-    kinds: Mapping[str, Callable]  # kind -> function: a sound (s,), a caption or frames (f, h, w, 3) -> rows (r, d)
+    kinds: Mapping[
+        str, Callable
+    ]  # kind -> function: a sound (s,), a caption or frames (f, h, w, 3) -> rows (r, d)
     least_s: float = WINDOW_S  # shortest sound it hears, seconds
     classes: tuple[str, ...] = ()  # what its logits stand for, if that is known
 
@@ -92,40 +123,70 @@ class Extractor:
         "Name and weights hash."
         return f"{self.name} {self.weights}"
 
-    def __call__(self, kind: Kind, ids: Sequence[str], inputs: Iterable, sample_rate: int = RATES.sample_rate) -> Features:
+    def __call__(
+        self, kind: Kind, ids: Sequence[str], inputs: Iterable, sample_rate: int = RATES.sample_rate
+    ) -> Features:
         "Features of sounds (float (s,) at `sample_rate`), captions or films (uint8 (f, h, w, 3), already thinned)."
         return self.several([kind], ids, inputs, sample_rate)[kind]
 
-    def several(self, kinds: Sequence[Kind], ids: Sequence[str], inputs: Iterable, sample_rate: int = RATES.sample_rate) -> dict[str, Features]:
+    def several(
+        self,
+        kinds: Sequence[Kind],
+        ids: Sequence[str],
+        inputs: Iterable,
+        sample_rate: int = RATES.sample_rate,
+    ) -> dict[str, Features]:
         "Several kinds of the same inputs, each input read and prepared once."
         odd = [k for k in kinds if k not in self.kinds]
-        if odd: raise BadInput(f"{self.name} gives {', '.join(self.kinds)}; {odd[0]!r} needs another extractor")
+        if odd:
+            raise BadInput(
+                f"{self.name} gives {', '.join(self.kinds)}; {odd[0]!r} needs another extractor"
+            )
         rows, hears = {k: [] for k in kinds}, not set(kinds) & {"text", "image"}
         for name, given in zip(ids, inputs, strict=True):
             ready = self._sound(name, given, sample_rate) if hears else given
-            for k in kinds: rows[k].append((str(name), self.kinds[k](ready).detach().double().numpy()))
+            for k in kinds:
+                rows[k].append((str(name), self.kinds[k](ready).detach().double().numpy()))
         return {k: self._features(k, made, hears) for k, made in rows.items()}
 
     def _features(self, kind: Kind, made: list[tuple[str, np.ndarray]], hears: bool) -> Features:
         "Rows of all clips with their passport; nothing that is not finite passes."
-        if not made: raise BadInput("no clip was given: is the folder or the selection empty?")
+        if not made:
+            raise BadInput("no clip was given: is the folder or the selection empty?")
         bad = [name for name, values in made if not np.isfinite(values).all()]
-        if bad: raise BadInput(f"{self.name} gives values that are not finite for {bad[0]!r}")
+        if bad:
+            raise BadInput(f"{self.name} gives values that are not finite for {bad[0]!r}")
         names = tuple(name for name, values in made for _ in values)
-        return Features(np.concatenate([values for _, values in made]), names, kind, self.passport, self.sample_rate if hears else 0)
+        return Features(
+            np.concatenate([values for _, values in made]),
+            names,
+            kind,
+            self.passport,
+            self.sample_rate if hears else 0,
+        )
 
     def _sound(self, name: str, wav, sample_rate: int) -> Float[Tensor, " s"]:
         "A checked sound at the extractor's rate, peak 0.5."
         import torchaudio
+
         wav = np.asarray(wav, np.float32)
-        if wav.ndim != 1: raise BadInput(f"{name}: sound of shape {wav.shape}; one channel (s,) is needed")
-        if not np.isfinite(wav).all(): raise BadInput(f"{name}: the sound holds NaN or infinite samples")
-        if len(wav) < self.least_s * sample_rate: raise BadInput(f"{name}: a sound of {len(wav) / sample_rate:.2f} s; {self.name} needs {self.least_s} s")
-        return torchaudio.functional.resample(torch.from_numpy(prepare_level(wav)), sample_rate, self.sample_rate)
+        if wav.ndim != 1:
+            raise BadInput(f"{name}: sound of shape {wav.shape}; one channel (s,) is needed")
+        if not np.isfinite(wav).all():
+            raise BadInput(f"{name}: the sound holds NaN or infinite samples")
+        if len(wav) < self.least_s * sample_rate:
+            raise BadInput(
+                f"{name}: a sound of {len(wav) / sample_rate:.2f} s; {self.name} needs {self.least_s} s"
+            )
+        return torchaudio.functional.resample(
+            torch.from_numpy(prepare_level(wav)), sample_rate, self.sample_rate
+        )
+
 
 def _windows(mel: Tensor, columns: int) -> Tensor:
     "A mel picture (m, n) cut into whole windows (w, m, columns)."
-    return mel[:, :mel.shape[1] // columns * columns].unflatten(1, (-1, columns)).transpose(0, 1)
+    return mel[:, : mel.shape[1] // columns * columns].unflatten(1, (-1, columns)).transpose(0, 1)
+
 
 def embedded_extractor(
     path: Path | str,  # file of `save_judges`
@@ -135,22 +196,42 @@ def embedded_extractor(
     judges, columns = load_judges(path, split_hash), round(WINDOW_S * JUDGE_RATE / MEL_HOP)
     mel_of = lru_cache(1)(lambda wav: judge_mel(wav[None]))  # the kinds of one sound share the work
     whole = lru_cache(1)(lambda wav: judges.hear(mel_of(wav)))
+
     @torch.inference_mode()
     def hear(wav: Tensor, which: int, windows: bool = False) -> Tensor:
-        return judges.hear(_windows(mel_of(wav)[0], columns))[which] if windows else whole(wav)[which]
-    kinds = {"window": partial(hear, which=0, windows=True), "clip": partial(hear, which=0), "logits": partial(hear, which=1), "audio": partial(hear, which=2),
-             "text": lambda text: judges.read([text]), "image": lambda frames: judges.see(torch.from_numpy(np.array(frames)))}
+        return (
+            judges.hear(_windows(mel_of(wav)[0], columns))[which] if windows else whole(wav)[which]
+        )
+
+    kinds = {
+        "window": partial(hear, which=0, windows=True),
+        "clip": partial(hear, which=0),
+        "logits": partial(hear, which=1),
+        "audio": partial(hear, which=2),
+        "text": lambda text: judges.read([text]),
+        "image": lambda frames: judges.see(torch.from_numpy(np.array(frames))),
+    }
     return Extractor("embedded judges", file_hash(path), JUDGE_RATE, kinds, classes=judges.classes)
 
 # %% ../../nbs/judges/63_extractors.ipynb #48d7a70a
-NEEDS = {"fad": ("window", "window"), "fad_infinity": ("window", "window"), "fd": ("clip", "clip"), "kid": ("clip", "clip"), "kl": ("logits", "logits"),
-         "inception_score": (None, "logits"), "clap_score": ("text", "audio"), "clip_score": ("image", "audio")}  # metric -> kind of the reference, kind of the estimate
+NEEDS = {
+    "fad": ("window", "window"),
+    "fad_infinity": ("window", "window"),
+    "fd": ("clip", "clip"),
+    "kid": ("clip", "clip"),
+    "kl": ("logits", "logits"),
+    "inception_score": (None, "logits"),
+    "clap_score": ("text", "audio"),
+    "clip_score": ("image", "audio"),
+}  # metric -> kind of the reference, kind of the estimate
 
 MEANS = ("kl", "clap_score", "clip_score")  # scores that are means over clips
+
 
 @dataclass(frozen=True)
 class SetScore:
     "One score of a whole set."
+
     metric: str  # as registered
     value: float | None  # None: not defined, `note` says why
     ci_low: float | None  # 95 %, bootstrap over works; None for a single work
@@ -160,22 +241,37 @@ class SetScore:
     sample_rate: int  # Hz
     ids: str  # hash of the id list
     note: str = ""  # why there is no value, or how it was made
-    per_clip: Mapping[str, float] = field(default_factory=dict)  # clip -> value, for the scores that are means
-    draws: tuple[float, ...] = ()  # value of every bootstrap draw, for the others: two rows with one id list, works and seed drew the same works
+    per_clip: Mapping[str, float] = field(
+        default_factory=dict
+    )  # clip -> value, for the scores that are means
+    draws: tuple[
+        float, ...
+    ] = ()  # value of every bootstrap draw, for the others: two rows with one id list, works and seed drew the same works
 
-def _statistic(metric: str, ref: Features | None, est: Features, clips: Sequence[str], seed: int) -> Callable[[np.ndarray], float]:
+
+def _statistic(
+    metric: str, ref: Features | None, est: Features, clips: Sequence[str], seed: int
+) -> Callable[[np.ndarray], float]:
     "Score of some clips, given by their positions."
     chosen = lambda rows: [clips[int(r)] for r in rows]
-    if metric == "inception_score": return lambda rows: inception_score(est.mean_of(chosen(rows)))
-    if metric == "fad_infinity": return lambda rows: fad_infinity(ref.of(chosen(rows)), est.of(chosen(rows)), seed=seed).value
+    if metric == "inception_score":
+        return lambda rows: inception_score(est.mean_of(chosen(rows)))
+    if metric == "fad_infinity":
+        return lambda rows: (
+            fad_infinity(ref.of(chosen(rows)), est.of(chosen(rows)), seed=seed).value
+        )
     formula = kid if metric == "kid" else frechet_distance
     return lambda rows: formula(ref.of(chosen(rows)), est.of(chosen(rows)))
 
+
 def _per_clip(metric: str, ref: Features, est: Features, clips: Sequence[str]) -> np.ndarray:
     "One value a clip for the scores that are means; several rows of a clip are averaged first."
-    if metric == "kl": return kl_per_clip(ref.mean_of(clips), est.mean_of(clips))
-    if metric == "clap_score": return cosine_per_pair(ref.mean_of(clips), est.mean_of(clips))
+    if metric == "kl":
+        return kl_per_clip(ref.mean_of(clips), est.mean_of(clips))
+    if metric == "clap_score":
+        return cosine_per_pair(ref.mean_of(clips), est.mean_of(clips))
     return clip_score_per_clip(est.mean_of(clips), [ref.of([c]) for c in clips], every=1)
+
 
 def set_score(
     metric: str,  # one of NEEDS
@@ -186,27 +282,56 @@ def set_score(
     num_samples: int = 200,  # draws
 ) -> SetScore:
     "A score with its interval and its passport; refuses mixed features, says why where nothing is defined."
-    if metric not in NEEDS: raise BadInput(f"no set score {metric!r}; there are {', '.join(NEEDS)}")
-    if metric == "inception_score": ref = None
-    elif ref is None: raise BadInput(f"{metric} needs features of the reference ({NEEDS[metric][0]})")
-    else: comparable(ref, est, NEEDS[metric] if NEEDS[metric][0] != NEEDS[metric][1] else None)
-    if est.kind != NEEDS[metric][1]: raise AssetMismatch(f"{metric} needs features of kind {NEEDS[metric][1]!r}; these are {est.kind!r}")
-    clips, about = est.clips, (len(est.clips), est.extractor, est.sample_rate, id_list_hash(est.ids))
+    if metric not in NEEDS:
+        raise BadInput(f"no set score {metric!r}; there are {', '.join(NEEDS)}")
+    if metric == "inception_score":
+        ref = None
+    elif ref is None:
+        raise BadInput(f"{metric} needs features of the reference ({NEEDS[metric][0]})")
+    else:
+        comparable(ref, est, NEEDS[metric] if NEEDS[metric][0] != NEEDS[metric][1] else None)
+    if est.kind != NEEDS[metric][1]:
+        raise AssetMismatch(
+            f"{metric} needs features of kind {NEEDS[metric][1]!r}; these are {est.kind!r}"
+        )
+    clips, about = (
+        est.clips,
+        (len(est.clips), est.extractor, est.sample_rate, id_list_hash(est.ids)),
+    )
     works = [c if groups is None else groups[c] for c in clips]
     try:
         each, drawn = {}, ()
         if metric in MEANS:
             each = dict(zip(clips, _per_clip(metric, ref, est, clips)))
             found = bootstrap_interval(list(each.values()), works, seed=seed)
-        elif metric == "fad_infinity": found = (_statistic(metric, ref, est, clips, seed)(np.arange(len(clips))), math.nan, math.nan)
+        elif metric == "fad_infinity":
+            found = (
+                _statistic(metric, ref, est, clips, seed)(np.arange(len(clips))),
+                math.nan,
+                math.nan,
+            )
         else:
-            value, drawn = bootstrap_draws(_statistic(metric, ref, est, clips, seed), works, seed=seed, num_samples=num_samples)
+            value, drawn = bootstrap_draws(
+                _statistic(metric, ref, est, clips, seed), works, seed=seed, num_samples=num_samples
+            )
             found = (value, *draws_interval(value, drawn, centre=True))
-    except BadInput as error: return SetScore(metric, None, None, None, *about, note=str(error))
+    except BadInput as error:
+        return SetScore(metric, None, None, None, *about, note=str(error))
     value, low, high = (float(x) if math.isfinite(x) else None for x in found)
-    if metric in ("fad", "fd") and low is not None: low = max(low, 0.0)  # a distance: the moved draws may fall below what is possible
+    if metric in ("fad", "fd") and low is not None:
+        low = max(low, 0.0)  # a distance: the moved draws may fall below what is possible
     rounded = lambda x: float(f"{x:.9g}")  # enough for a difference, short in a file
-    return SetScore(metric, value, low, high, *about, "1 split" if metric == "inception_score" else "", {c: rounded(v) for c, v in each.items()}, tuple(map(rounded, drawn)))
+    return SetScore(
+        metric,
+        value,
+        low,
+        high,
+        *about,
+        "1 split" if metric == "inception_score" else "",
+        {c: rounded(v) for c, v in each.items()},
+        tuple(map(rounded, drawn)),
+    )
+
 
 def label_score(
     est: Features,  # logits of generated sounds
@@ -216,11 +341,33 @@ def label_score(
     seed: int = 0,  # of the bootstrap
 ) -> SetScore:  # metric label_accuracy; chance is one over the number of classes
     "Share of sounds that the classifier takes for what they should be."
-    if est.kind != "logits" or est.values.shape[1] != len(classes): raise AssetMismatch(f"label_accuracy needs logits of {len(classes)} classes; these are {est.kind!r} of width {est.values.shape[1]}")
-    if unknown := sorted({labels[c] for c in est.clips} - set(classes)): raise BadInput(f"the classifier knows no {unknown[0]!r}; its classes are {', '.join(classes)}")
+    if est.kind != "logits" or est.values.shape[1] != len(classes):
+        raise AssetMismatch(
+            f"label_accuracy needs logits of {len(classes)} classes; these are {est.kind!r} of width {est.values.shape[1]}"
+        )
+    if unknown := sorted({labels[c] for c in est.clips} - set(classes)):
+        raise BadInput(
+            f"the classifier knows no {unknown[0]!r}; its classes are {', '.join(classes)}"
+        )
     each = {c: float(classes[int(est.of([c]).mean(0).argmax())] == labels[c]) for c in est.clips}
-    value, low, high = (float(x) if math.isfinite(x) else None for x in bootstrap_interval(list(each.values()), [c if groups is None else groups[c] for c in each], seed=seed))
-    return SetScore("label_accuracy", value, low, high, len(each), est.extractor, est.sample_rate, id_list_hash(est.ids), per_clip=each)
+    value, low, high = (
+        float(x) if math.isfinite(x) else None
+        for x in bootstrap_interval(
+            list(each.values()), [c if groups is None else groups[c] for c in each], seed=seed
+        )
+    )
+    return SetScore(
+        "label_accuracy",
+        value,
+        low,
+        high,
+        len(each),
+        est.extractor,
+        est.sample_rate,
+        id_list_hash(est.ids),
+        per_clip=each,
+    )
+
 
 def set_features(
     extractor: Extractor,  # a judge
@@ -231,15 +378,28 @@ def set_features(
     texts: Sequence[str] | None = None,  # captions, for clap_score
     films: Sequence | None = None,  # uint8 (f, h, w, 3) at 25 fps, for clip_score
     sample_rate: int = RATES.sample_rate,  # Hz of the sounds
-) -> tuple[dict[str, Features], dict[str, Features]]:  # kind -> features of the reference side, of the estimate
+) -> tuple[
+    dict[str, Features], dict[str, Features]
+]:  # kind -> features of the reference side, of the estimate
     "Every kind that some scores need, each extracted once."
-    wanted = [tuple(dict.fromkeys(NEEDS[m][side] for m in metrics if NEEDS[m][side])) for side in (0, 1)]
-    given = {"text": texts, "image": None if films is None else (np.asarray(f)[::30] for f in films)}
+    wanted = [
+        tuple(dict.fromkeys(NEEDS[m][side] for m in metrics if NEEDS[m][side])) for side in (0, 1)
+    ]
+    given = {
+        "text": texts,
+        "image": None if films is None else (np.asarray(f)[::30] for f in films),
+    }
     for kind in ("text", "image"):
-        if kind in wanted[0] and given[kind] is None: raise BadInput(f"{'clap_score needs captions' if kind == 'text' else 'clip_score needs films'}, and none were given")
+        if kind in wanted[0] and given[kind] is None:
+            raise BadInput(
+                f"{'clap_score needs captions' if kind == 'text' else 'clip_score needs films'}, and none were given"
+            )
     heard = [kind for kind in wanted[0] if kind not in given]
-    ref = {kind: extractor(kind, ids, given[kind]) for kind in wanted[0] if kind in given} | (extractor.several(heard, ids, ref_wavs, sample_rate) if heard else {})
+    ref = {kind: extractor(kind, ids, given[kind]) for kind in wanted[0] if kind in given} | (
+        extractor.several(heard, ids, ref_wavs, sample_rate) if heard else {}
+    )
     return ref, extractor.several(wanted[1], ids, est_wavs, sample_rate)
+
 
 def set_scores(
     extractor: Extractor,  # a judge
@@ -254,7 +414,10 @@ def set_scores(
 ) -> list[SetScore]:  # in the order of `metrics`
     "Several scores of one set of generated sounds."
     ref, est = set_features(extractor, metrics, ids, ref_wavs, est_wavs, **conditions)
-    return [set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed, num_samples) for m in metrics]
+    return [
+        set_score(m, ref.get(NEEDS[m][0]), est[NEEDS[m][1]], groups, seed, num_samples)
+        for m in metrics
+    ]
 
 # %% ../../nbs/judges/63_extractors.ipynb #3427f21e
 def joint_offset(
@@ -270,7 +433,19 @@ def joint_offset(
     picked = np.asarray(film)[::every]
     half, span = round(WINDOW_S * sample_rate / 2), round(WINDOW_S * sample_rate)
     padded = np.pad(np.asarray(wav, np.float32), half)
-    starts = [round((i * every + .5) * sample_rate / frame_rate) for i in range(len(picked))]
-    if starts[-1] + span > len(padded) + sample_rate / frame_rate: raise BadInput(f"a film of {len(film) / frame_rate:.2f} s and a sound of {len(wav) / sample_rate:.2f} s: of one length, please")
-    heard = extractor("audio", map(str, starts), [np.pad(piece, (0, span - len(piece))) for piece in (padded[s:s + span] for s in starts)], sample_rate)
-    return av_offset(heard.values @ extractor("image", ["film"], [picked]).values.T, frame_rate / every, max_offset_s)
+    starts = [round((i * every + 0.5) * sample_rate / frame_rate) for i in range(len(picked))]
+    if starts[-1] + span > len(padded) + sample_rate / frame_rate:
+        raise BadInput(
+            f"a film of {len(film) / frame_rate:.2f} s and a sound of {len(wav) / sample_rate:.2f} s: of one length, please"
+        )
+    heard = extractor(
+        "audio",
+        map(str, starts),
+        [np.pad(piece, (0, span - len(piece))) for piece in (padded[s : s + span] for s in starts)],
+        sample_rate,
+    )
+    return av_offset(
+        heard.values @ extractor("image", ["film"], [picked]).values.T,
+        frame_rate / every,
+        max_offset_s,
+    )

@@ -19,9 +19,39 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import RATES, AssetMismatch, BadInput, Progress, from_dict, load_weights, save_weights, silent, torch_rng
-from ..data.clips import SetSizes, Store, general_clip, general_items, prepare_level, store_wav
-from ..model.encoders import CLIP_MEAN, CLIP_STD, END, PAD, WordTokenizer, checked_texts, contrastive_loss, fit_square, learn_words, prompt, same, seeded
+from cop_repro.core import (
+    RATES,
+    AssetMismatch,
+    BadInput,
+    Progress,
+    from_dict,
+    load_weights,
+    save_weights,
+    silent,
+    torch_rng,
+)
+from cop_repro.data.clips import (
+    SetSizes,
+    Store,
+    general_clip,
+    general_items,
+    prepare_level,
+    store_wav,
+)
+from cop_repro.model.encoders import (
+    CLIP_MEAN,
+    CLIP_STD,
+    END,
+    PAD,
+    WordTokenizer,
+    checked_texts,
+    contrastive_loss,
+    fit_square,
+    learn_words,
+    prompt,
+    same,
+    seeded,
+)
 from ..training.loop import StepFn, TrainConfig, rows_for_step
 
 # %% ../../nbs/judges/61_networks.ipynb #6c89e7e3
@@ -29,18 +59,33 @@ JUDGE_RATE = 16_000  # Hz
 MEL_BANDS, MEL_HOP = 64, 160  # bands; samples between columns, 10 ms
 WINDOW_S = 0.96  # seconds of a FAD window (VGGish's)
 
+
 @lru_cache(1)
 def _mel_bank() -> Tensor:
     "Triangular filters, FFT bin -> band, 50 Hz to 8 kHz."
     import torchaudio
+
     return torchaudio.functional.melscale_fbanks(257, 50.0, JUDGE_RATE / 2, MEL_BANDS, JUDGE_RATE)
+
 
 def judge_mel(
     wav: Float[Tensor, "b s"],  # JUDGE_RATE Hz, peak 0.5
 ) -> Float[Tensor, "b m n"]:  # natural logarithm of band power, n = s // MEL_HOP columns
     "Log-mel columns of 10 ms (arXiv 1912.10211, section II; 64 bands)."
-    power = torch.stft(wav, 512, MEL_HOP, window=torch.hann_window(512), center=True, pad_mode="constant", return_complex=True).abs() ** 2
-    return (power[..., :wav.shape[-1] // MEL_HOP].mT @ _mel_bank()).mT.add(1e-4).log()
+    power = (
+        torch.stft(
+            wav,
+            512,
+            MEL_HOP,
+            window=torch.hann_window(512),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        ).abs()
+        ** 2
+    )
+    return (power[..., : wav.shape[-1] // MEL_HOP].mT @ _mel_bank()).mT.add(1e-4).log()
+
 
 def judge_wav(
     wav: np.ndarray,  # float (s,), mono
@@ -48,6 +93,7 @@ def judge_wav(
 ) -> Float[Tensor, " s"]:  # JUDGE_RATE Hz, peak 0.5
     "The sound as the judges want it: 16 kHz, levelled."
     import torchaudio
+
     level = torch.from_numpy(prepare_level(np.asarray(wav, np.float32)))
     return torchaudio.functional.resample(level, sample_rate, JUDGE_RATE)
 
@@ -55,6 +101,7 @@ def judge_wav(
 @dataclass(frozen=True)
 class JudgeSizes:
     "Sizes of the embedded judges; the defaults make an asset of about 2 MB."
+
     width: int = 16  # channels of the first block; doubled in each of four
     embedding: int = 32  # dimensions behind FAD, FD and KID
     joint: int = 64  # dimensions of the audio-text-image space
@@ -64,6 +111,7 @@ class JudgeSizes:
     text_width: int = 96  # of two layers
     max_tokens: int = 64  # longest caption
 
+
 class ConvTrunk(nn.Module):
     "CNN of the PANNs family: four blocks of two 3x3 convolutions, pooled over frequency and time (arXiv 1912.10211)."
 
@@ -71,7 +119,12 @@ class ConvTrunk(nn.Module):
         super().__init__()
         widths, blocks = (1, width, 2 * width, 4 * width, 8 * width), []
         for w_in, w_out in zip(widths, widths[1:]):
-            for w in (w_in, w_out): blocks += [nn.Conv2d(w, w_out, 3, padding=1, bias=False), nn.BatchNorm2d(w_out), nn.ReLU()]
+            for w in (w_in, w_out):
+                blocks += [
+                    nn.Conv2d(w, w_out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(w_out),
+                    nn.ReLU(),
+                ]
             blocks.append(nn.AvgPool2d(2))
         self.start, self.blocks, self.dim = nn.BatchNorm2d(1), nn.Sequential(*blocks), 8 * width
 
@@ -80,38 +133,71 @@ class ConvTrunk(nn.Module):
         x = self.blocks(self.start(mel[:, None])).mean(2)
         return x.mean(-1) + x.amax(-1)
 
+
 class Judges(nn.Module):
     "Classifier and contrastive model in one."
 
     def __init__(self, sizes: JudgeSizes, tokenizer: WordTokenizer, classes: Sequence[str]):
         super().__init__()
         import open_clip
+
         self.sizes, self.tokenizer, self.classes = sizes, tokenizer, tuple(classes)
         self.trunk = ConvTrunk(sizes.width)
-        self.embed, self.classify = nn.Linear(self.trunk.dim, sizes.embedding), nn.Linear(sizes.embedding, len(self.classes))
+        self.embed, self.classify = (
+            nn.Linear(self.trunk.dim, sizes.embedding),
+            nn.Linear(sizes.embedding, len(self.classes)),
+        )
         self.project = nn.Linear(self.trunk.dim, sizes.joint)
-        vision = {"layers": 3, "width": sizes.vision_width, "head_width": 32, "patch_size": sizes.patch, "image_size": sizes.image_size}
-        text = {"context_length": sizes.max_tokens, "vocab_size": len(tokenizer), "width": sizes.text_width, "heads": sizes.text_width // 32, "layers": 2,
-                "pad_id": PAD, "eos_id": END, "pool_type": "eos"}
+        vision = {
+            "layers": 3,
+            "width": sizes.vision_width,
+            "head_width": 32,
+            "patch_size": sizes.patch,
+            "image_size": sizes.image_size,
+        }
+        text = {
+            "context_length": sizes.max_tokens,
+            "vocab_size": len(tokenizer),
+            "width": sizes.text_width,
+            "heads": sizes.text_width // 32,
+            "layers": 2,
+            "pad_id": PAD,
+            "eos_id": END,
+            "pool_type": "eos",
+        }
         self.clip = open_clip.CLIP(sizes.joint, vision, text)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
-    def hear(self, mel: Float[Tensor, "b m n"]) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b k"], Float[Tensor, "b j"]]:
+    def hear(
+        self, mel: Float[Tensor, "b m n"]
+    ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b k"], Float[Tensor, "b j"]]:
         "Embedding, class logits, unit vector in the joint space."
         pooled = self.trunk(mel)
         embedding = self.embed(pooled)
-        return embedding, self.classify(F.relu(embedding)), F.normalize(self.project(pooled), dim=-1)
+        return (
+            embedding,
+            self.classify(F.relu(embedding)),
+            F.normalize(self.project(pooled), dim=-1),
+        )
 
     def see(self, frames: Tensor) -> Float[Tensor, "b j"]:
         "Unit vectors of uint8 frames (b, h, w, 3), letterboxed."
-        return self.clip.encode_image((fit_square(frames, self.sizes.image_size) - self.mean) / self.std, normalize=True)
+        return self.clip.encode_image(
+            (fit_square(frames, self.sizes.image_size) - self.mean) / self.std, normalize=True
+        )
 
     def read(self, texts: Sequence[str]) -> Float[Tensor, "b j"]:
         "Unit vectors of captions; too long ones are an error."
         ids, _ = self.tokenizer(checked_texts(texts))
-        if ids.shape[1] > self.sizes.max_tokens: raise BadInput(f"a caption has {ids.shape[1]} tokens, the judge reads {self.sizes.max_tokens}: shorten it")
-        return self.clip.encode_text(F.pad(ids, (0, self.sizes.max_tokens - ids.shape[1])), normalize=True)
+        if ids.shape[1] > self.sizes.max_tokens:
+            raise BadInput(
+                f"a caption has {ids.shape[1]} tokens, the judge reads {self.sizes.max_tokens}: shorten it"
+            )
+        return self.clip.encode_text(
+            F.pad(ids, (0, self.sizes.max_tokens - ids.shape[1])), normalize=True
+        )
+
 
 def make_judges(
     sizes: JudgeSizes,  # widths
@@ -120,12 +206,14 @@ def make_judges(
     seed: int = 0,  # of the initial weights
 ) -> Judges:
     "Untrained judges."
-    with seeded(seed, "judges"): return Judges(sizes, tokenizer, classes)
+    with seeded(seed, "judges"):
+        return Judges(sizes, tokenizer, classes)
 
 # %% ../../nbs/judges/61_networks.ipynb #f0703fbb
 @dataclass(frozen=True)
 class JudgeData:
     "How many clips of each kind the judges learn from."
+
     seed: int = 1001  # of the scenes; not the corpus's
     foley: int = 20  # filmed clips per class
     t2a: int = 240  # captioned sounds without film
@@ -133,18 +221,22 @@ class JudgeData:
     duration_s: float = 4.0  # of the rendered clips
     frames: int = 6  # kept per film
 
+
 @dataclass(frozen=True)
 class JudgeClips:
     "Training clips of the judges, in memory."
+
     wavs: list[Tensor]  # float32 (s,), JUDGE_RATE Hz
     frames: list[Tensor | None]  # uint8 (f, h, w, 3); None without film
     texts: list[str]  # captions
     labels: list[str]  # classes
 
+
 def _few(film: np.ndarray, count: int) -> Tensor:
     "Evenly spread frames as RGB."
     frames = torch.from_numpy(np.array(film[np.linspace(0, len(film) - 1, count).astype(int)]))
     return frames if frames.ndim == 4 else frames[..., None].expand(-1, -1, -1, 3)
+
 
 def judge_clips(
     data: JudgeData,  # how many
@@ -152,17 +244,39 @@ def judge_clips(
     progress: Progress = silent,  # done, total, message
 ) -> JudgeClips:
     "Render what the judges learn from."
-    items = general_items(SetSizes({}, 0, {"train": data.foley, "val": 0, "test": 0}, {"train": data.t2a, "val": 0, "test": 0}), data.duration_s, data.seed)
+    items = general_items(
+        SetSizes(
+            {},
+            0,
+            {"train": data.foley, "val": 0, "test": 0},
+            {"train": data.t2a, "val": 0, "test": 0},
+        ),
+        data.duration_s,
+        data.seed,
+    )
     rows = piano.select(split="train")
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(data.piano, len(rows))).round().astype(int))]
+    rows = rows[
+        np.unique(np.linspace(0, len(rows) - 1, min(data.piano, len(rows))).round().astype(int))
+    ]
     made, total = JudgeClips([], [], [], []), len(items) + len(rows)
+
     def add(wav, film, text, label):
-        made.wavs.append(judge_wav(wav)); made.frames.append(None if film is None else _few(film, data.frames)); made.texts.append(text); made.labels.append(label)
+        made.wavs.append(judge_wav(wav))
+        made.frames.append(None if film is None else _few(film, data.frames))
+        made.texts.append(text)
+        made.labels.append(label)
         progress(len(made.wavs), total, "clips for the judges")
+
     for item in items:
         clip = general_clip(item)
         add(clip.wav, clip.frames, clip.text, clip.label)
-    for row in rows: add(store_wav(piano, row), piano["strips"][row], piano.index[row]["text"], piano.index[row]["label"])
+    for row in rows:
+        add(
+            store_wav(piano, row),
+            piano["strips"][row],
+            piano.index[row]["text"],
+            piano.index[row]["label"],
+        )
     return made
 
 # %% ../../nbs/judges/61_networks.ipynb #631625db
@@ -173,27 +287,53 @@ def judges_step_fn(
     crop_s: float = 2.0,  # seconds heard in one step
 ) -> StepFn:  # for `train`
     "Random crops of sound, random frames, captions or prompts: the loss of Eq. 52.2."
-    numbers, length = [judges.classes.index(label) for label in clips.labels], round(crop_s * JUDGE_RATE)
+    numbers, length = (
+        [judges.classes.index(label) for label in clips.labels],
+        round(crop_s * JUDGE_RATE),
+    )
+
     def step_fn(step: int, part: int, parts: int):
         rng = torch_rng(cfg.seed, "judges", step, part)
-        rows = rows_for_step(range(len(clips.wavs)), step, cfg.batch_size, cfg.seed, part, parts).tolist()
+        rows = rows_for_step(
+            range(len(clips.wavs)), step, cfg.batch_size, cfg.seed, part, parts
+        ).tolist()
         draw = lambda high: int(torch.randint(max(high, 1), (), generator=rng))
-        wavs = torch.stack([F.pad(w[a:a + length], (0, max(0, length - len(w)))) for w, a in ((clips.wavs[r], draw(len(clips.wavs[r]) - length + 1)) for r in rows)])
+        wavs = torch.stack(
+            [
+                F.pad(w[a : a + length], (0, max(0, length - len(w))))
+                for w, a in ((clips.wavs[r], draw(len(clips.wavs[r]) - length + 1)) for r in rows)
+            ]
+        )
         filmed = [i for i, r in enumerate(rows) if clips.frames[r] is not None]
         texts = [prompt(clips.labels[r]) if draw(10) < 3 else clips.texts[r] for r in rows]
         labels = [clips.labels[r] for r in rows]
         _, logits, heard = judges.hear(judge_mel(wavs))
         read, scale = judges.read(texts), judges.clip.logit_scale.exp().clamp(max=100)
-        loss_class = F.cross_entropy(logits, torch.tensor([numbers[r] for r in rows]), label_smoothing=.1)
+        loss_class = F.cross_entropy(
+            logits, torch.tensor([numbers[r] for r in rows]), label_smoothing=0.1
+        )
         loss_text = contrastive_loss(heard, read, same(texts), scale)
         loss_image = loss_text.new_zeros(())
         if len(filmed) > 1:
             films = [clips.frames[rows[i]] for i in filmed]
-            seen = torch.cat([judges.see(film[k:k + 1]) for film, k in ((film, draw(len(film))) for film in films)])
+            seen = torch.cat(
+                [
+                    judges.see(film[k : k + 1])
+                    for film, k in ((film, draw(len(film))) for film in films)
+                ]
+            )
             match = same([labels[i] for i in filmed])
-            loss_image = contrastive_loss(heard[filmed], seen, match, scale) + contrastive_loss(seen, read[filmed], match, scale)
+            loss_image = contrastive_loss(heard[filmed], seen, match, scale) + contrastive_loss(
+                seen, read[filmed], match, scale
+            )
         right = (logits.argmax(1) == torch.tensor([numbers[r] for r in rows])).float().mean()
-        return loss_class + loss_text + loss_image, {"class": loss_class.detach(), "text": loss_text.detach(), "image": loss_image.detach(), "accuracy": right}
+        return loss_class + loss_text + loss_image, {
+            "class": loss_class.detach(),
+            "text": loss_text.detach(),
+            "image": loss_image.detach(),
+            "accuracy": right,
+        }
+
     return step_fn
 
 # %% ../../nbs/judges/61_networks.ipynb #b85ac4ca
@@ -204,6 +344,7 @@ def judge_words(
     "The words of the judges' captions and prompts."
     return learn_words(clips.texts + [prompt(label) for label in clips.labels], max_words)
 
+
 def save_judges(
     path: Path | str,  # file ending in .safetensors
     judges: Judges,  # trained
@@ -212,8 +353,19 @@ def save_judges(
 ) -> None:
     "Write the judges in half precision."
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in judges.state_dict().items()}
-    save_weights(path, tensors, {"format": "judges-1", "sizes": asdict(judges.sizes), "words": list(judges.tokenizer.words), "classes": list(judges.classes),
-                                 "split_hash": split_hash, **about})
+    save_weights(
+        path,
+        tensors,
+        {
+            "format": "judges-1",
+            "sizes": asdict(judges.sizes),
+            "words": list(judges.tokenizer.words),
+            "classes": list(judges.classes),
+            "split_hash": split_hash,
+            **about,
+        },
+    )
+
 
 def load_judges(
     path: Path | str,  # file of `save_judges`
@@ -222,28 +374,57 @@ def load_judges(
     "Read judges; another format, split or shape is an error by name."
     tensors, meta = load_weights(path)
     name = Path(path).name
-    if meta.get("format") != "judges-1": raise AssetMismatch(f"{name} does not hold judges (format {meta.get('format')!r}): the file of another model?")
+    if meta.get("format") != "judges-1":
+        raise AssetMismatch(
+            f"{name} does not hold judges (format {meta.get('format')!r}): the file of another model?"
+        )
     if split_hash is not None and meta["split_hash"] != split_hash:
-        raise AssetMismatch(f"{name} was trained on split {meta['split_hash']}, this run uses {split_hash}: it may have heard test works; train the judges again")
-    judges = make_judges(from_dict(JudgeSizes, meta["sizes"], f"{name}.sizes"), WordTokenizer(tuple(meta["words"])), meta["classes"])
-    try: judges.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except RuntimeError as error: raise AssetMismatch(f"{name}: {str(error).splitlines()[1].strip()}: another version of the code?") from None
+        raise AssetMismatch(
+            f"{name} was trained on split {meta['split_hash']}, this run uses {split_hash}: it may have heard test works; train the judges again"
+        )
+    judges = make_judges(
+        from_dict(JudgeSizes, meta["sizes"], f"{name}.sizes"),
+        WordTokenizer(tuple(meta["words"])),
+        meta["classes"],
+    )
+    try:
+        judges.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        )
+    except RuntimeError as error:
+        raise AssetMismatch(
+            f"{name}: {str(error).splitlines()[1].strip()}: another version of the code?"
+        ) from None
     return judges.eval().requires_grad_(False)
+
 
 @torch.inference_mode()
 def judge_report(
     judges: Judges,  # in eval mode
     store: Store,  # clips with sound, and frames where there is film
     rows: Sequence[int],  # clips to judge, none of them trained on
-) -> dict[str, float]:  # class_accuracy, text_rank, image_rank: average rank of the true partner, chance is (n + 1) / 2
+) -> dict[
+    str, float
+]:  # class_accuracy, text_rank, image_rank: average rank of the true partner, chance is (n + 1) / 2
     "How good the judges are on clips that they have not heard."
     from cop_repro.measure.music_metrics import retrieval_scores
+
     entries = [store.index[int(r)] for r in rows]
     parts = [judges.hear(judge_mel(judge_wav(store_wav(store, int(r)))[None])) for r in rows]
     heard, read = torch.cat([p[2] for p in parts]), judges.read([e["text"] for e in entries])
     right = [judges.classes[int(p[1].argmax())] == e["label"] for p, e in zip(parts, entries)]
-    report = {"n": len(entries), "class_accuracy": float(np.mean(right)), "text_rank": retrieval_scores(heard @ read.T, ks=(1,))["retrieval_average_rank"], "rank_chance": (len(entries) + 1) / 2}
+    report = {
+        "n": len(entries),
+        "class_accuracy": float(np.mean(right)),
+        "text_rank": retrieval_scores(heard @ read.T, ks=(1,))["retrieval_average_rank"],
+        "rank_chance": (len(entries) + 1) / 2,
+    }
     if "frames" in store:
-        seen = torch.stack([F.normalize(judges.see(_few(store["frames"][int(r)], 8)).mean(0), dim=-1) for r in rows])
+        seen = torch.stack(
+            [
+                F.normalize(judges.see(_few(store["frames"][int(r)], 8)).mean(0), dim=-1)
+                for r in rows
+            ]
+        )
         report["image_rank"] = retrieval_scores(heard @ seen.T, ks=(1,))["retrieval_average_rank"]
     return report

@@ -7,7 +7,10 @@ __all__ = ['EXTRACTORS', 'convert_checkpoint', 'clap_extractor', 'ast_extractor'
            'passt_extractor', 'Wav2Clip', 'openclip_extractor', 'wav2clip_extractor', 'load_extractor']
 
 # %% ../../nbs/judges/64_pretrained.ipynb #9d18c4f8
-import contextlib, importlib, io, warnings
+import contextlib
+import importlib
+import io
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -18,9 +21,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import AssetMismatch, BadInput, DatasetMissing, file_hash, load_weights, save_weights
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    DatasetMissing,
+    file_hash,
+    load_weights,
+    save_weights,
+)
 from .extractors import Extractor, embedded_extractor
-from ..model.encoders import OPENCLIP_CONFIG, OPENCLIP_WEIGHTS, PretrainedSources, load_openclip, read_pickle
+from cop_repro.model.encoders import (
+    OPENCLIP_CONFIG,
+    OPENCLIP_WEIGHTS,
+    PretrainedSources,
+    load_openclip,
+    read_pickle,
+)
 
 # %% ../../nbs/judges/64_pretrained.ipynb #136252b0
 def convert_checkpoint(
@@ -29,9 +45,11 @@ def convert_checkpoint(
 ) -> Path:  # the file written
     "Read somebody's released pickle once, tensors only (alone, or under `model` or `state_dict`), and write it as safetensors, which is all that an extractor loads."
     path = Path(path)
-    if not path.is_file(): raise DatasetMissing(f"no file {path.name!r} to convert")
+    if not path.is_file():
+        raise DatasetMissing(f"no file {path.name!r} to convert")
     tensors = read_pickle(path)
-    if not tensors: raise AssetMismatch(f"{path.name} holds no tensors by name: another kind of checkpoint?")
+    if not tensors:
+        raise AssetMismatch(f"{path.name} holds no tensors by name: another kind of checkpoint?")
     target = Path(target or path.with_suffix(".safetensors"))
     save_weights(target, tensors, {"from": path.name})
     return target
@@ -41,134 +59,286 @@ def _folder(path: Path | str, what: str) -> Path:
     "A folder in the hub's format with safetensors weights."
     path = Path(path)
     if not (path / "model.safetensors").is_file():
-        raise DatasetMissing(f"no {what} at {path.name!r}: a folder with config.json, preprocessor_config.json and model.safetensors is needed (`hf download ...`)")
+        raise DatasetMissing(
+            f"no {what} at {path.name!r}: a folder with config.json, preprocessor_config.json and model.safetensors is needed (`hf download ...`)"
+        )
     return path
+
 
 def _whole_windows(wav: Float[Tensor, " s"], length: int | None) -> list[Float[Tensor, " w"]]:
     "A sound cut into whole windows of so many samples: the fewest that hold all of it, evenly spread; a shorter one stays as it is."
-    if length is None or len(wav) <= length: return [wav]
-    starts = torch.linspace(0, len(wav) - length, -(-len(wav) // length), dtype=torch.float64).round().long().tolist()
-    return [wav[s:s + length] for s in starts]
+    if length is None or len(wav) <= length:
+        return [wav]
+    starts = (
+        torch.linspace(0, len(wav) - length, -(-len(wav) // length), dtype=torch.float64)
+        .round()
+        .long()
+        .tolist()
+    )
+    return [wav[s : s + length] for s in starts]
+
 
 def clap_extractor(
     folder: Path | str,  # in the hub's format, e.g. laion/clap-htsat-unfused
 ) -> Extractor:  # audio, text, clip
     "CLAP through transformers (arXiv 2211.06687); a sound longer than its window is the mean of whole windows."
     import transformers
+
     path = _folder(folder, "CLAP model")
-    model, words = transformers.ClapModel.from_pretrained(path, local_files_only=True).eval(), transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model, words = (
+        transformers.ClapModel.from_pretrained(path, local_files_only=True).eval(),
+        transformers.AutoTokenizer.from_pretrained(path, local_files_only=True),
+    )
     prepare = transformers.ClapFeatureExtractor.from_pretrained(path, local_files_only=True)
     vectors = lambda out: out if isinstance(out, Tensor) else out.pooler_output
+
     @torch.inference_mode()
     def audio(wav: Tensor) -> Tensor:
-        heard = [vectors(model.get_audio_features(**prepare(piece.numpy(), sampling_rate=prepare.sampling_rate, truncation="rand_trunc", padding="repeatpad", return_tensors="pt")))
-                 for piece in _whole_windows(wav, prepare.nb_max_samples)]  # no piece is longer than the window, so nothing is cut at random
+        heard = [
+            vectors(
+                model.get_audio_features(
+                    **prepare(
+                        piece.numpy(),
+                        sampling_rate=prepare.sampling_rate,
+                        truncation="rand_trunc",
+                        padding="repeatpad",
+                        return_tensors="pt",
+                    )
+                )
+            )
+            for piece in _whole_windows(wav, prepare.nb_max_samples)
+        ]  # no piece is longer than the window, so nothing is cut at random
         return F.normalize(torch.stack([F.normalize(h, dim=-1) for h in heard]).mean(0), dim=-1)
+
     @torch.inference_mode()
-    def text(caption: str) -> Tensor: return F.normalize(vectors(model.get_text_features(**words([caption], padding=True, return_tensors="pt"))), dim=-1)
-    return Extractor(f"CLAP {path.name}", file_hash(path / "model.safetensors"), prepare.sampling_rate, {"audio": audio, "clip": audio, "text": text})
+    def text(caption: str) -> Tensor:
+        return F.normalize(
+            vectors(model.get_text_features(**words([caption], padding=True, return_tensors="pt"))),
+            dim=-1,
+        )
+
+    return Extractor(
+        f"CLAP {path.name}",
+        file_hash(path / "model.safetensors"),
+        prepare.sampling_rate,
+        {"audio": audio, "clip": audio, "text": text},
+    )
+
 
 def ast_extractor(
     folder: Path | str,  # in the hub's format, e.g. MIT/ast-finetuned-audioset-10-10-0.4593
 ) -> Extractor:  # clip, logits
     "An audio classifier of transformers, AST by default (arXiv 2104.01778); a sound longer than its window is the mean of whole windows."
     import transformers
+
     path = _folder(folder, "audio classifier")
-    model = transformers.AutoModelForAudioClassification.from_pretrained(path, local_files_only=True).eval()
+    model = transformers.AutoModelForAudioClassification.from_pretrained(
+        path, local_files_only=True
+    ).eval()
     prepare = transformers.AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
-    frames = getattr(prepare, "max_length", None)  # of 25 ms every 10 ms, as Kaldi counts them; None: any length
+    frames = getattr(
+        prepare, "max_length", None
+    )  # of 25 ms every 10 ms, as Kaldi counts them; None: any length
     length = None if frames is None else ((frames - 1) * 10 + 25) * prepare.sampling_rate // 1000
+
     @torch.inference_mode()
     def hear(wav: Tensor, which: str) -> Tensor:
-        outs = [model(**prepare(piece.numpy(), sampling_rate=prepare.sampling_rate, return_tensors="pt"), output_hidden_states=True) for piece in _whole_windows(wav, length)]
-        return torch.stack([out.logits if which == "logits" else out.hidden_states[-1].mean(1) for out in outs]).mean(0)
-    return Extractor(f"{model.config.model_type} {path.name}", file_hash(path / "model.safetensors"), prepare.sampling_rate, {kind: partial(hear, which=kind) for kind in ("clip", "logits")})
+        outs = [
+            model(
+                **prepare(piece.numpy(), sampling_rate=prepare.sampling_rate, return_tensors="pt"),
+                output_hidden_states=True,
+            )
+            for piece in _whole_windows(wav, length)
+        ]
+        return torch.stack(
+            [out.logits if which == "logits" else out.hidden_states[-1].mean(1) for out in outs]
+        ).mean(0)
+
+    return Extractor(
+        f"{model.config.model_type} {path.name}",
+        file_hash(path / "model.safetensors"),
+        prepare.sampling_rate,
+        {kind: partial(hear, which=kind) for kind in ("clip", "logits")},
+    )
+
 
 def vggish_extractor(
     path: Path | str,  # VGGish weights as safetensors, the names of torchvggish
 ) -> Extractor:  # window
     "VGGish through torchvggish, 128 dimensions a window of 0.96 s, no PCA (arXiv 1609.09430)."
-    try: vggish, vggish_input = importlib.import_module("torchvggish.torchvggish"), importlib.import_module("torchvggish.vggish_input")
-    except ImportError as error: raise DatasetMissing(f"VGGish needs the package torchvggish ({error}): `pip install torchvggish`") from None
-    if not Path(path).is_file(): raise DatasetMissing(f"no VGGish weights at {Path(path).name!r}: the released vggish-10086976.pth, converted to safetensors, is needed")
+    try:
+        vggish, vggish_input = (
+            importlib.import_module("torchvggish.torchvggish"),
+            importlib.import_module("torchvggish.vggish_input"),
+        )
+    except ImportError as error:
+        raise DatasetMissing(
+            f"VGGish needs the package torchvggish ({error}): `pip install torchvggish`"
+        ) from None
+    if not Path(path).is_file():
+        raise DatasetMissing(
+            f"no VGGish weights at {Path(path).name!r}: the released vggish-10086976.pth, converted to safetensors, is needed"
+        )
     net = vggish.VGG(vggish.make_layers(), postprocess=False)
-    try: net.load_state_dict(load_weights(path)[0])
-    except RuntimeError as error: raise AssetMismatch(f"{Path(path).name} does not hold VGGish ({str(error).splitlines()[1].strip()})") from None
+    try:
+        net.load_state_dict(load_weights(path)[0])
+    except RuntimeError as error:
+        raise AssetMismatch(
+            f"{Path(path).name} does not hold VGGish ({str(error).splitlines()[1].strip()})"
+        ) from None
+
     @torch.inference_mode()
-    def window(wav: Tensor) -> Tensor: return net.eval()(vggish_input.waveform_to_examples(wav.double().numpy(), 16_000).float()).reshape(-1, 128)
+    def window(wav: Tensor) -> Tensor:
+        return net.eval()(
+            vggish_input.waveform_to_examples(wav.double().numpy(), 16_000).float()
+        ).reshape(-1, 128)
+
     return Extractor("VGGish", file_hash(path), 16_000, {"window": window}, least_s=0.975)
 
 # %% ../../nbs/judges/64_pretrained.ipynb #5ee38f2d
 class Cnn14(nn.Module):
     "PANNs Cnn14 from the tensors of its released file, whose names it keeps (arXiv 1912.10211)."
-    front = ("spectrogram_extractor.stft.conv_real.weight", "spectrogram_extractor.stft.conv_imag.weight", "logmel_extractor.melW")
 
-    def __init__(self, tensors: Mapping[str, Tensor], hop_length: int = 320):  # of the released file; samples between frames
+    front = (
+        "spectrogram_extractor.stft.conv_real.weight",
+        "spectrogram_extractor.stft.conv_imag.weight",
+        "logmel_extractor.melW",
+    )
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], hop_length: int = 320
+    ):  # of the released file; samples between frames
         super().__init__()
         widths = [1, *(tensors[f"conv_block{i}.conv1.weight"].shape[0] for i in range(1, 7))]
         conv = lambda a, b: nn.Conv2d(a, b, 3, padding=1, bias=False)
         for i, (a, b) in enumerate(pairwise(widths), 1):
-            setattr(self, f"conv_block{i}", nn.ModuleDict({"conv1": conv(a, b), "conv2": conv(b, b), "bn1": nn.BatchNorm2d(b), "bn2": nn.BatchNorm2d(b)}))
+            setattr(
+                self,
+                f"conv_block{i}",
+                nn.ModuleDict(
+                    {
+                        "conv1": conv(a, b),
+                        "conv2": conv(b, b),
+                        "bn1": nn.BatchNorm2d(b),
+                        "bn2": nn.BatchNorm2d(b),
+                    }
+                ),
+            )
         real, imag, mel = (tensors[name] for name in self.front)
-        self.fourier, self.mel, self.hop_length, self.bn0 = torch.cat([real, imag]), mel, hop_length, nn.BatchNorm2d(mel.shape[1])
-        self.fc1, self.fc_audioset = (nn.Linear(*reversed(tensors[f"{name}.weight"].shape)) for name in ("fc1", "fc_audioset"))
+        self.fourier, self.mel, self.hop_length, self.bn0 = (
+            torch.cat([real, imag]),
+            mel,
+            hop_length,
+            nn.BatchNorm2d(mel.shape[1]),
+        )
+        self.fc1, self.fc_audioset = (
+            nn.Linear(*reversed(tensors[f"{name}.weight"].shape)) for name in ("fc1", "fc_audioset")
+        )
         self.load_state_dict({k: v for k, v in tensors.items() if k not in self.front})
 
     def log_mel(self, wav: Float[Tensor, " s"]) -> Float[Tensor, "n m"]:
         "Mel powers in dB, centred frames, reflected ends."
         size = self.fourier.shape[-1]
-        real, imag = F.conv1d(F.pad(wav[None, None], (size // 2, size // 2), mode="reflect"), self.fourier, stride=self.hop_length)[0].chunk(2)
-        return 10 * torch.log10(((real ** 2 + imag ** 2).mT @ self.mel).clamp_min(1e-10))
+        real, imag = F.conv1d(
+            F.pad(wav[None, None], (size // 2, size // 2), mode="reflect"),
+            self.fourier,
+            stride=self.hop_length,
+        )[0].chunk(2)
+        return 10 * torch.log10(((real**2 + imag**2).mT @ self.mel).clamp_min(1e-10))
 
-    def forward(self, wav: Float[Tensor, " s"]) -> tuple[Float[Tensor, "1 d"], Float[Tensor, "1 k"]]:
+    def forward(
+        self, wav: Float[Tensor, " s"]
+    ) -> tuple[Float[Tensor, "1 d"], Float[Tensor, "1 k"]]:
         "Embedding and logits of one sound at 32 kHz."
         x = self.bn0(self.log_mel(wav).T[None, :, :, None]).transpose(1, 3)
         for i in range(1, 7):
             block = getattr(self, f"conv_block{i}")
-            for n in "12": x = F.relu(block[f"bn{n}"](block[f"conv{n}"](x)))
-            if i < 6: x = F.avg_pool2d(x, 2)
+            for n in "12":
+                x = F.relu(block[f"bn{n}"](block[f"conv{n}"](x)))
+            if i < 6:
+                x = F.avg_pool2d(x, 2)
         x = x.mean(3)
         embedding = F.relu(self.fc1(x.amax(2) + x.mean(2)))
         return embedding, self.fc_audioset(embedding)
 
+
 def _built(path: Path | str, what: str, build):
     "A network from the tensors of a safetensors file, in evaluation mode."
-    if not Path(path).is_file(): raise DatasetMissing(f"no {what} weights at {Path(path).name!r}: the released file, turned into safetensors by `cop weights convert`, is needed")
-    try: return build(load_weights(path)[0]).eval()
-    except (KeyError, RuntimeError, ValueError) as error: raise AssetMismatch(f"{Path(path).name} does not hold {what} ({str(error).splitlines()[-1].strip()})") from None
+    if not Path(path).is_file():
+        raise DatasetMissing(
+            f"no {what} weights at {Path(path).name!r}: the released file, turned into safetensors by `cop weights convert`, is needed"
+        )
+    try:
+        return build(load_weights(path)[0]).eval()
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise AssetMismatch(
+            f"{Path(path).name} does not hold {what} ({str(error).splitlines()[-1].strip()})"
+        ) from None
+
 
 def _two_kinds(net) -> dict:
     "Kinds clip and logits of a network that gives both at once; the second asked for is not computed again."
     both = lru_cache(1)(torch.inference_mode()(net))
     return {"clip": lambda wav: both(wav)[0], "logits": lambda wav: both(wav)[1]}
 
+
 def panns_extractor(
     path: Path | str,  # Cnn14_mAP=0.431 as safetensors
 ) -> Extractor:  # clip (2048 dimensions), logits (527)
     "PANNs Cnn14 (arXiv 1912.10211), built here from the released tensors."
-    return Extractor("PANNs Cnn14", file_hash(path) if Path(path).is_file() else "", 32_000, _two_kinds(_built(path, "PANNs Cnn14", Cnn14)))
+    return Extractor(
+        "PANNs Cnn14",
+        file_hash(path) if Path(path).is_file() else "",
+        32_000,
+        _two_kinds(_built(path, "PANNs Cnn14", Cnn14)),
+    )
 
 # %% ../../nbs/judges/64_pretrained.ipynb #5a18e760
 def passt_extractor(
     path: Path | str,  # passt-s-f128-p16-s10-ap.476-swa as safetensors
 ) -> Extractor:  # clip (768 dimensions), logits (527)
     "PaSST through hear21passt (arXiv 2110.05069)."
-    if not Path(path).is_file(): return _built(path, "PaSST", None)
+    if not Path(path).is_file():
+        return _built(path, "PaSST", None)
     try:
-        with _hushed(): passt, mel, wrapper = (importlib.import_module(f"hear21passt.{name}") for name in ("models.passt", "models.preprocess", "wrapper"))
-    except ImportError as error: raise DatasetMissing(f"PaSST needs the package hear21passt ({error}): `pip install hear21passt`") from None
+        with _hushed():
+            passt, mel, wrapper = (
+                importlib.import_module(f"hear21passt.{name}")
+                for name in ("models.passt", "models.preprocess", "wrapper")
+            )
+    except ImportError as error:
+        raise DatasetMissing(
+            f"PaSST needs the package hear21passt ({error}): `pip install hear21passt`"
+        ) from None
+
     def build(tensors: Mapping[str, Tensor]) -> nn.Module:
         width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
         frames = 10 * (tensors["time_new_pos_embed"].shape[3] - 1) + patch
-        net = passt.PaSST(img_size=(128, frames), patch_size=patch, stride=(10, 10), num_classes=tensors["head.1.weight"].shape[0], embed_dim=width, depth=len({k.split(".")[1] for k in tensors if k.startswith("blocks.")}),
-                          num_heads=width // 64, distilled=True)
+        net = passt.PaSST(
+            img_size=(128, frames),
+            patch_size=patch,
+            stride=(10, 10),
+            num_classes=tensors["head.1.weight"].shape[0],
+            embed_dim=width,
+            depth=len({k.split(".")[1] for k in tensors if k.startswith("blocks.")}),
+            num_heads=width // 64,
+            distilled=True,
+        )
         net.load_state_dict(tensors)
-        return wrapper.PasstBasicWrapper(mel.AugmentMelSTFT(n_mels=128, fmin_aug_range=10, fmax_aug_range=2000), net)
-    with _hushed(): net = _built(path, "PaSST", build)
+        return wrapper.PasstBasicWrapper(
+            mel.AugmentMelSTFT(n_mels=128, fmin_aug_range=10, fmax_aug_range=2000), net
+        )
+
+    with _hushed():
+        net = _built(path, "PaSST", build)
+
     def both(wav: Tensor) -> tuple[Tensor, Tensor]:
-        with _hushed(): out = net.get_scene_embeddings(wav[None])
-        return out[:, net.net.num_classes:], out[:, :net.net.num_classes]
+        with _hushed():
+            out = net.get_scene_embeddings(wav[None])
+        return out[:, net.net.num_classes :], out[:, : net.net.num_classes]
+
     return Extractor("PaSST", file_hash(path), 32_000, _two_kinds(both))
+
 
 @contextlib.contextmanager
 def _hushed():
@@ -180,13 +350,23 @@ def _hushed():
 # %% ../../nbs/judges/64_pretrained.ipynb #7911e1d2
 class Wav2Clip(nn.Module):
     "Wav2CLIP's audio half (arXiv 2110.11499) from the tensors of its released file."
+
     def __init__(self, tensors: Mapping[str, Tensor]):
         super().__init__()
-        import torchaudio, torchvision
+        import torchaudio
+        import torchvision
+
         self.spectrogram = torchaudio.transforms.Spectrogram(n_fft=512, hop_length=353)
-        self.encoder, self.transform = torchvision.models.resnet18(weights=None), nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.1), nn.Linear(512, 512))
+        self.encoder, self.transform = (
+            torchvision.models.resnet18(weights=None),
+            nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.1), nn.Linear(512, 512)),
+        )
         self.encoder.conv1, self.encoder.fc = nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.Identity()
-        of = lambda stem: {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem) and not k.startswith("audio_encoder.spectrogram.")}
+        of = lambda stem: {
+            k.removeprefix(stem): v
+            for k, v in tensors.items()
+            if k.startswith(stem) and not k.startswith("audio_encoder.spectrogram.")
+        }
         self.encoder.load_state_dict(of("audio_encoder."))
         self.transform.load_state_dict(of("audio_transform.sequential."))
 
@@ -195,45 +375,106 @@ class Wav2Clip(nn.Module):
         x = torch.log(self.spectrogram(wav[None, None]) + 1e-7)
         return self.transform(self.encoder((x - x.mean()) / (x.std() + 1e-9)))
 
+
 def _pictures(folder: Path):
     "Unit vectors of frames by the CLIP of a folder, its dimensions, and the file of its weights."
     encoder = load_openclip(PretrainedSources(image=str(folder)), "crop")
     file = next(folder / name for name in OPENCLIP_WEIGHTS if (folder / name).is_file())
-    return torch.inference_mode()(lambda frames: F.normalize(encoder.encode(torch.as_tensor(frames)[None])[0], dim=-1)), encoder.dim, file
+    return (
+        torch.inference_mode()(
+            lambda frames: F.normalize(encoder.encode(torch.as_tensor(frames)[None])[0], dim=-1)
+        ),
+        encoder.dim,
+        file,
+    )
+
 
 def openclip_extractor(
     folder: Path | str,  # in OpenCLIP's hub format
 ) -> Extractor:  # image, text
     "Pictures and captions by any CLIP of open_clip."
-    import json, open_clip
+    import json
+
+    import open_clip
+
     folder = Path(folder)
-    if not folder.is_dir(): raise DatasetMissing(f"no CLIP at {folder.name!r}: a folder with {OPENCLIP_CONFIG} and {OPENCLIP_WEIGHTS[0]} is needed")
+    if not folder.is_dir():
+        raise DatasetMissing(
+            f"no CLIP at {folder.name!r}: a folder with {OPENCLIP_CONFIG} and {OPENCLIP_WEIGHTS[0]} is needed"
+        )
     image, _, file = _pictures(folder)
     cfg = json.loads((folder / OPENCLIP_CONFIG).read_text())["model_cfg"]
-    with torch.device("meta"): clip = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"], cfg.get("quick_gelu", False))
-    try: clip.load_state_dict(load_weights(file)[0], assign=True)
-    except RuntimeError: return Extractor(f"open_clip {folder.name}", file_hash(file), 0, {"image": image})  # the picture half alone
-    clip.register_buffer("attn_mask", clip.build_causal_mask() if hasattr(clip, "build_causal_mask") else torch.full((cfg["text_cfg"]["context_length"],) * 2, float("-inf")).triu_(1), persistent=False)
+    with torch.device("meta"):
+        clip = open_clip.CLIP(
+            cfg["embed_dim"], cfg["vision_cfg"], cfg["text_cfg"], cfg.get("quick_gelu", False)
+        )
+    try:
+        clip.load_state_dict(load_weights(file)[0], assign=True)
+    except RuntimeError:
+        return Extractor(
+            f"open_clip {folder.name}", file_hash(file), 0, {"image": image}
+        )  # the picture half alone
+    clip.register_buffer(
+        "attn_mask",
+        clip.build_causal_mask()
+        if hasattr(clip, "build_causal_mask")
+        else torch.full((cfg["text_cfg"]["context_length"],) * 2, float("-inf")).triu_(1),
+        persistent=False,
+    )
     words = open_clip.SimpleTokenizer(context_length=cfg["text_cfg"]["context_length"])
-    return Extractor(f"open_clip {folder.name}", file_hash(file), 0, {"image": image, "text": torch.inference_mode()(lambda caption: clip.eval().encode_text(words([caption]), normalize=True))})
+    return Extractor(
+        f"open_clip {folder.name}",
+        file_hash(file),
+        0,
+        {
+            "image": image,
+            "text": torch.inference_mode()(
+                lambda caption: clip.eval().encode_text(words([caption]), normalize=True)
+            ),
+        },
+    )
+
 
 def wav2clip_extractor(
-    folder: Path | str,  # wav2clip.safetensors and the two files of CLIP ViT-B/32 in OpenCLIP's format
+    folder: Path
+    | str,  # wav2clip.safetensors and the two files of CLIP ViT-B/32 in OpenCLIP's format
 ) -> Extractor:  # audio, image
     "Wav2CLIP sounds and CLIP ViT-B/32 pictures: the CLIP score of the V2A papers."
     folder = Path(folder)
     net = _built(folder / "wav2clip.safetensors", "Wav2CLIP", Wav2Clip)
     image, dim, file = _pictures(folder)
-    if dim != 512: raise AssetMismatch(f"{folder.name} holds a CLIP of {dim} dimensions; Wav2CLIP was trained into the 512 of ViT-B/32 and fits no other")
-    return Extractor("Wav2CLIP, CLIP ViT-B/32", f"{file_hash(folder / 'wav2clip.safetensors')}+{file_hash(file)}", 16_000, {"audio": torch.inference_mode()(lambda wav: F.normalize(net(wav), dim=-1)), "image": image})
+    if dim != 512:
+        raise AssetMismatch(
+            f"{folder.name} holds a CLIP of {dim} dimensions; Wav2CLIP was trained into the 512 of ViT-B/32 and fits no other"
+        )
+    return Extractor(
+        "Wav2CLIP, CLIP ViT-B/32",
+        f"{file_hash(folder / 'wav2clip.safetensors')}+{file_hash(file)}",
+        16_000,
+        {
+            "audio": torch.inference_mode()(lambda wav: F.normalize(net(wav), dim=-1)),
+            "image": image,
+        },
+    )
 
 # %% ../../nbs/judges/64_pretrained.ipynb #d72b1e9f
-EXTRACTORS = {"embedded": embedded_extractor, "vggish": vggish_extractor, "panns": panns_extractor, "passt": passt_extractor, "ast": ast_extractor, "clap": clap_extractor, "openclip": openclip_extractor, "wav2clip": wav2clip_extractor}
+EXTRACTORS = {
+    "embedded": embedded_extractor,
+    "vggish": vggish_extractor,
+    "panns": panns_extractor,
+    "passt": passt_extractor,
+    "ast": ast_extractor,
+    "clap": clap_extractor,
+    "openclip": openclip_extractor,
+    "wav2clip": wav2clip_extractor,
+}
+
 
 def load_extractor(
     kind: str,  # one of EXTRACTORS
     path: Path | str,  # its weights
 ) -> Extractor:
     "An extractor by name."
-    if kind not in EXTRACTORS: raise BadInput(f"no extractor {kind!r}; there are {', '.join(EXTRACTORS)}")
+    if kind not in EXTRACTORS:
+        raise BadInput(f"no extractor {kind!r}; there are {', '.join(EXTRACTORS)}")
     return EXTRACTORS[kind](path)

@@ -22,41 +22,64 @@ from ..measure.audio_metrics import checked, mel_spectrum_db
 WINDOW_S = 2.0  # seconds that one decision is made on
 INVERSE_PENALTY = 0.1  # C of the logistic regression
 
+
 def style_features(
     wav: Float[Array, " s"],  # sound in [-1, 1], at least 2 s
     sample_rate: int = 24_000,  # Hz
 ) -> Float[Array, "w d"]:  # one row a window of 2 s; the rest of the sound is not used
     "Level, spread, attack and decay of every mel band, window by window."
     mel, length = mel_spectrum_db(checked("wav", wav, 1), sample_rate), round(100 * WINDOW_S)
-    windows = [mel[:, a:a + length] for a in range(0, mel.shape[1] - length + 1, length)]
-    if not windows: raise BadInput(f"a sound of {len(wav) / sample_rate:.2f} s: style is judged on windows of {WINDOW_S:g} s")
+    windows = [mel[:, a : a + length] for a in range(0, mel.shape[1] - length + 1, length)]
+    if not windows:
+        raise BadInput(
+            f"a sound of {len(wav) / sample_rate:.2f} s: style is judged on windows of {WINDOW_S:g} s"
+        )
     steps = [np.diff(w, axis=1) for w in windows]
-    return np.stack([np.concatenate([w.mean(1), w.std(1), np.maximum(d, 0).mean(1), np.maximum(-d, 0).mean(1), np.percentile(w.mean(0), (5, 25, 50, 75, 95))]) for w, d in zip(windows, steps)])
+    return np.stack(
+        [
+            np.concatenate(
+                [
+                    w.mean(1),
+                    w.std(1),
+                    np.maximum(d, 0).mean(1),
+                    np.maximum(-d, 0).mean(1),
+                    np.percentile(w.mean(0), (5, 25, 50, 75, 95)),
+                ]
+            )
+            for w, d in zip(windows, steps)
+        ]
+    )
 
 # %% ../../nbs/judges/65_style.ipynb #63704c65
 @dataclass(frozen=True)
 class StyleJudge:
     "Hears which of two pianists plays."
+
     preferred: str  # the pianist whose probability is given
     other: str  # the one it is told apart from
     model: Any  # a fitted scikit-learn classifier on `style_features`
     windows: int  # windows it has learnt from
     passport: str  # its name with a hash of what it has learnt from and how
 
-    def windows_of(self,
+    def windows_of(
+        self,
         wav: Float[Array, " s"],  # sound, 24 kHz
     ) -> Float[Array, " w"]:  # in [0, 1]
         "Probability of the preferred pianist in each window of 2 s."
         return self.model.predict_proba(style_features(wav))[:, 1]
 
-    def __call__(self,
+    def __call__(
+        self,
         wav: Float[Array, " s"],  # sound, 24 kHz
     ) -> float:  # in [0, 1]
         "Probability that the preferred pianist plays."
         return float(self.windows_of(wav).mean())
 
+
 def fit_style(
-    wavs: Sequence[Float[Array, " s"]],  # true sounds of works that no generator was trained on, 24 kHz
+    wavs: Sequence[
+        Float[Array, " s"]
+    ],  # true sounds of works that no generator was trained on, 24 kHz
     pianists: Sequence[str],  # who plays each; sounds of others are left out
     preferred: str,  # whose probability the judge gives
     other: str,  # from whom
@@ -65,19 +88,40 @@ def fit_style(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    if len(wavs) != len(pianists): raise BadInput(f"{len(wavs)} sounds for {len(pianists)} pianists")
-    kept = [(style_features(wav), name == preferred) for wav, name in zip(wavs, pianists) if name in (preferred, other)]
-    missing = [name for name in (preferred, other) if name not in pianists]
-    if missing: raise BadInput(f"no sound by {' and none by '.join(missing)}: two pianists are needed to tell them apart")
-    labels = np.concatenate([np.full(len(rows), mine) for rows, mine in kept])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=3000)).fit(np.concatenate([rows for rows, _ in kept]), labels)
-    return StyleJudge(preferred, other, model, len(labels), f"style judge {_material_hash(wavs, pianists, preferred, other)}")
 
-def _material_hash(wavs: Sequence[Float[Array, " s"]], pianists: Sequence[str], preferred: str, other: str) -> str:
+    if len(wavs) != len(pianists):
+        raise BadInput(f"{len(wavs)} sounds for {len(pianists)} pianists")
+    kept = [
+        (style_features(wav), name == preferred)
+        for wav, name in zip(wavs, pianists)
+        if name in (preferred, other)
+    ]
+    missing = [name for name in (preferred, other) if name not in pianists]
+    if missing:
+        raise BadInput(
+            f"no sound by {' and none by '.join(missing)}: two pianists are needed to tell them apart"
+        )
+    labels = np.concatenate([np.full(len(rows), mine) for rows, mine in kept])
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=3000)
+    ).fit(np.concatenate([rows for rows, _ in kept]), labels)
+    return StyleJudge(
+        preferred,
+        other,
+        model,
+        len(labels),
+        f"style judge {_material_hash(wavs, pianists, preferred, other)}",
+    )
+
+
+def _material_hash(
+    wavs: Sequence[Float[Array, " s"]], pianists: Sequence[str], preferred: str, other: str
+) -> str:
     "16 hex digits of the sounds (to 16 bit), who plays them, and the judge's parameters: they determine the coefficients, whose last bits depend on the processor."
     made = hashlib.sha256(repr((WINDOW_S, INVERSE_PENALTY, preferred, other)).encode())
     for wav, name in zip(wavs, pianists):
-        if name in (preferred, other): made.update(name.encode() + np.round(np.asarray(wav) * 32_767).astype("<i4").tobytes())
+        if name in (preferred, other):
+            made.update(name.encode() + np.round(np.asarray(wav) * 32_767).astype("<i4").tobytes())
     return made.hexdigest()[:16]
 
 # %% ../../nbs/judges/65_style.ipynb #11164459
@@ -89,8 +133,13 @@ def plot_style(
     "Probability of the preferred pianist over time."
     for name, wav in sounds.items():
         values = judge.windows_of(wav)
-        ax.step(WINDOW_S * np.arange(len(values) + 1), np.append(values, values[-1]), where="post", label=name)
-    ax.axhline(.5, color="0.7", lw=1)
-    ax.set(xlabel="time [s]", ylabel=f"P({judge.preferred})", ylim=(-.02, 1.02))
+        ax.step(
+            WINDOW_S * np.arange(len(values) + 1),
+            np.append(values, values[-1]),
+            where="post",
+            label=name,
+        )
+    ax.axhline(0.5, color="0.7", lw=1)
+    ax.set(xlabel="time [s]", ylabel=f"P({judge.preferred})", ylim=(-0.02, 1.02))
     ax.legend()
     return ax

@@ -6,7 +6,12 @@
 __all__ = ['transcriber_name', 'transcribe', 'piano_transcriber_name', 'transcribe_piano']
 
 # %% ../../nbs/judges/60_transcription.ipynb #4ada37e9
-import contextlib, io, json, logging, tempfile, warnings
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,21 +35,32 @@ def _basic_pitch():
             warnings.simplefilter("ignore")
             import basic_pitch
             from basic_pitch.inference import Model, predict
-    finally: logging.root.setLevel(level)
+    finally:
+        logging.root.setLevel(level)
     path = Path(basic_pitch.__file__).parent / "saved_models" / "icassp_2022" / "nmp.onnx"
     return Model(path), predict, path
+
 
 def _checked(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     "A sound in which something can be heard."
     wav = np.asarray(wav, np.float32)
-    if wav.ndim != 1: raise BadInput(f"sound of shape {wav.shape}; one channel (s,) is needed: average the channels first")
-    if not np.isfinite(wav).all(): raise BadInput("the sound holds NaN or infinite samples: nothing can be heard in it")
-    if len(wav) < sample_rate // 10: raise BadInput(f"a sound of {len(wav) / sample_rate:.3f} s is too short to transcribe; 0.1 s is the least")
+    if wav.ndim != 1:
+        raise BadInput(
+            f"sound of shape {wav.shape}; one channel (s,) is needed: average the channels first"
+        )
+    if not np.isfinite(wav).all():
+        raise BadInput("the sound holds NaN or infinite samples: nothing can be heard in it")
+    if len(wav) < sample_rate // 10:
+        raise BadInput(
+            f"a sound of {len(wav) / sample_rate:.3f} s is too short to transcribe; 0.1 s is the least"
+        )
     return wav
+
 
 def transcriber_name() -> str:  # e.g. "basic-pitch nmp 2c3c1d144bf7a6b5"
     "Name and weights hash of the transcriber, printed beside every value it gives."
     return f"basic-pitch nmp {file_hash(_basic_pitch()[2])}"
+
 
 def transcribe(
     wav: np.ndarray,  # float (s,), mono
@@ -65,7 +81,12 @@ def transcribe(
     events = sorted(e[:4] for e in events if 21 <= e[2] <= 108)
     columns = list(zip(*events)) if events else [[]] * 4
     velocities = np.clip(np.round(np.asarray(columns[3], float) * 127), 1, 127).astype(int)
-    return make_notes(np.asarray(columns[2], int), np.asarray(columns[0], float), np.asarray(columns[1], float), velocities)
+    return make_notes(
+        np.asarray(columns[2], int),
+        np.asarray(columns[0], float),
+        np.asarray(columns[1], float),
+        velocities,
+    )
 
 # %% ../../nbs/judges/60_transcription.ipynb #d8a14ae8
 @lru_cache(1)
@@ -79,12 +100,17 @@ def _transkun():
     vars(config).update(json.loads((folder / "2.0.conf").read_text())["Model"]["config"])
     network = package.TransKun(conf=config)
     missing = network.load_state_dict(read_pickle(folder / "2.0.pt"), strict=False).missing_keys
-    if missing: raise AssetMismatch(f"the weights in the package transkun lack {missing[0]}: another version of it?")
+    if missing:
+        raise AssetMismatch(
+            f"the weights in the package transkun lack {missing[0]}: another version of it?"
+        )
     return network.eval(), folder / "2.0.pt"
+
 
 def piano_transcriber_name() -> str:  # e.g. "transkun 2.0 0123456789abcdef"
     "Name and weights hash of the piano transcriber."
     return f"transkun 2.0 {file_hash(_transkun()[1])}"
+
 
 @torch.inference_mode()
 def transcribe_piano(
@@ -97,6 +123,15 @@ def transcribe_piano(
     sound = librosa.resample(wav, orig_sr=sample_rate, target_sr=network.fs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        events = network.transcribe(torch.from_numpy(sound)[:, None].expand(-1, 2), discardSecondHalf=False)
-    keys = [(e.pitch, e.start, max(e.end, e.start + .01), min(max(int(e.velocity), 1), 127)) for e in events if e.pitch > 0]
-    return make_notes(*(zip(*keys) if keys else [[]] * 4), [(e.start, e.end) for e in events if e.pitch == -64 and e.end > e.start])  # -64: sustain
+        events = network.transcribe(
+            torch.from_numpy(sound)[:, None].expand(-1, 2), discardSecondHalf=False
+        )
+    keys = [
+        (e.pitch, e.start, max(e.end, e.start + 0.01), min(max(int(e.velocity), 1), 127))
+        for e in events
+        if e.pitch > 0
+    ]
+    return make_notes(
+        *(zip(*keys) if keys else [[]] * 4),
+        [(e.start, e.end) for e in events if e.pitch == -64 and e.end > e.start],
+    )  # -64: sustain

@@ -33,6 +33,7 @@ from ..core import COLORS, BadInput, numpy_rng
 @dataclass(frozen=True)
 class Metric:
     "What a report must know to print a score."
+
     name: str  # key in result files
     unit: str  # "dB", "ms", "" for a pure number
     higher_is_better: bool | None  # None: closer to real data is better
@@ -43,22 +44,43 @@ class Metric:
         "The direction as a table header shows it."
         return {True: "↑", False: "↓", None: "≈"}[self.higher_is_better]
 
+
 def registry(
     *rows: tuple,  # arguments of `Metric`
 ) -> dict[str, Metric]:  # name -> Metric
     "Metrics by name; a name given twice is an error."
-    if len({r[0] for r in rows}) < len(rows): raise BadInput(f"a metric is registered twice among {[r[0] for r in rows]}")
+    if len({r[0] for r in rows}) < len(rows):
+        raise BadInput(f"a metric is registered twice among {[r[0] for r in rows]}")
     return {row[0]: Metric(*row) for row in rows}
+
 
 MAX_DB = 100.0  # ratios are reported within +-MAX_DB so that means stay finite
 
 METRICS = registry(
-    ("si_sdr", "dB", True, MAX_DB), ("si_sdr_spec", "dB", True, MAX_DB), ("mel_distance", "dB", False, 0.0),
-    ("chroma_similarity", "", True, 1.0), ("frechet_distance", "", False, 0.0), ("fad", "", False, 0.0), ("fd", "", False, 0.0),
-    ("fad_infinity", "", False, 0.0), ("kid", "", False, 0.0), ("kl", "nat", False, 0.0), ("label_accuracy", "", True, 1.0), ("pitch_direction", "", True, 1.0), ("pace_direction", "", True, 1.0), ("inception_score", "", True),
-    ("clap_score", "", True, 1.0), ("clip_score", "%", True, 100.0), ("av_align", "", True, 1.0), ("event_f1", "", True, 1.0),
-    ("av_align_2023", "", True, 1.0), ("av_offset_ms", "ms", None, 0.0), ("av_offset_abs_ms", "ms", False, 0.0), ("motion_offset_ms", "ms", None, 0.0),
-    ("motion_offset_abs_ms", "ms", False, 0.0))
+    ("si_sdr", "dB", True, MAX_DB),
+    ("si_sdr_spec", "dB", True, MAX_DB),
+    ("mel_distance", "dB", False, 0.0),
+    ("chroma_similarity", "", True, 1.0),
+    ("frechet_distance", "", False, 0.0),
+    ("fad", "", False, 0.0),
+    ("fd", "", False, 0.0),
+    ("fad_infinity", "", False, 0.0),
+    ("kid", "", False, 0.0),
+    ("kl", "nat", False, 0.0),
+    ("label_accuracy", "", True, 1.0),
+    ("pitch_direction", "", True, 1.0),
+    ("pace_direction", "", True, 1.0),
+    ("inception_score", "", True),
+    ("clap_score", "", True, 1.0),
+    ("clip_score", "%", True, 100.0),
+    ("av_align", "", True, 1.0),
+    ("event_f1", "", True, 1.0),
+    ("av_align_2023", "", True, 1.0),
+    ("av_offset_ms", "ms", None, 0.0),
+    ("av_offset_abs_ms", "ms", False, 0.0),
+    ("motion_offset_ms", "ms", None, 0.0),
+    ("motion_offset_abs_ms", "ms", False, 0.0),
+)
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #f5ff5d64
 def _reals(
@@ -67,17 +89,26 @@ def _reals(
     ndim: int | None = None,  # axes it must have, None for any
 ) -> Array:  # of its own type; whether it is finite is not looked at
     "Real numbers of the right number of axes, at least one."
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if array.dtype.kind not in "fiub": raise BadInput(f"{name} has dtype {array.dtype}; real numbers are needed")
-    if ndim is not None and array.ndim != ndim: raise BadInput(f"{name} has shape {array.shape}; {ndim} axes are needed")
-    if array.size == 0: raise BadInput(f"{name} is empty (shape {array.shape})")
+    array = (
+        values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    )
+    if array.dtype.kind not in "fiub":
+        raise BadInput(f"{name} has dtype {array.dtype}; real numbers are needed")
+    if ndim is not None and array.ndim != ndim:
+        raise BadInput(f"{name} has shape {array.shape}; {ndim} axes are needed")
+    if array.size == 0:
+        raise BadInput(f"{name} is empty (shape {array.shape})")
     return array
+
 
 def _one_shape(ref: Array, est: Array) -> tuple[Array, Array]:
     "Two arrays of one shape; nothing is cut or padded here."
     if ref.shape != est.shape:
-        raise BadInput(f"ref has shape {ref.shape} and est {est.shape}; cut or pad the estimate to the reference on purpose before scoring")
+        raise BadInput(
+            f"ref has shape {ref.shape} and est {est.shape}; cut or pad the estimate to the reference on purpose before scoring"
+        )
     return ref, est
+
 
 def checked(
     name: str,  # what the array is, for the message
@@ -86,17 +117,26 @@ def checked(
 ) -> Float[Array, "..."]:  # float64
     "The array as float64, or a `BadInput` that says what is wrong with it."
     array = _reals(name, values, ndim).astype(np.float64, copy=False)
-    if not math.isfinite(array.sum()) and not np.isfinite(array).all():  # a finite sum, which is quick, has finite terms
-        raise BadInput(f"{name} holds {int((~np.isfinite(array)).sum())} values that are not finite (NaN or infinite); did what made it diverge?")
+    if (
+        not math.isfinite(array.sum()) and not np.isfinite(array).all()
+    ):  # a finite sum, which is quick, has finite terms
+        raise BadInput(
+            f"{name} holds {int((~np.isfinite(array)).sum())} values that are not finite (NaN or infinite); did what made it diverge?"
+        )
     return array
+
 
 def _positive(**values) -> None:
     "Refuse rates, lengths and counts that are not positive numbers."
     for name, value in values.items():
-        if not value > 0: raise BadInput(f"{name} is {value}; it must be positive")
+        if not value > 0:
+            raise BadInput(f"{name} is {value}; it must be positive")
+
 
 def _in_hz(sample_rate: float) -> None:
-    if not sample_rate >= 1000: raise BadInput(f"sample_rate is {sample_rate}; samples per second are needed (kHz given?)")
+    if not sample_rate >= 1000:
+        raise BadInput(f"sample_rate is {sample_rate}; samples per second are needed (kHz given?)")
+
 
 def checked_pair(
     ref,  # reference numbers
@@ -109,9 +149,12 @@ def checked_pair(
 # %% ../../nbs/measure/30_audio_metrics.ipynb #3ad05cc0
 BLOCK = 16_384  # samples of two signals in double precision that fit a processor's cache
 
+
 def _blocks(ref: Float[Array, "r s"], est: Float[Array, "r s"], row: int) -> Iterator[list[Array]]:
     "One pair of rows in double precision, a block at a time."
-    for start in range(0, ref.shape[1], BLOCK): yield [x[row, start:start + BLOCK].astype(np.float64, copy=False) for x in (ref, est)]
+    for start in range(0, ref.shape[1], BLOCK):
+        yield [x[row, start : start + BLOCK].astype(np.float64, copy=False) for x in (ref, est)]
+
 
 def si_sdr(
     ref: Float[Array, "*b s"],  # reference, any scale
@@ -121,14 +164,22 @@ def si_sdr(
     ref, est = _one_shape(_reals("ref", ref), _reals("est", est))
     rows = [x.reshape(-1, x.shape[-1] if x.ndim else 1) for x in (ref, est)]
     with np.errstate(all="ignore"):
-        energy, inner, total = found = np.array([np.sum([(s @ s, e @ s, e @ e) for s, e in _blocks(*rows, i)], axis=0) for i in range(len(rows[0]))]).T
+        energy, inner, total = found = np.array(
+            [
+                np.sum([(s @ s, e @ s, e @ e) for s, e in _blocks(*rows, i)], axis=0)
+                for i in range(len(rows[0]))
+            ]
+        ).T
         if not np.isfinite(found).all():  # finite energies have finite terms
             checked_pair(ref, est)
-            raise BadInput("values so large that their energy is not finite; bring the sounds to a level near 1")
+            raise BadInput(
+                "values so large that their energy is not finite; bring the sounds to a level near 1"
+            )
         gain = inner / energy
         wanted = gain * inner
         rest = np.maximum(total - wanted, 0)
-        for i in np.flatnonzero(rest < 1e-3 * total): rest[i] = sum(((gain[i] * s - e) ** 2).sum() for s, e in _blocks(*rows, i))
+        for i in np.flatnonzero(rest < 1e-3 * total):
+            rest[i] = sum(((gain[i] * s - e) ** 2).sum() for s, e in _blocks(*rows, i))
         value = 10 * np.log10(wanted / rest)
     value = np.where(wanted == 0, -MAX_DB, np.clip(value, -MAX_DB, MAX_DB))
     value = np.where(energy == 0, np.nan, value).reshape(ref.shape[:-1])
@@ -140,6 +191,7 @@ def _hann(length: int) -> torch.Tensor:
     "Periodic Hann window, float32."
     return torch.hann_window(length, periodic=True)
 
+
 def stft_magnitude(
     wav: Float[Array, "*b s"],  # waveform
     n_fft: int,  # window and transform length in samples
@@ -149,8 +201,17 @@ def stft_magnitude(
     _positive(n_fft=n_fft, hop_length=hop_length)
     wav = torch.from_numpy(checked("wav", wav).astype(np.float32))
     flat = wav.reshape(-1, wav.shape[-1])
-    spec = torch.stft(flat, n_fft, hop_length, window=_hann(n_fft), center=True, pad_mode="constant", return_complex=True).abs()
+    spec = torch.stft(
+        flat,
+        n_fft,
+        hop_length,
+        window=_hann(n_fft),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    ).abs()
     return spec.reshape(*wav.shape[:-1], *spec.shape[1:]).numpy()
+
 
 def si_sdr_spec(
     ref_wav: Float[Array, "*b s"],  # true waveform
@@ -161,7 +222,9 @@ def si_sdr_spec(
     _in_hz(sample_rate)
     ref_wav, est_wav = checked_pair(ref_wav, est_wav)
     n_fft, hop_length = int(2048 * sample_rate / 44_100), sample_rate // 100
-    ref, est = (stft_magnitude(w, n_fft, hop_length).reshape(*w.shape[:-1], -1) for w in (ref_wav, est_wav))
+    ref, est = (
+        stft_magnitude(w, n_fft, hop_length).reshape(*w.shape[:-1], -1) for w in (ref_wav, est_wav)
+    )
     return si_sdr(ref, est)
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #530d4f10
@@ -170,10 +233,12 @@ def _mel_bank(sample_rate: int, n_fft: int, num_mels: int) -> Array:
     "Triangular mel filters without area normalisation, so that decibels stay re full scale."
     return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_mels, norm=None)
 
+
 @lru_cache(maxsize=8)
 def _chroma_bank(sample_rate: int, n_fft: int) -> Array:
     "STFT bin -> pitch class, A440 tuning."
     return librosa.filters.chroma(sr=sample_rate, n_fft=n_fft, tuning=0.0)
+
 
 def mel_spectrum_db(
     wav: Float[Array, " s"],  # waveform in [-1, 1]
@@ -186,6 +251,7 @@ def mel_spectrum_db(
     spec = stft_magnitude(checked("wav", wav, 1), n_fft, sample_rate // 100) / (n_fft / 4)
     return 20 * np.log10(np.maximum(_mel_bank(sample_rate, n_fft, num_mels) @ spec, 1e-4))
 
+
 def mel_distance(
     ref_wav: Float[Array, " s"],  # true waveform in [-1, 1]
     est_wav: Float[Array, " s"],  # generated waveform, same length
@@ -193,7 +259,10 @@ def mel_distance(
 ) -> float:  # dB, 0 or more
     "Mean absolute difference of mel spectra in dB (80 bands, 10 ms)."
     ref, est = checked_pair(ref_wav, est_wav, 1)
-    return float(np.abs(mel_spectrum_db(ref, sample_rate) - mel_spectrum_db(est, sample_rate)).mean())
+    return float(
+        np.abs(mel_spectrum_db(ref, sample_rate) - mel_spectrum_db(est, sample_rate)).mean()
+    )
+
 
 def pitch_level(
     wav: Float[Array, " s"],  # waveform
@@ -202,9 +271,12 @@ def pitch_level(
     "Where the energy lies: mean of log2(f / 1 kHz) over all bins from 20 Hz, weighted by their energy. Unlike a mean spectral centroid it does not hear the noise between events."
     spec = stft_magnitude(checked("wav", wav, 1), 2048, 512).astype(np.float64) ** 2
     octaves = np.log2(np.arange(1, len(spec)) * sample_rate / 2048 / 1000)
-    heard = octaves >= np.log2(.02)
+    heard = octaves >= np.log2(0.02)
     energy = spec[1:][heard].sum(1)
-    return float((energy * octaves[heard]).sum() / energy.sum()) if energy.sum() > 0 else float("nan")
+    return (
+        float((energy * octaves[heard]).sum() / energy.sum()) if energy.sum() > 0 else float("nan")
+    )
+
 
 def chroma_similarity(
     ref_wav: Float[Array, " s"],  # true waveform
@@ -217,10 +289,13 @@ def chroma_similarity(
     bank = _chroma_bank(sample_rate, 4096)
     ref, est = (bank @ stft_magnitude(w, 4096, sample_rate // 25) ** 2 for w in (ref, est))
     level = ref.sum(0)
-    if level.max() == 0: return math.nan
+    if level.max() == 0:
+        return math.nan
     ref, est = ref[:, level > 1e-4 * level.max()], est[:, level > 1e-4 * level.max()]
     norm = np.linalg.norm(ref, axis=0) * np.linalg.norm(est, axis=0)
-    return float(np.divide((ref * est).sum(0), norm, out=np.zeros_like(norm), where=norm > 0).mean())
+    return float(
+        np.divide((ref * est).sum(0), norm, out=np.zeros_like(norm), where=norm > 0).mean()
+    )
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #6fe3afec
 def frechet_from_statistics(
@@ -232,51 +307,83 @@ def frechet_from_statistics(
     "Frechet distance of two Gaussians (arXiv 1812.08466, Eq. 1) by symmetric eigenvalues."
     means, covs = checked_pair(ref_mean, est_mean, 1), checked_pair(ref_cov, est_cov, 2)
     for name, cov in zip(("ref_cov", "est_cov"), covs):
-        if cov.shape != (len(means[0]),) * 2: raise BadInput(f"{name} has shape {cov.shape} and the means {len(means[0])} dimensions; a square matrix of that size is needed")
-        if abs(cov - cov.T).max() > 1e-6 * abs(cov).max(): raise BadInput(f"{name} is not symmetric: a covariance is")
-        if (least := np.linalg.eigvalsh(cov)[0]) < -1e-6 * max(abs(cov).max(), np.finfo(float).tiny): raise BadInput(f"{name} has the eigenvalue {least:.3g}: a covariance has none below zero")
+        if cov.shape != (len(means[0]),) * 2:
+            raise BadInput(
+                f"{name} has shape {cov.shape} and the means {len(means[0])} dimensions; a square matrix of that size is needed"
+            )
+        if abs(cov - cov.T).max() > 1e-6 * abs(cov).max():
+            raise BadInput(f"{name} is not symmetric: a covariance is")
+        if (least := np.linalg.eigvalsh(cov)[0]) < -1e-6 * max(
+            abs(cov).max(), np.finfo(float).tiny
+        ):
+            raise BadInput(
+                f"{name} has the eigenvalue {least:.3g}: a covariance has none below zero"
+            )
     return _frechet(means, covs)
+
 
 def _frechet(means: Sequence[Array], covs: Sequence[Array]) -> float:
     "The distance of checked statistics."
     values, vectors = np.linalg.eigh(covs[0])
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covs[1] @ root), 0)).sum()
-    return max(0.0, float(((means[0] - means[1]) ** 2).sum() + np.trace(covs[0]) + np.trace(covs[1]) - 2 * cross))
+    return max(
+        0.0,
+        float(
+            ((means[0] - means[1]) ** 2).sum() + np.trace(covs[0]) + np.trace(covs[1]) - 2 * cross
+        ),
+    )
+
 
 def _feature_pair(ref_features, est_features, at_least: int = 2) -> tuple[Array, Array]:
     "Two feature tables of one width, with enough rows."
     ref, est = checked("ref_features", ref_features, 2), checked("est_features", est_features, 2)
-    if ref.shape[1] != est.shape[1]: raise BadInput(f"ref_features have {ref.shape[1]} dimensions and est_features {est.shape[1]}: two extractors?")
+    if ref.shape[1] != est.shape[1]:
+        raise BadInput(
+            f"ref_features have {ref.shape[1]} dimensions and est_features {est.shape[1]}: two extractors?"
+        )
     if min(len(ref), len(est)) < at_least:
-        raise BadInput(f"{len(ref)} reference and {len(est)} generated vectors; at least {at_least} of each are needed (a single clip has no spread)")
+        raise BadInput(
+            f"{len(ref)} reference and {len(est)} generated vectors; at least {at_least} of each are needed (a single clip has no spread)"
+        )
     return ref, est
+
 
 def frechet_distance(
     ref_features: Float[Array, "n d"],  # one row per clip or window
     est_features: Float[Array, "m d"],  # the same extractor's rows
-    route: Literal["auto", "covariance", "features"] = "auto",  # how the root is computed; auto by shape
+    route: Literal[
+        "auto", "covariance", "features"
+    ] = "auto",  # how the root is computed; auto by shape
     equal_n: bool = True,  # refuse different row counts: the bias depends on n
 ) -> float:  # 0 or more
     "Frechet distance of two feature sets (FAD, FD)."
     ref, est = _feature_pair(ref_features, est_features)
     if equal_n and len(ref) != len(est):
-        raise BadInput(f"{len(ref)} reference and {len(est)} generated vectors: the distance is biased by the counts, compare equal numbers (or say equal_n=False)")
-    if route == "auto": route = "features" if max(len(ref), len(est)) < ref.shape[1] else "covariance"
+        raise BadInput(
+            f"{len(ref)} reference and {len(est)} generated vectors: the distance is biased by the counts, compare equal numbers (or say equal_n=False)"
+        )
+    if route == "auto":
+        route = "features" if max(len(ref), len(est)) < ref.shape[1] else "covariance"
     means = ref.mean(0), est.mean(0)
     if route == "covariance":
         return _frechet(means, [np.atleast_2d(np.cov(x, rowvar=False)) for x in (ref, est)])
-    if route != "features": raise BadInput(f"route is {route!r}; it must be auto, covariance or features")
+    if route != "features":
+        raise BadInput(f"route is {route!r}; it must be auto, covariance or features")
     a, b = ((x - m) / np.sqrt(len(x) - 1) for x, m in zip((ref, est), means))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    return max(0.0, float(((means[0] - means[1]) ** 2).sum() + (a * a).sum() + (b * b).sum() - 2 * cross))
+    return max(
+        0.0, float(((means[0] - means[1]) ** 2).sum() + (a * a).sum() + (b * b).sum() - 2 * cross)
+    )
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #86f4e1a8
 def _power(x: Array, exponent: int) -> Array:
     "x ** exponent by multiplication, which is many times faster."
     out = x.copy()
-    for _ in range(exponent - 1): out *= x
+    for _ in range(exponent - 1):
+        out *= x
     return out
+
 
 def kid(
     ref_features: Float[Array, "n d"],  # one row per clip
@@ -286,18 +393,30 @@ def kid(
     "Unbiased kernel distance, squared MMD of (x.y/D + 1)^degree (arXiv 1801.01401)."
     ref, est = _feature_pair(ref_features, est_features)
     _positive(degree=degree)
-    parts = lambda a, b: (_power(a[i:i + 1024] @ b.T / ref.shape[1] + 1, degree) for i in range(0, len(a), 1024))  # rows of the kernel, so that memory grows with n, not n^2
-    within = lambda x: sum(k.sum() - np.trace(k, 1024 * i) for i, k in enumerate(parts(x, x))) / (len(x) * (len(x) - 1))
-    return float(within(ref) + within(est) - 2 * sum(k.sum() for k in parts(ref, est)) / (len(ref) * len(est)))
+    parts = lambda a, b: (
+        _power(a[i : i + 1024] @ b.T / ref.shape[1] + 1, degree) for i in range(0, len(a), 1024)
+    )  # rows of the kernel, so that memory grows with n, not n^2
+    within = lambda x: (
+        sum(k.sum() - np.trace(k, 1024 * i) for i, k in enumerate(parts(x, x)))
+        / (len(x) * (len(x) - 1))
+    )
+    return float(
+        within(ref)
+        + within(est)
+        - 2 * sum(k.sum() for k in parts(ref, est)) / (len(ref) * len(est))
+    )
+
 
 @dataclass(frozen=True)
 class FrechetFit:
     "Extrapolation of the Frechet distance to infinitely many clips."
+
     value: float  # intercept a, the estimate
     slope: float  # b of a + b/n
     sizes: Array  # subset sizes n
     distances: Array  # mean distance at each size
     r2: float  # quality of the line, 1 is perfect
+
 
 def fad_infinity(
     ref_features: Float[Array, "n d"],  # one row per window
@@ -310,21 +429,32 @@ def fad_infinity(
     ref, est = _feature_pair(ref_features, est_features)
     largest, smallest = min(len(ref), len(est)), 2 * ref.shape[1]
     if largest < 1.5 * smallest:
-        raise BadInput(f"{largest} vectors of {ref.shape[1]} dimensions: the 1/n law needs at least {int(1.5 * smallest)}; use kid for so few")
+        raise BadInput(
+            f"{largest} vectors of {ref.shape[1]} dimensions: the 1/n law needs at least {int(1.5 * smallest)}; use kid for so few"
+        )
     sizes = np.round(1 / np.linspace(1 / smallest, 1 / largest, num_sizes)).astype(int)
     rng, distances = numpy_rng(seed, "fad_infinity"), np.zeros(num_sizes)
     for i, n in enumerate(sizes):
         pick = lambda x: x[rng.choice(len(x), n, replace=False)]
-        distances[i] = np.mean([frechet_distance(pick(ref), pick(est)) for _ in range(repeats if n < largest else 1)])
+        distances[i] = np.mean(
+            [frechet_distance(pick(ref), pick(est)) for _ in range(repeats if n < largest else 1)]
+        )
     slope, value = np.polyfit(1 / sizes, distances, 1)
     left = distances - (value + slope / sizes)
-    return FrechetFit(float(value), float(slope), sizes, distances, float(1 - left.var() / max(distances.var(), 1e-300)))
+    return FrechetFit(
+        float(value),
+        float(slope),
+        sizes,
+        distances,
+        float(1 - left.var() / max(distances.var(), 1e-300)),
+    )
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #baa0a25a
 def _softmax(logits: Array) -> tuple[Array, Array]:
     "Row-wise probabilities and their logarithms, exact for any finite logits."
     log_p = torch.from_numpy(np.ascontiguousarray(logits)).log_softmax(1)
     return log_p.exp().numpy(), log_p.numpy()
+
 
 def align_by_id(
     ref_ids: Sequence[Hashable],  # ids of the reference rows
@@ -333,26 +463,37 @@ def align_by_id(
     "Positions that pair two lists; a missing or doubled id is an error."
     ref_ids, est_ids = list(ref_ids), list(est_ids)
     where = {name: i for i, name in enumerate(est_ids)}
-    if len(where) < len(est_ids) or len(set(ref_ids)) < len(ref_ids): raise BadInput("an id occurs twice: each clip must be scored once")
+    if len(where) < len(est_ids) or len(set(ref_ids)) < len(ref_ids):
+        raise BadInput("an id occurs twice: each clip must be scored once")
     odd = set(ref_ids) ^ set(where)
-    if odd: raise BadInput(f"{len(odd)} ids have no partner, e.g. {min(map(str, odd))!r}: score the same clips on both sides")
+    if odd:
+        raise BadInput(
+            f"{len(odd)} ids have no partner, e.g. {min(map(str, odd))!r}: score the same clips on both sides"
+        )
     return [where[name] for name in ref_ids]
+
 
 def kl_per_clip(
     ref_logits: Float[Array, "n k"],  # classifier on real clips
     est_logits: Float[Array, "n k"],  # classifier on generated clips
-    ref_ids: Sequence[Hashable] | None = None,  # ids of the rows; without them rows must already be paired
+    ref_ids: Sequence[Hashable]
+    | None = None,  # ids of the rows; without them rows must already be paired
     est_ids: Sequence[Hashable] | None = None,  # ids of the generated rows
 ) -> Float[Array, " n"]:  # nat, in the order of the reference
     "KL(p_real || p_generated) of each pair."
     ref, est = checked("ref_logits", ref_logits, 2), checked("est_logits", est_logits, 2)
-    if (ref_ids is None) != (est_ids is None): raise BadInput("ids are given for one side only; give both or none")
+    if (ref_ids is None) != (est_ids is None):
+        raise BadInput("ids are given for one side only; give both or none")
     if ref_ids is not None:
-        if (len(ref_ids), len(est_ids)) != (len(ref), len(est)): raise BadInput(f"{len(ref_ids)} and {len(est_ids)} ids for {len(ref)} and {len(est)} rows")
+        if (len(ref_ids), len(est_ids)) != (len(ref), len(est)):
+            raise BadInput(
+                f"{len(ref_ids)} and {len(est_ids)} ids for {len(ref)} and {len(est)} rows"
+            )
         est = est[align_by_id(ref_ids, est_ids)]
     (p, log_p), (_, log_q) = map(_softmax, _one_shape(ref, est))
     log_p -= log_q
     return np.einsum("nk,nk->n", p, log_p)
+
 
 def kl(
     ref_logits: Float[Array, "n k"],  # classifier on real clips
@@ -363,13 +504,17 @@ def kl(
     "Mean KL(p_real || p_generated) over paired clips (Table 2, arXiv 2503.22200)."
     return float(kl_per_clip(ref_logits, est_logits, ref_ids, est_ids).mean())
 
+
 def inception_score(
     logits: Float[Array, "n k"],  # classifier on generated clips
     num_splits: int = 1,  # the score is the mean over contiguous parts
 ) -> float:  # 1 to min(n, k)
     "exp of the mean KL between each clip's classes and the average (arXiv 1606.03498); two clips a split at least."
     logits = checked("logits", logits, 2)
-    if not 1 <= num_splits <= len(logits) / 2: raise BadInput(f"{num_splits} splits of {len(logits)} clips; at least 2 clips a split are needed (a single clip has no spread)")
+    if not 1 <= num_splits <= len(logits) / 2:
+        raise BadInput(
+            f"{num_splits} splits of {len(logits)} clips; at least 2 clips a split are needed (a single clip has no spread)"
+        )
     scores = []
     for part in np.array_split(logits, num_splits):
         p, log_p = _softmax(part)
@@ -388,6 +533,7 @@ def cosine_per_pair(
     norm = np.sqrt(dot(a, a)) * np.sqrt(dot(b, b))
     return np.divide(dot(a, b), norm, out=np.full(len(a), np.nan), where=norm > 0)
 
+
 def clap_score(
     text_features: Float[Array, "n d"],  # one vector per caption
     audio_features: Float[Array, "n d"],  # one vector per generated clip
@@ -395,18 +541,24 @@ def clap_score(
     "Mean cosine of paired captions and clips (Table 3, arXiv 2503.22200)."
     return float(cosine_per_pair(text_features, audio_features).mean())
 
+
 def clip_score_per_clip(
     audio_features: Float[Array, "n d"],  # one vector per clip
     frame_features: Sequence[Float[Array, "f d"]],  # vectors of each clip's frames
     every: int = 30,  # use one frame in so many
 ) -> Float[Array, " n"]:  # percent
     "100 x cosine between the audio and the mean of its frames."
-    if len(audio_features) != len(frame_features): raise BadInput(f"{len(audio_features)} audio vectors for {len(frame_features)} films")
+    if len(audio_features) != len(frame_features):
+        raise BadInput(f"{len(audio_features)} audio vectors for {len(frame_features)} films")
     _positive(every=every)
     films = [checked("frame_features", f, 2) for f in frame_features]
-    if len({f.shape[1] for f in films}) > 1: raise BadInput(f"frame_features have {sorted({f.shape[1] for f in films})} dimensions: two extractors?")
+    if len({f.shape[1] for f in films}) > 1:
+        raise BadInput(
+            f"frame_features have {sorted({f.shape[1] for f in films})} dimensions: two extractors?"
+        )
     means = np.stack([f[::every].mean(0) for f in films])
     return 100 * cosine_per_pair(audio_features, means)
+
 
 def clip_score(
     audio_features: Float[Array, "n d"],  # one vector per clip
@@ -425,10 +577,14 @@ def count_matches(
     "Largest one-to-one matching of two lists of times (greedy in order is optimal on a line)."
     a, b, i, j, count = np.sort(a).tolist(), np.sort(b).tolist(), 0, 0, 0
     while i < len(a) and j < len(b):
-        if near(a[i], b[j]): i, j, count = i + 1, j + 1, count + 1
-        elif a[i] < b[j]: i += 1
-        else: j += 1
+        if near(a[i], b[j]):
+            i, j, count = i + 1, j + 1, count + 1
+        elif a[i] < b[j]:
+            i += 1
+        else:
+            j += 1
     return count
+
 
 def event_times(
     name: str,  # what the events are, for messages
@@ -438,6 +594,7 @@ def event_times(
     times = np.asarray(times, dtype=np.float64)
     return np.sort(checked(name, times, 1)) if times.size else np.zeros(0)
 
+
 def av_align(
     audio_onsets_s: Float[Array, " n"],  # audio onset times
     video_peaks_s: Float[Array, " m"],  # flow peak times
@@ -445,12 +602,21 @@ def av_align(
     revision: Literal["2025", "2023"] = "2025",  # of the published script
 ) -> float:  # 0 to 1 (2025), may exceed 1 (2023); NaN when there is no event at all
     "AV-Align intersection over union (arXiv 2309.16429)."
-    audio, video = event_times("audio_onsets_s", audio_onsets_s), event_times("video_peaks_s", video_peaks_s)
+    audio, video = (
+        event_times("audio_onsets_s", audio_onsets_s),
+        event_times("video_peaks_s", video_peaks_s),
+    )
     _positive(frame_rate=frame_rate)
-    if revision not in ("2025", "2023"): raise BadInput(f"revision is {revision!r}; '2025' or '2023'")
-    if audio.size + video.size == 0: return math.nan
+    if revision not in ("2025", "2023"):
+        raise BadInput(f"revision is {revision!r}; '2025' or '2023'")
+    if audio.size + video.size == 0:
+        return math.nan
     near = lambda a, v: abs(a - v) < 1 / frame_rate
-    both = count_matches(audio, video, near) if revision == "2025" else int((abs(audio[:, None] - video) < 1 / frame_rate).any(1).sum())
+    both = (
+        count_matches(audio, video, near)
+        if revision == "2025"
+        else int((abs(audio[:, None] - video) < 1 / frame_rate).any(1).sum())
+    )
     return both / (audio.size + video.size - both)
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #2a523040
@@ -461,67 +627,104 @@ def audio_onsets(
     "Onset times by spectral flux at 22.05 kHz (librosa's defaults, as AV-Align uses them)."
     _in_hz(sample_rate)
     wav = checked("wav", wav, 1).astype(np.float32)
-    if not wav.any(): return np.zeros(0)
+    if not wav.any():
+        return np.zeros(0)
     wav = librosa.resample(wav, orig_sr=sample_rate, target_sr=22_050)
     wav = np.pad(wav, (0, max(0, 4096 - wav.size)))
     return librosa.onset.onset_detect(y=wav, sr=22_050, units="time").astype(np.float64)
 
+
 def strong_onsets(
     wav: Float[Array, " s"],  # waveform
     sample_rate: int = 24_000,  # Hz
-    share: float = .25,  # of the strongest onset's strength that counts, in (0, 1)
+    share: float = 0.25,  # of the strongest onset's strength that counts, in (0, 1)
 ) -> Float[Array, " n"]:  # seconds; empty for silence
     "Onsets that stand out: peaks of spectral flux that rise above the local mean by a share of the strongest, 100 ms apart at least. Unlike `audio_onsets` it does not hear the flutter of a noise floor."
     _in_hz(sample_rate)
-    if not 0 < share < 1: raise BadInput(f"share is {share!r}; a number between 0 and 1 is needed")
+    if not 0 < share < 1:
+        raise BadInput(f"share is {share!r}; a number between 0 and 1 is needed")
     wav = checked("wav", wav, 1).astype(np.float32)
-    if not wav.any(): return np.zeros(0)
-    strength = librosa.onset.onset_strength(y=np.pad(wav, (0, max(0, 4096 - wav.size))), sr=sample_rate, hop_length=sample_rate // 100)
-    return librosa.util.peak_pick(strength, pre_max=5, post_max=5, pre_avg=20, post_avg=20, delta=share * strength.max(), wait=10) * (sample_rate // 100) / sample_rate
+    if not wav.any():
+        return np.zeros(0)
+    strength = librosa.onset.onset_strength(
+        y=np.pad(wav, (0, max(0, 4096 - wav.size))), sr=sample_rate, hop_length=sample_rate // 100
+    )
+    return (
+        librosa.util.peak_pick(
+            strength,
+            pre_max=5,
+            post_max=5,
+            pre_avg=20,
+            post_avg=20,
+            delta=share * strength.max(),
+            wait=10,
+        )
+        * (sample_rate // 100)
+        / sample_rate
+    )
+
 
 def event_f1(
     ref_wav: Float[Array, " s"],  # true sound of the film
     est_wav: Float[Array, " s"],  # generated sound
     sample_rate: int = 24_000,  # Hz
-    tolerance_s: float = .1,  # seconds; sound and picture that far apart still seem to be one
+    tolerance_s: float = 0.1,  # seconds; sound and picture that far apart still seem to be one
 ) -> float:  # 0 to 1; NaN where nothing stands out of the true sound
     "F1 of onsets that stand out, matched one to one (mir_eval): do events sound when they happen?"
     ref, est = (strong_onsets(w, sample_rate) for w in (ref_wav, est_wav))
     _positive(tolerance_s=tolerance_s)
-    return float(mir_eval.onset.f_measure(ref, est, window=tolerance_s)[0]) if ref.size and est.size else 0. if ref.size else math.nan
+    return (
+        float(mir_eval.onset.f_measure(ref, est, window=tolerance_s)[0])
+        if ref.size and est.size
+        else 0.0
+        if ref.size
+        else math.nan
+    )
+
 
 def flow_magnitude(
     frames: UInt8[Array, "f h w *c"],  # film, grey or RGB
 ) -> Float[Array, " f"]:  # pixels per frame; the first value repeats the second
     "Mean Farneback flow between neighbouring frames, parameters of the AV-Align script."
     frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim not in (3, 4): raise BadInput(f"frames are {frames.dtype} {frames.shape}; uint8 (f, h, w) or (f, h, w, 3) is needed")
-    if len(frames) < 2: raise BadInput(f"{len(frames)} frames show no motion; at least 2 are needed")
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4):
+        raise BadInput(
+            f"frames are {frames.dtype} {frames.shape}; uint8 (f, h, w) or (f, h, w, 3) is needed"
+        )
+    if len(frames) < 2:
+        raise BadInput(f"{len(frames)} frames show no motion; at least 2 are needed")
     grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) if frames.ndim == 4 else f for f in frames]
-    flow = [cv2.calcOpticalFlowFarneback(a, b, None, .5, 3, 15, 3, 5, 1.2, 0) for a, b in zip(grey, grey[1:])]
+    flow = [
+        cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+        for a, b in zip(grey, grey[1:])
+    ]
     speed = [float(np.hypot(f[..., 0], f[..., 1]).mean()) for f in flow]
     return np.array(speed[:1] + speed)
+
 
 def video_peaks(
     flow: Float[Array, " f"],  # from `flow_magnitude`
     frame_rate: float,  # Hz
     revision: Literal["2025", "2023"] = "2025",  # 2023 keeps every maximum
-    threshold: float = .1,  # pixels per frame below which 2025 ignores a maximum
+    threshold: float = 0.1,  # pixels per frame below which 2025 ignores a maximum
 ) -> Float[Array, " n"]:  # seconds
     "Strict local maxima of the flow magnitude."
     _positive(frame_rate=frame_rate)
     flow = checked("flow", flow, 1)
     peak = (flow[1:-1] > flow[:-2]) & (flow[1:-1] > flow[2:])
-    if revision == "2025": peak &= flow[1:-1] >= threshold
+    if revision == "2025":
+        peak &= flow[1:-1] >= threshold
     return (np.flatnonzero(peak) + 1) / frame_rate
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #5e52f2cb
 @dataclass(frozen=True)
 class AvOffset:
     "Where sound and picture fit best."
+
     offset_ms: float  # positive: the sound is late
     score: float  # mean similarity on the best diagonal
     margin: float  # score minus the median diagonal; 0 means no evidence
+
 
 def av_offset(
     similarity: Float[Array, "a v"],  # audio frames x video frames, same rate
@@ -531,12 +734,18 @@ def av_offset(
     "Best diagonal of a similarity matrix; ties go to the smaller shift."
     _positive(frame_rate=frame_rate, max_offset_s=max_offset_s)
     similarity = checked("similarity", similarity, 2)
-    if similarity.shape[0] != similarity.shape[1]: raise BadInput(f"similarity has shape {similarity.shape}; audio and video must be at one frame rate")
+    if similarity.shape[0] != similarity.shape[1]:
+        raise BadInput(
+            f"similarity has shape {similarity.shape}; audio and video must be at one frame rate"
+        )
     reach = int(min(round(max_offset_s * frame_rate), similarity.shape[0] // 2))
     shifts = sorted(range(-reach, reach + 1), key=abs)
     means = np.array([np.diagonal(similarity, -k).mean() for k in shifts])
     best = int(means.argmax())
-    return AvOffset(1000 * shifts[best] / frame_rate, float(means[best]), float(means[best] - np.median(means)))
+    return AvOffset(
+        1000 * shifts[best] / frame_rate, float(means[best]), float(means[best] - np.median(means))
+    )
+
 
 def motion_offset(
     wav: Float[Array, " s"],  # waveform
@@ -549,12 +758,21 @@ def motion_offset(
     _in_hz(sample_rate)
     _positive(frame_rate=frame_rate)
     wav, flow = checked("wav", wav, 1), checked("flow", flow, 1)
-    if abs(wav.size / sample_rate - flow.size / frame_rate) > .1: raise BadInput(f"a sound of {wav.size / sample_rate:.2f} s and a film of {flow.size / frame_rate:.2f} s: cut both to one length")
-    change = np.convolve(np.abs(np.diff(flow, prepend=flow[0])), (.25, .5, .25), "same")
-    if not wav.any() or not change.any(): return AvOffset(math.nan, math.nan, 0.0)
-    rise = librosa.onset.onset_strength(y=wav.astype(np.float32), sr=sample_rate, n_fft=1024, hop_length=sample_rate // 100)  # 100 a second
-    rise = np.bincount((np.arange(rise.size) * frame_rate / 100).astype(int), rise, flow.size)[:flow.size]
-    if not rise.any(): return AvOffset(math.nan, math.nan, 0.0)
+    if abs(wav.size / sample_rate - flow.size / frame_rate) > 0.1:
+        raise BadInput(
+            f"a sound of {wav.size / sample_rate:.2f} s and a film of {flow.size / frame_rate:.2f} s: cut both to one length"
+        )
+    change = np.convolve(np.abs(np.diff(flow, prepend=flow[0])), (0.25, 0.5, 0.25), "same")
+    if not wav.any() or not change.any():
+        return AvOffset(math.nan, math.nan, 0.0)
+    rise = librosa.onset.onset_strength(
+        y=wav.astype(np.float32), sr=sample_rate, n_fft=1024, hop_length=sample_rate // 100
+    )  # 100 a second
+    rise = np.bincount((np.arange(rise.size) * frame_rate / 100).astype(int), rise, flow.size)[
+        : flow.size
+    ]
+    if not rise.any():
+        return AvOffset(math.nan, math.nan, 0.0)
     rise, change = ((x - x.mean()) / max(x.std(), 1e-12) for x in (rise, change))
     return av_offset(np.outer(rise, change), frame_rate, max_offset_s)
 
@@ -568,6 +786,7 @@ def drop_undefined(
     keep = ~np.isnan(values)
     return values[keep], [g for g, k in zip(groups, keep) if k], int((~keep).sum())
 
+
 def bootstrap_groups(
     groups: Sequence[Hashable],  # work of each clip
     num_samples: int,  # draws
@@ -579,12 +798,16 @@ def bootstrap_groups(
     index = np.array([names[g] for g in groups])
     return index, numpy_rng(seed, "bootstrap").integers(len(names), size=(num_samples, len(names)))
 
+
 def _bounds(statistics: Array, num_groups: int, level: float) -> tuple[float, float]:
     "Percentile bounds; NaN when a single group leaves nothing to resample."
-    if not 0 < level < 1: raise BadInput(f"level is {level}; a share such as .95 is needed")
-    if num_groups < 2: return math.nan, math.nan
+    if not 0 < level < 1:
+        raise BadInput(f"level is {level}; a share such as .95 is needed")
+    if num_groups < 2:
+        return math.nan, math.nan
     low, high = np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
 
 def bootstrap_interval(
     values: Float[Array, " n"],  # one score per clip
@@ -592,17 +815,22 @@ def bootstrap_interval(
     *,
     num_samples: int = 2000,  # draws
     seed: int,  # of the draws
-    level: float = .95,  # coverage of the interval
+    level: float = 0.95,  # coverage of the interval
 ) -> tuple[float, float, float]:  # mean, low, high; bounds are NaN for a single group
     "Mean over clips with a percentile bootstrap interval over works."
     undefined = int(np.isnan(np.asarray(values, np.float64)).sum())
-    if undefined: raise BadInput(f"{undefined} of {len(values)} values are NaN (undefined for their clip): use drop_undefined and print how many went")
+    if undefined:
+        raise BadInput(
+            f"{undefined} of {len(values)} values are NaN (undefined for their clip): use drop_undefined and print how many went"
+        )
     values = checked("values", values, 1)
-    if len(values) != len(groups): raise BadInput(f"{len(values)} values for {len(groups)} groups")
+    if len(values) != len(groups):
+        raise BadInput(f"{len(values)} values for {len(groups)} groups")
     index, draws = bootstrap_groups(groups, num_samples, seed)
     totals, counts = np.bincount(index, values), np.bincount(index)
     means = totals[draws].sum(1) / counts[draws].sum(1)
     return (float(values.mean()), *_bounds(means, len(counts), level))
+
 
 def paired_interval(
     a: Float[Array, " n"],  # scores of system A, clip by clip
@@ -611,43 +839,62 @@ def paired_interval(
     *,
     num_samples: int = 2000,  # draws
     seed: int,  # of the draws
-    level: float = .95,  # coverage of the interval
+    level: float = 0.95,  # coverage of the interval
 ) -> tuple[float, float, float]:  # mean of a - b, low, high
     "Interval of the paired difference; it excludes 0 when the systems differ."
     a, b = checked_pair(a, b, 1)
     return bootstrap_interval(a - b, groups, num_samples=num_samples, seed=seed, level=level)
 
+
 def bootstrap_draws(
-    statistic: Callable[[Array], float],  # clip indices (with repeats) -> value, e.g. a Frechet distance
+    statistic: Callable[
+        [Array], float
+    ],  # clip indices (with repeats) -> value, e.g. a Frechet distance
     groups: Sequence[Hashable],  # work of each clip
     *,
     num_samples: int = 200,  # draws
     seed: int,  # of the draws: two systems with one seed and the same groups draw the same works
-) -> tuple[float, Float[Array, " b"]]:  # value on all clips, value of every draw; no draws for a single group
+) -> tuple[
+    float, Float[Array, " b"]
+]:  # value on all clips, value of every draw; no draws for a single group
     "A score that is not a mean over clips, on all clips and on redrawn works."
     index, draws = bootstrap_groups(groups, num_samples, seed)
     members = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
-    drawn = [float(statistic(np.concatenate([members[g] for g in draw]))) for draw in draws] if len(members) > 1 else []
+    drawn = (
+        [float(statistic(np.concatenate([members[g] for g in draw]))) for draw in draws]
+        if len(members) > 1
+        else []
+    )
     return float(statistic(np.arange(len(index)))), np.array(drawn)
+
 
 def draws_interval(
     value: float,  # on all clips; of a difference: the difference
-    drawn: Float[Array, " b"],  # of `bootstrap_draws`; of a difference of two systems: the differences, draw by draw
+    drawn: Float[
+        Array, " b"
+    ],  # of `bootstrap_draws`; of a difference of two systems: the differences, draw by draw
     *,
-    level: float = .95,  # coverage of the interval
+    level: float = 0.95,  # coverage of the interval
     centre: bool = False,  # move the draws so that their median is the value: repeats bias Frechet distances upwards
 ) -> tuple[float, float]:  # low, high; NaN without draws
     "Percentile bounds of draws."
     drawn = np.asarray(drawn, np.float64)
-    return _bounds(drawn + (value - np.median(drawn) if centre and len(drawn) else 0.0), 2 if len(drawn) else 1, level)
+    return _bounds(
+        drawn + (value - np.median(drawn) if centre and len(drawn) else 0.0),
+        2 if len(drawn) else 1,
+        level,
+    )
+
 
 def bootstrap_statistic(
-    statistic: Callable[[Array], float],  # clip indices (with repeats) -> value, e.g. a Frechet distance
+    statistic: Callable[
+        [Array], float
+    ],  # clip indices (with repeats) -> value, e.g. a Frechet distance
     groups: Sequence[Hashable],  # work of each clip
     *,
     num_samples: int = 200,  # draws
     seed: int,  # of the draws
-    level: float = .95,  # coverage of the interval
+    level: float = 0.95,  # coverage of the interval
     centre: bool = False,  # move the draws so that their median is the value on all clips: repeats bias Frechet distances upwards
 ) -> tuple[float, float, float]:  # value on all clips, low, high
     "The same interval for a score that is not a mean over clips."
@@ -662,10 +909,16 @@ def plot_intervals(
 ):  # the axes
     "One line per row, mean and interval."
     for i, (mean, low, high) in enumerate(rows.values()):
-        ax.plot([low, high], [i, i], color=COLORS[i % 7], lw=3, alpha=.5)
+        ax.plot([low, high], [i, i], color=COLORS[i % 7], lw=3, alpha=0.5)
         ax.plot(mean, i, "o", color=COLORS[i % 7])
-    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=f"{metric.name} {metric.unit} {metric.arrow}".replace("  ", " "), ylim=(len(rows) - .5, -.5))
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=list(rows),
+        xlabel=f"{metric.name} {metric.unit} {metric.arrow}".replace("  ", " "),
+        ylim=(len(rows) - 0.5, -0.5),
+    )
     return ax
+
 
 def plot_mels(
     axes,  # one matplotlib axis a sound
@@ -673,9 +926,26 @@ def plot_mels(
     sample_rate: int = 24_000,  # samples per second
 ):  # the axes
     "Log-mel spectrograms on one scale of 80 dB."
-    mels = {k: librosa.feature.melspectrogram(y=np.asarray(w, np.float32), sr=sample_rate, n_fft=2048, hop_length=480, n_mels=96, fmax=8000) for k, w in sounds.items()}
+    mels = {
+        k: librosa.feature.melspectrogram(
+            y=np.asarray(w, np.float32),
+            sr=sample_rate,
+            n_fft=2048,
+            hop_length=480,
+            n_mels=96,
+            fmax=8000,
+        )
+        for k, w in sounds.items()
+    }
     top = max(m.max() for m in mels.values())
     for ax, (title, mel) in zip(np.ravel(axes), mels.items()):
-        ax.imshow(10 * np.log10(np.maximum(mel, top * 1e-8) / top), origin="lower", aspect="auto", vmin=-80, vmax=0, extent=(0, mel.shape[1] * 480 / sample_rate, 0, 96))
+        ax.imshow(
+            10 * np.log10(np.maximum(mel, top * 1e-8) / top),
+            origin="lower",
+            aspect="auto",
+            vmin=-80,
+            vmax=0,
+            extent=(0, mel.shape[1] * 480 / sample_rate, 0, 96),
+        )
         ax.set(title=title, xlabel="time [s]", yticks=[0, 48, 95], ylabel="mel band")
     return axes

@@ -32,14 +32,23 @@ def prf(
     "The four ratios of one confusion count."
     hits, num_ref, num_est = (np.asarray(x, dtype=np.float64) for x in (hits, num_ref, num_est))
     ratio = lambda a, b: np.divide(a, b, out=np.ones(np.broadcast(a, b).shape), where=b > 0)
-    return ratio(hits, num_est), ratio(hits, num_ref), ratio(hits, num_ref + num_est - hits), ratio(2 * hits, num_ref + num_est)
+    return (
+        ratio(hits, num_est),
+        ratio(hits, num_ref),
+        ratio(hits, num_ref + num_est - hits),
+        ratio(2 * hits, num_ref + num_est),
+    )
+
 
 def _presence(name: str, roll) -> Array:
     "A boolean roll; probabilities are refused, because thresholding is the caller's decision."
     roll = np.asarray(roll)
-    if roll.ndim != 2 or roll.size == 0: raise BadInput(f"{name} has shape {roll.shape}; (frames, keys) is needed")
-    if roll.dtype != bool and not np.isin(roll, (0, 1)).all(): raise BadInput(f"{name} holds values besides 0 and 1: threshold probabilities first")
+    if roll.ndim != 2 or roll.size == 0:
+        raise BadInput(f"{name} has shape {roll.shape}; (frames, keys) is needed")
+    if roll.dtype != bool and not np.isin(roll, (0, 1)).all():
+        raise BadInput(f"{name} holds values besides 0 and 1: threshold probabilities first")
     return roll.astype(bool)
+
 
 def frame_scores(
     ref_presence: Bool[Array, "r k"],  # keys held down, true roll
@@ -47,7 +56,10 @@ def frame_scores(
 ) -> dict[str, float]:  # frame_{precision,recall,accuracy,f1}_{samples,weighted,micro}
     "Frame scores in the three averagings in use (arXiv 2006.14348; Tables 4, 5 of arXiv 2503.22200)."
     ref, est = _presence("ref_presence", ref_presence), _presence("est_presence", est_presence)
-    if ref.shape != est.shape: raise BadInput(f"ref roll has shape {ref.shape} and est roll {est.shape}: same frame rate, length and key range?")
+    if ref.shape != est.shape:
+        raise BadInput(
+            f"ref roll has shape {ref.shape} and est roll {est.shape}: same frame rate, length and key range?"
+        )
     counts = lambda axis: prf((ref & est).sum(axis), ref.sum(axis), est.sum(axis))
     samples = [x.mean() for x in counts(1)]
     support = ref.sum(0)
@@ -55,136 +67,232 @@ def frame_scores(
     weighted = [(x * weights).sum() for x in counts(0)]
     weighted[2] = samples[2]
     table = {"samples": samples, "weighted": weighted, "micro": counts(None)}
-    return {f"frame_{name}_{kind}": float(value) for kind, row in table.items() for name, value in zip(("precision", "recall", "accuracy", "f1"), row)}
+    return {
+        f"frame_{name}_{kind}": float(value)
+        for kind, row in table.items()
+        for name, value in zip(("precision", "recall", "accuracy", "f1"), row)
+    }
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #9b6e17e5
 class NoteLike(Protocol):
     "Four parallel arrays: what every function here reads."
+
     pitches: Int[Array, " n"]  # MIDI numbers
     onsets_s: Float[Array, " n"]  # seconds
     offsets_s: Float[Array, " n"]  # seconds
     velocities: Int[Array, " n"]  # 1 to 127
+
 
 @dataclass(frozen=True)
 class NoteArrays:
     "The plainest `NoteLike`."
+
     pitches: Int[Array, " n"]  # MIDI numbers
     onsets_s: Float[Array, " n"]  # seconds
     offsets_s: Float[Array, " n"]  # seconds
     velocities: Int[Array, " n"]  # 1 to 127
 
+
 def _times_and_pitches(side: str, onsets_s, pitches) -> tuple[Array, Array]:
     "Checked onsets and pitches of one side; empty is allowed."
     onsets_s, pitches = np.asarray(onsets_s, np.float64), np.asarray(pitches, np.float64)
-    if onsets_s.shape != pitches.shape or onsets_s.ndim != 1: raise BadInput(f"{side}: {onsets_s.shape} onsets for {pitches.shape} pitches")
-    if onsets_s.size == 0: return onsets_s, pitches
-    checked(f"{side} onsets", onsets_s); checked(f"{side} pitches", pitches)
-    if pitches.min() < 0 or pitches.max() > 127: raise BadInput(f"{side} pitches span {pitches.min():g} to {pitches.max():g}; MIDI numbers 0-127 are needed (Hz given?)")
-    if onsets_s.min() < 0: raise BadInput(f"{side} onsets begin at {onsets_s.min():g} s; times count from 0")
-    if onsets_s.max() > 86_400: raise BadInput(f"{side} onsets reach {onsets_s.max():g}; seconds are needed (milliseconds given?)")
+    if onsets_s.shape != pitches.shape or onsets_s.ndim != 1:
+        raise BadInput(f"{side}: {onsets_s.shape} onsets for {pitches.shape} pitches")
+    if onsets_s.size == 0:
+        return onsets_s, pitches
+    checked(f"{side} onsets", onsets_s)
+    checked(f"{side} pitches", pitches)
+    if pitches.min() < 0 or pitches.max() > 127:
+        raise BadInput(
+            f"{side} pitches span {pitches.min():g} to {pitches.max():g}; MIDI numbers 0-127 are needed (Hz given?)"
+        )
+    if onsets_s.min() < 0:
+        raise BadInput(f"{side} onsets begin at {onsets_s.min():g} s; times count from 0")
+    if onsets_s.max() > 86_400:
+        raise BadInput(
+            f"{side} onsets reach {onsets_s.max():g}; seconds are needed (milliseconds given?)"
+        )
     return onsets_s, pitches
+
 
 def _hz(pitches: Array) -> Array:
     "MIDI numbers as frequencies."
     return 440.0 * 2.0 ** ((pitches - 69.0) / 12)
 
+
 def _named(prefix: str, precision: float, recall: float, f1: float) -> dict[str, float]:
     "Three scores under their keys."
-    return {f"{prefix}_precision": float(precision), f"{prefix}_recall": float(recall), f"{prefix}_f1": float(f1)}
+    return {
+        f"{prefix}_precision": float(precision),
+        f"{prefix}_recall": float(recall),
+        f"{prefix}_f1": float(f1),
+    }
+
 
 def onset_scores(
     ref_onsets_s: Float[Array, " n"],  # true onsets, seconds
     ref_pitches: Int[Array, " n"],  # MIDI numbers
     est_onsets_s: Float[Array, " m"],  # estimated onsets, seconds
     est_pitches: Int[Array, " m"],  # MIDI numbers
-    tolerance_s: float = .05,  # either side
+    tolerance_s: float = 0.05,  # either side
 ) -> dict[str, float]:  # onset_precision, onset_recall, onset_f1
     "Note scores by pitch and onset (mir_eval.transcription without offsets)."
     from mir_eval import transcription  # loads scipy.stats: seconds
-    ref, est = _times_and_pitches("ref", ref_onsets_s, ref_pitches), _times_and_pitches("est", est_onsets_s, est_pitches)
-    if not (ref[0].size and est[0].size): return _named("onset", *[float(ref[0].size == est[0].size)] * 3)
+
+    ref, est = (
+        _times_and_pitches("ref", ref_onsets_s, ref_pitches),
+        _times_and_pitches("est", est_onsets_s, est_pitches),
+    )
+    if not (ref[0].size and est[0].size):
+        return _named("onset", *[float(ref[0].size == est[0].size)] * 3)
     intervals = [np.stack([t, t + 1], 1) for t, _ in (ref, est)]
-    return _named("onset", *transcription.precision_recall_f1_overlap(
-        intervals[0], _hz(ref[1]), intervals[1], _hz(est[1]), onset_tolerance=tolerance_s, offset_ratio=None)[:3])
+    return _named(
+        "onset",
+        *transcription.precision_recall_f1_overlap(
+            intervals[0],
+            _hz(ref[1]),
+            intervals[1],
+            _hz(est[1]),
+            onset_tolerance=tolerance_s,
+            offset_ratio=None,
+        )[:3],
+    )
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #76497d8a
 def _notes(side: str, notes: NoteLike) -> tuple[Array, Array, Array]:
     "Checked intervals (n, 2), frequencies and velocities of one side."
     onsets, pitches = _times_and_pitches(side, notes.onsets_s, notes.pitches)
-    offsets, velocities = np.asarray(notes.offsets_s, np.float64), np.asarray(notes.velocities, np.float64)
-    if not offsets.shape == velocities.shape == onsets.shape: raise BadInput(f"{side}: {onsets.shape} onsets, {offsets.shape} offsets, {velocities.shape} velocities")
-    if not (offsets > onsets).all(): raise BadInput(f"{side}: {int((~(offsets > onsets)).sum())} notes end before they begin; offsets are times, not durations")
-    if onsets.size and not ((velocities >= 0) & (velocities <= 127)).all(): raise BadInput(f"{side} velocities span {velocities.min():g} to {velocities.max():g}; 0-127 is needed")
+    offsets, velocities = (
+        np.asarray(notes.offsets_s, np.float64),
+        np.asarray(notes.velocities, np.float64),
+    )
+    if not offsets.shape == velocities.shape == onsets.shape:
+        raise BadInput(
+            f"{side}: {onsets.shape} onsets, {offsets.shape} offsets, {velocities.shape} velocities"
+        )
+    if not (offsets > onsets).all():
+        raise BadInput(
+            f"{side}: {int((~(offsets > onsets)).sum())} notes end before they begin; offsets are times, not durations"
+        )
+    if onsets.size and not ((velocities >= 0) & (velocities <= 127)).all():
+        raise BadInput(
+            f"{side} velocities span {velocities.min():g} to {velocities.max():g}; 0-127 is needed"
+        )
     return np.stack([onsets, offsets], 1), _hz(pitches), velocities
+
 
 def note_scores(
     ref: NoteLike,  # true notes
     est: NoteLike,  # estimated notes
     *,
-    onset_tolerance_s: float = .05,  # either side
-    offset_ratio: float = .2,  # of the true duration
-    offset_min_tolerance_s: float = .05,  # at least this for short notes
-    velocity_tolerance: float = .1,  # of the range, after rescaling
+    onset_tolerance_s: float = 0.05,  # either side
+    offset_ratio: float = 0.2,  # of the true duration
+    offset_min_tolerance_s: float = 0.05,  # at least this for short notes
+    velocity_tolerance: float = 0.1,  # of the range, after rescaling
 ) -> dict[str, float]:  # {onset,note,onset_velocity,note_velocity}_{precision,recall,f1}
     "Note scores: onset; + offset (`note`); each with velocity (mir_eval.transcription, _velocity)."
     from mir_eval import transcription, transcription_velocity  # loads scipy.stats: seconds
     from mir_eval.util import f_measure
+
     (ref_i, ref_p, ref_v), (est_i, est_p, est_v) = _notes("ref", ref), _notes("est", est)
     names = ("onset", "note", "onset_velocity", "note_velocity")
     if not (len(ref_i) and len(est_i)):
-        return {k: v for name in names for k, v in _named(name, *[float(len(ref_i) == len(est_i))] * 3).items()}
+        return {
+            k: v
+            for name in names
+            for k, v in _named(name, *[float(len(ref_i) == len(est_i))] * 3).items()
+        }
     scores = {}
     for name, ratio in (("onset", None), ("note", offset_ratio)):
-        match = dict(onset_tolerance=onset_tolerance_s, offset_ratio=ratio, offset_min_tolerance=offset_min_tolerance_s)
+        match = dict(
+            onset_tolerance=onset_tolerance_s,
+            offset_ratio=ratio,
+            offset_min_tolerance=offset_min_tolerance_s,
+        )
         pairs = transcription.match_notes(ref_i, ref_p, est_i, est_p, **match)
-        loud = transcription_velocity.match_notes(ref_i, ref_p, ref_v, est_i, est_p, est_v, velocity_tolerance=velocity_tolerance, **match)
+        loud = transcription_velocity.match_notes(
+            ref_i, ref_p, ref_v, est_i, est_p, est_v, velocity_tolerance=velocity_tolerance, **match
+        )
         for key, found in ((name, len(pairs)), (f"{name}_velocity", len(loud))):
             precision, recall = found / len(est_p), found / len(ref_p)
             scores |= _named(key, precision, recall, f_measure(precision, recall))
     return scores
 
+
 def velocity_scores(
     ref: NoteLike,  # true notes
     est: NoteLike,  # estimated notes
-    tolerance_s: float = .05,  # onset tolerance of the match
+    tolerance_s: float = 0.05,  # onset tolerance of the match
 ) -> dict[str, float]:  # velocity_mae, velocity_r, velocity_matched; NaN where undefined
     "Velocity error (MIDI units) and correlation on notes matched by pitch and onset."
     from mir_eval import transcription  # loads scipy.stats: seconds
+
     (ref_i, ref_p, ref_v), (est_i, est_p, est_v) = _notes("ref", ref), _notes("est", est)
-    pairs = transcription.match_notes(ref_i, ref_p, est_i, est_p, onset_tolerance=tolerance_s, offset_ratio=None) if len(ref_i) and len(est_i) else []
+    pairs = (
+        transcription.match_notes(
+            ref_i, ref_p, est_i, est_p, onset_tolerance=tolerance_s, offset_ratio=None
+        )
+        if len(ref_i) and len(est_i)
+        else []
+    )
     a, b = (v[[p[i] for p in pairs]] for i, v in enumerate((ref_v, est_v)))
     defined = len(pairs) > 1 and a.std() > 0 and b.std() > 0
-    return {"velocity_mae": float(abs(a - b).mean()) if pairs else math.nan,
-            "velocity_r": float(np.corrcoef(a, b)[0, 1]) if defined else math.nan, "velocity_matched": len(pairs)}
+    return {
+        "velocity_mae": float(abs(a - b).mean()) if pairs else math.nan,
+        "velocity_r": float(np.corrcoef(a, b)[0, 1]) if defined else math.nan,
+        "velocity_matched": len(pairs),
+    }
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #afc237d4
-def _lagged_matches(ref: tuple[Array, Array], est: tuple[Array, Array], tolerance_s: float) -> list[float]:
+def _lagged_matches(
+    ref: tuple[Array, Array], est: tuple[Array, Array], tolerance_s: float
+) -> list[float]:
     "Timing errors of a largest one-to-one matching by pitch and onset."
     a, b = (sorted(zip(pitches.tolist(), times.tolist())) for times, pitches in (ref, est))
     i, j, errors = 0, 0, []
     while i < len(a) and j < len(b):
         error = b[j][1] - a[i][1]
-        if a[i][0] == b[j][0] and round(abs(error), 4) <= tolerance_s: errors.append(abs(error)); i, j = i + 1, j + 1
-        elif a[i] < b[j]: i += 1
-        else: j += 1
+        if a[i][0] == b[j][0] and round(abs(error), 4) <= tolerance_s:
+            errors.append(abs(error))
+            i, j = i + 1, j + 1
+        elif a[i] < b[j]:
+            i += 1
+        else:
+            j += 1
     return errors
+
 
 def best_lag_onset_f1(
     ref: NoteLike,  # true notes
     est: NoteLike,  # estimated notes
     max_lag_s: float = 1.0,  # largest shift tried, either way
-    step_s: float = .01,  # between lags
-    tolerance_s: float = .05,  # onset tolerance
+    step_s: float = 0.01,  # between lags
+    tolerance_s: float = 0.05,  # onset tolerance
 ) -> tuple[float, float]:  # lag in seconds (positive: the estimate is late), onset F1 at that lag
     "Onset F1 after removing the best constant delay."
-    if not (step_s > 0 and max_lag_s >= 0): raise BadInput(f"step_s is {step_s} and max_lag_s {max_lag_s}; a positive step and a range are needed")
-    sides = _times_and_pitches("ref", ref.onsets_s, ref.pitches), _times_and_pitches("est", est.onsets_s, est.pitches)
+    if not (step_s > 0 and max_lag_s >= 0):
+        raise BadInput(
+            f"step_s is {step_s} and max_lag_s {max_lag_s}; a positive step and a range are needed"
+        )
+    sides = (
+        _times_and_pitches("ref", ref.onsets_s, ref.pitches),
+        _times_and_pitches("est", est.onsets_s, est.pitches),
+    )
     total = sum(len(times) for times, _ in sides)
-    if not all(len(times) for times, _ in sides): return 0.0, float(total == 0)
+    if not all(len(times) for times, _ in sides):
+        return 0.0, float(total == 0)
     best = (-1.0, -math.inf, -math.inf, 0.0)
     for k in range(-round(max_lag_s / step_s), round(max_lag_s / step_s) + 1):
         errors = _lagged_matches(sides[0], (sides[1][0] - k * step_s, sides[1][1]), tolerance_s)
-        best = max(best, (2 * len(errors) / total, -round(float(np.mean(errors)), 6) if errors else -math.inf, -abs(k), k * step_s))
+        best = max(
+            best,
+            (
+                2 * len(errors) / total,
+                -round(float(np.mean(errors)), 6) if errors else -math.inf,
+                -abs(k),
+                k * step_s,
+            ),
+        )
     return best[3], best[0]
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #24afa3c0
@@ -195,11 +303,19 @@ def random_notes(
     density: float | None = None,  # notes a second; default that of `pool` over `duration_s`
 ) -> NoteArrays:  # sorted by onset
     "Control row: random notes from one pitch set at one density."
-    if len(pool.pitches) == 0 or not duration_s > 0: raise BadInput(f"{len(pool.pitches)} notes to draw from for {duration_s} s; some notes and a positive duration are needed")
+    if len(pool.pitches) == 0 or not duration_s > 0:
+        raise BadInput(
+            f"{len(pool.pitches)} notes to draw from for {duration_s} s; some notes and a positive duration are needed"
+        )
     count = len(pool.pitches) if density is None else round(density * duration_s)
     onsets = np.sort(rng.uniform(0, duration_s, count))
     lengths = rng.choice(np.asarray(pool.offsets_s) - np.asarray(pool.onsets_s), count)
-    return NoteArrays(rng.choice(np.unique(pool.pitches), count), onsets, onsets + lengths, rng.choice(pool.velocities, count))
+    return NoteArrays(
+        rng.choice(np.unique(pool.pitches), count),
+        onsets,
+        onsets + lengths,
+        rng.choice(pool.velocities, count),
+    )
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #944b0aae
 def pedal_frames(
@@ -209,38 +325,49 @@ def pedal_frames(
 ) -> Bool[Array, " r"]:  # pedal down at the middle of the frame
     "Pedal spans as a boolean track."
     spans = _spans("spans_s", spans_s)
-    middle = (np.arange(round(duration_s * frame_rate)) + .5) / frame_rate
+    middle = (np.arange(round(duration_s * frame_rate)) + 0.5) / frame_rate
     return ((middle[:, None] >= spans[:, 0]) & (middle[:, None] < spans[:, 1])).any(1)
+
 
 def _spans(name: str, spans_s) -> Array:
     "Checked (k, 2) spans; empty is allowed."
     spans = np.asarray(spans_s, np.float64)
-    if spans.size == 0: return np.zeros((0, 2))
-    if spans.ndim != 2 or spans.shape[1] != 2: raise BadInput(f"{name} has shape {spans.shape}; (k, 2) down and up times are needed")
+    if spans.size == 0:
+        return np.zeros((0, 2))
+    if spans.ndim != 2 or spans.shape[1] != 2:
+        raise BadInput(f"{name} has shape {spans.shape}; (k, 2) down and up times are needed")
     checked(name, spans)
-    if (spans[:, 1] < spans[:, 0]).any(): raise BadInput(f"{name}: the pedal goes up before it goes down")
+    if (spans[:, 1] < spans[:, 0]).any():
+        raise BadInput(f"{name}: the pedal goes up before it goes down")
     return spans
+
 
 def pedal_frame_scores(
     ref_down: Bool[Array, " r"],  # true pedal track
     est_down: Bool[Array, " r"],  # estimated pedal track
 ) -> dict[str, float]:  # pedal_frame_{precision,recall,f1}
     "Frame scores of the sustain pedal; no pedal on either side is perfect agreement."
-    ref, est = (_presence(n, np.asarray(x)[:, None]) for n, x in (("ref_down", ref_down), ("est_down", est_down)))
-    if ref.shape != est.shape: raise BadInput(f"{len(ref)} true and {len(est)} estimated pedal frames")
+    ref, est = (
+        _presence(n, np.asarray(x)[:, None])
+        for n, x in (("ref_down", ref_down), ("est_down", est_down))
+    )
+    if ref.shape != est.shape:
+        raise BadInput(f"{len(ref)} true and {len(est)} estimated pedal frames")
     precision, recall, _, f1 = prf((ref & est).sum(), ref.sum(), est.sum())
     return _named("pedal_frame", precision, recall, f1)
+
 
 def pedal_event_scores(
     ref_spans_s: Float[Array, "k 2"],  # true down and up times, seconds
     est_spans_s: Float[Array, "m 2"],  # estimated ones
-    tolerance_s: float = .1,  # either side
+    tolerance_s: float = 0.1,  # either side
 ) -> dict[str, float]:  # pedal_event_{precision,recall,f1}
     "Press and release events, each kind matched one to one, counts pooled."
     ref, est = _spans("ref_spans_s", ref_spans_s), _spans("est_spans_s", est_spans_s)
     near = lambda a, b: round(abs(a - b), 4) <= tolerance_s
     hits = sum(count_matches(ref[:, i], est[:, i], near) for i in (0, 1))
-    if not (len(ref) and len(est)): return _named("pedal_event", *[float(len(ref) == len(est))] * 3)
+    if not (len(ref) and len(est)):
+        return _named("pedal_event", *[float(len(ref) == len(est))] * 3)
     precision, recall, _, f1 = prf(hits, ref.size, est.size)
     return _named("pedal_event", precision, recall, f1)
 
@@ -248,26 +375,34 @@ def pedal_event_scores(
 def _integers(name: str, values) -> Array:
     "Non-negative integers; empty is allowed."
     values = np.asarray(values)
-    if values.ndim != 1: raise BadInput(f"{name} has shape {values.shape}; one axis is needed")
-    if values.size and (not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0):
+    if values.ndim != 1:
+        raise BadInput(f"{name} has shape {values.shape}; one axis is needed")
+    if values.size and (
+        not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0
+    ):
         raise BadInput(f"{name} must be whole, finite and not negative (ticks, not seconds?)")
     return values.astype(np.int64)
+
 
 def _midi_numbers(pitches) -> Array:
     "MIDI numbers, 0 to 127; empty is allowed."
     pitches = _integers("pitches", pitches)
-    if pitches.size and pitches.max() > 127: raise BadInput(f"pitches reach {pitches.max()}; MIDI numbers end at 127 (Hz given?)")
+    if pitches.size and pitches.max() > 127:
+        raise BadInput(f"pitches reach {pitches.max()}; MIDI numbers end at 127 (Hz given?)")
     return pitches
+
 
 def scale_consistency(
     pitches: Int[Array, " n"],  # MIDI numbers
 ) -> float:  # 7/12 on average for noise, to 1
     "Largest share of notes inside one major or natural minor scale (as MusPy)."
     pitches = _midi_numbers(pitches)
-    if pitches.size == 0: return math.nan
+    if pitches.size == 0:
+        return math.nan
     classes = np.bincount(pitches % 12, minlength=12)
-    major = [0, 2, 4, 5, 7, 9, 11]      # the 12 natural minor scales are the same 12 sets
+    major = [0, 2, 4, 5, 7, 9, 11]  # the 12 natural minor scales are the same 12 sets
     return float(max(classes[np.add(major, root) % 12].sum() for root in range(12)) / pitches.size)
+
 
 def pitch_entropy(
     pitches: Int[Array, " n"],  # MIDI numbers
@@ -275,10 +410,13 @@ def pitch_entropy(
 ) -> float:  # bit, at most log2(num_classes)
     "Entropy of the pitch (128) or pitch-class (12) histogram, by note count."
     pitches = _midi_numbers(pitches)
-    if num_classes not in (128, 12): raise BadInput(f"num_classes is {num_classes}; 128 pitches or 12 classes")
-    if pitches.size == 0: return math.nan
+    if num_classes not in (128, 12):
+        raise BadInput(f"num_classes is {num_classes}; 128 pitches or 12 classes")
+    if pitches.size == 0:
+        return math.nan
     share = np.unique(pitches % num_classes, return_counts=True)[1] / pitches.size
     return float(-(share * np.log2(share)).sum() + 0.0)
+
 
 def windowed_entropy(
     pitches: Int[Array, " n"],  # MIDI numbers
@@ -289,12 +427,23 @@ def windowed_entropy(
 ) -> float:  # bit, mean over windows that hold a note
     "Mean pitch entropy in sliding windows (MusDr: 1 or 4 bars; Diff-BGM: 8 bars)."
     pitches, onsets = _midi_numbers(pitches), _integers("onset_ticks", onset_ticks)
-    if pitches.shape != onsets.shape: raise BadInput(f"{len(pitches)} pitches for {len(onsets)} onsets")
-    if min(window_ticks, hop_ticks) < 1: raise BadInput(f"window {window_ticks} and hop {hop_ticks} must be at least one tick")
-    if pitches.size == 0: return math.nan
-    hops = max(0, -(-(int(onsets.max()) + 1 - window_ticks) // hop_ticks))  # rounded up, so that the last window ends behind the last onset
-    inside = [(onsets >= s) & (onsets < s + window_ticks) for s in range(0, hops * hop_ticks + 1, hop_ticks)]
-    return float(np.mean([pitch_entropy(pitches[i], num_classes) for i in inside if i.any()] or [math.nan]))
+    if pitches.shape != onsets.shape:
+        raise BadInput(f"{len(pitches)} pitches for {len(onsets)} onsets")
+    if min(window_ticks, hop_ticks) < 1:
+        raise BadInput(f"window {window_ticks} and hop {hop_ticks} must be at least one tick")
+    if pitches.size == 0:
+        return math.nan
+    hops = max(
+        0, -(-(int(onsets.max()) + 1 - window_ticks) // hop_ticks)
+    )  # rounded up, so that the last window ends behind the last onset
+    inside = [
+        (onsets >= s) & (onsets < s + window_ticks)
+        for s in range(0, hops * hop_ticks + 1, hop_ticks)
+    ]
+    return float(
+        np.mean([pitch_entropy(pitches[i], num_classes) for i in inside if i.any()] or [math.nan])
+    )
+
 
 def empty_beat_rate(
     onset_ticks: Int[Array, " n"],  # ticks
@@ -302,14 +451,22 @@ def empty_beat_rate(
     resolution: int,  # ticks a beat
 ) -> float:  # 0 to 1
     "Share of beats without a sounding note (MusPy: length // r + 1 beats, ends inclusive)."
-    onsets, durations = _integers("onset_ticks", onset_ticks), _integers("duration_ticks", duration_ticks)
-    if onsets.shape != durations.shape: raise BadInput(f"{len(onsets)} onsets for {len(durations)} durations")
-    if resolution < 1: raise BadInput(f"resolution is {resolution}; at least one tick a beat")
+    onsets, durations = (
+        _integers("onset_ticks", onset_ticks),
+        _integers("duration_ticks", duration_ticks),
+    )
+    if onsets.shape != durations.shape:
+        raise BadInput(f"{len(onsets)} onsets for {len(durations)} durations")
+    if resolution < 1:
+        raise BadInput(f"resolution is {resolution}; at least one tick a beat")
     ends = onsets + durations
-    if ends.size == 0 or ends.max() < 1: return math.nan
+    if ends.size == 0 or ends.max() < 1:
+        return math.nan
     sounding = np.zeros(ends.max() // resolution + 2, int)
-    np.add.at(sounding, onsets // resolution, 1); np.add.at(sounding, ends // resolution + 1, -1)
+    np.add.at(sounding, onsets // resolution, 1)
+    np.add.at(sounding, ends // resolution + 1, -1)
     return float((sounding.cumsum()[:-1] == 0).mean())
+
 
 def average_inter_onset_interval(
     onsets_s: Float[Array, " n"],  # seconds
@@ -317,8 +474,10 @@ def average_inter_onset_interval(
 ) -> float:  # seconds
     "Mean gap of successive note starts."
     onsets = event_times("onsets_s", onsets_s)
-    if unique: onsets = np.unique(onsets)
+    if unique:
+        onsets = np.unique(onsets)
     return float(np.diff(onsets).mean()) if onsets.size > 1 else math.nan
+
 
 def grooving_similarity(
     onset_ticks: Int[Array, " n"],  # ticks
@@ -329,15 +488,25 @@ def grooving_similarity(
 ) -> float:  # 0 to 1; NaN with fewer than two bars
     "1 - mean Hamming distance of onset patterns / Q (MusDr; MusPy: adjacent, Q = bar_ticks)."
     onsets = _integers("onset_ticks", onset_ticks)
-    if min(bar_ticks, num_positions) < 1: raise BadInput(f"bar_ticks {bar_ticks} and num_positions {num_positions} must be at least 1")
-    if pairing not in ("adjacent", "all"): raise BadInput(f"pairing is {pairing!r}; 'adjacent' or 'all'")
+    if min(bar_ticks, num_positions) < 1:
+        raise BadInput(
+            f"bar_ticks {bar_ticks} and num_positions {num_positions} must be at least 1"
+        )
+    if pairing not in ("adjacent", "all"):
+        raise BadInput(f"pairing is {pairing!r}; 'adjacent' or 'all'")
     needed = int(onsets.max() // bar_ticks + 1) if onsets.size else 0
     num_bars = needed if num_bars is None else num_bars
-    if num_bars < needed: raise BadInput(f"num_bars is {num_bars} but onsets reach bar {needed}")
-    if num_bars < 2: return math.nan
+    if num_bars < needed:
+        raise BadInput(f"num_bars is {num_bars} but onsets reach bar {needed}")
+    if num_bars < 2:
+        return math.nan
     grooves = np.zeros((num_bars, num_positions), bool)
     grooves[onsets // bar_ticks, onsets % bar_ticks * num_positions // bar_ticks] = True
-    a, b = (np.arange(num_bars - 1), np.arange(1, num_bars)) if pairing == "adjacent" else np.triu_indices(num_bars, 1)
+    a, b = (
+        (np.arange(num_bars - 1), np.arange(1, num_bars))
+        if pairing == "adjacent"
+        else np.triu_indices(num_bars, 1)
+    )
     return float(1 - (grooves[a] != grooves[b]).mean())
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #71481f8a
@@ -348,8 +517,10 @@ def rhythm_density(
 ) -> Int[Array, " bars"]:  # distinct onsets in each bar
     "Simu-note density of CMT (arXiv 2111.08380)."
     onsets = _integers("onset_ticks", onset_ticks)
-    if bar_ticks < 1: raise BadInput(f"bar_ticks is {bar_ticks}; at least 1")
+    if bar_ticks < 1:
+        raise BadInput(f"bar_ticks is {bar_ticks}; at least 1")
     return np.bincount(np.unique(onsets) // bar_ticks, minlength=num_bars or 0)
+
 
 def rhythm_strength(
     onset_ticks: Int[Array, " n"],  # ticks
@@ -357,28 +528,33 @@ def rhythm_strength(
     "Simu-note strength of CMT (arXiv 2111.08380)."
     return np.unique(_integers("onset_ticks", onset_ticks), return_counts=True)[1]
 
+
 def control_error(
     asked: Float[Array, " n"],  # control values
     played: Float[Array, " n"],  # what came out
 ) -> float:  # 0 is obeyed; NaN when nothing was asked for
     "Mean absolute deviation from a control, relative to its mean."
     asked, played = checked("asked", asked, 1), checked("played", played, 1)
-    if asked.shape != played.shape: raise BadInput(f"{len(asked)} control values for {len(played)} results")
+    if asked.shape != played.shape:
+        raise BadInput(f"{len(asked)} control values for {len(played)} results")
     return float(abs(asked - played).mean() / abs(asked).mean()) if asked.any() else math.nan
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #af1f49f6
 def self_similarity(
     notes: NoteLike,  # a whole piece
     step_s: float = 1.0,  # seconds per frame
-    keep: float = .25,  # share of off-diagonal cells that stay positive
+    keep: float = 0.25,  # share of off-diagonal cells that stay positive
     penalty: float = -2.0,  # value of all other cells
 ) -> Float[Array, "t t"]:  # 1 on the diagonal
     "Thresholded chroma self-similarity of a piece."
     intervals, _, _ = _notes("notes", notes)
     frames = int(math.ceil(intervals.max() / step_s)) if len(intervals) else 0
-    if not 2 <= frames <= 400: raise BadInput(f"the piece has {frames} steps of {step_s} s; 2 to 400 are needed")
+    if not 2 <= frames <= 400:
+        raise BadInput(f"the piece has {frames} steps of {step_s} s; 2 to 400 are needed")
     edges = np.arange(frames) * step_s
-    overlap = np.clip(np.minimum(intervals[:, 1:], edges + step_s) - np.maximum(intervals[:, :1], edges), 0, None)
+    overlap = np.clip(
+        np.minimum(intervals[:, 1:], edges + step_s) - np.maximum(intervals[:, :1], edges), 0, None
+    )
     chroma = np.eye(12)[np.asarray(notes.pitches) % 12].T @ overlap
     norm = np.linalg.norm(chroma, axis=0)
     chroma = np.divide(chroma, norm, out=np.full_like(chroma, 1 / math.sqrt(12)), where=norm > 0)
@@ -388,26 +564,31 @@ def self_similarity(
     np.fill_diagonal(scaled, 1.0)
     return scaled
 
+
 def segment_fitness(
     ssm: Float[Array, "t t"],  # from `self_similarity`
     start: int,  # first frame of the segment
     length: int,  # frames
 ) -> float:  # 0 to 1
     "Fitness of one segment: best path family over its columns (Mueller et al. 2013)."
-    size, part = len(ssm), ssm[:, start:start + length]
-    score = np.full((size, length + 1), -np.inf)    # column 0 waits between two paths
+    size, part = len(ssm), ssm[:, start : start + length]
+    score = np.full((size, length + 1), -np.inf)  # column 0 waits between two paths
     score[0, 0], score[0, 1] = 0.0, part[0, 0]
-    origin = np.zeros((size, length + 1), int)      # 0: from the waiting column; 1-3: steps (1,1), (1,2), (2,1)
+    origin = np.zeros(
+        (size, length + 1), int
+    )  # 0: from the waiting column; 1-3: steps (1,1), (1,2), (2,1)
     for n in range(1, size):
         score[n, 0] = max(score[n - 1, 0], score[n - 1, -1])
         score[n, 1] = score[n, 0] + part[n, 0]
-        if length == 1: continue
+        if length == 1:
+            continue
         before = score[n - 2, 1:-1] if n > 1 else np.full(length - 1, -np.inf)
         skip = np.concatenate([[-np.inf], score[n - 1, 1:-2]])
         steps = np.stack([score[n - 1, 1:-1], skip, before])
         origin[n, 2:] = steps.argmax(0) + 1
         score[n, 2:] = part[n, 1:] + steps.max(0)
     return _path_fitness(score, origin)
+
 
 def _path_fitness(score: Array, origin: Array) -> float:
     "Trace the best path family and turn score and coverage into fitness."
@@ -422,15 +603,18 @@ def _path_fitness(score: Array, origin: Array) -> float:
         cells += 1
         covered.add(n)
         if m == 1:
-            if n == 0: break
+            if n == 0:
+                break
             m = 0
         else:
             rows, columns = ((0, 0), (1, 1), (1, 2), (2, 1))[origin[n, m]]
             covered.update(range(n - rows + 1, n + 1))
             n, m = n - rows, m - columns
-    if cells == 0: return 0.0
+    if cells == 0:
+        return 0.0
     quality, extent = max(0.0, (total - length) / cells), max(0.0, (len(covered) - length) / size)
     return float(2 * quality * extent / (quality + extent)) if quality + extent > 0 else 0.0
+
 
 def structure_indicator(
     ssm: Float[Array, "t t"],  # from `self_similarity`
@@ -439,10 +623,19 @@ def structure_indicator(
 ) -> float:  # 0 to 1
     "Largest segment fitness in a band of durations (MusDr)."
     ssm = checked("ssm", ssm, 2)
-    if ssm.shape[0] != ssm.shape[1]: raise BadInput(f"ssm has shape {ssm.shape}; a square matrix is needed")
-    if not 1 <= shortest <= longest: raise BadInput(f"band {shortest}..{longest} is empty")
+    if ssm.shape[0] != ssm.shape[1]:
+        raise BadInput(f"ssm has shape {ssm.shape}; a square matrix is needed")
+    if not 1 <= shortest <= longest:
+        raise BadInput(f"band {shortest}..{longest} is empty")
     size = len(ssm)
-    return max((segment_fitness(ssm, s, k) for k in range(shortest, min(longest, size) + 1) for s in range(size - k + 1)), default=0.0)
+    return max(
+        (
+            segment_fitness(ssm, s, k)
+            for k in range(shortest, min(longest, size) + 1)
+            for s in range(size - k + 1)
+        ),
+        default=0.0,
+    )
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #b517cc8a
 def retrieval_scores(
@@ -453,30 +646,76 @@ def retrieval_scores(
     "P@K and average rank with chance; ties count by expectation (VMCP, ICCV 2023)."
     similarity = checked("similarity", similarity, 2)
     queries, pool = similarity.shape
-    if targets is None and queries != pool: raise BadInput(f"{queries} queries for a pool of {pool}: say which candidate belongs to each query (targets)")
+    if targets is None and queries != pool:
+        raise BadInput(
+            f"{queries} queries for a pool of {pool}: say which candidate belongs to each query (targets)"
+        )
     targets = np.arange(queries) if targets is None else _integers("targets", targets)
-    if targets.shape != (queries,) or targets.max() >= pool: raise BadInput(f"{targets.shape} targets up to {targets.max()} for {queries} queries and a pool of {pool}")
-    if not all(1 <= k <= pool for k in ks): raise BadInput(f"ks {tuple(ks)} do not fit a pool of {pool}")
+    if targets.shape != (queries,) or targets.max() >= pool:
+        raise BadInput(
+            f"{targets.shape} targets up to {targets.max()} for {queries} queries and a pool of {pool}"
+        )
+    if not all(1 <= k <= pool for k in ks):
+        raise BadInput(f"ks {tuple(ks)} do not fit a pool of {pool}")
     own = similarity[np.arange(queries), targets][:, None]
     better, tied = (similarity > own).sum(1), (similarity == own).sum(1)
-    scores = {"retrieval_pool": pool, "retrieval_average_rank": float((better + (tied + 1) / 2).mean()), "retrieval_average_rank_chance": (pool + 1) / 2}
+    scores = {
+        "retrieval_pool": pool,
+        "retrieval_average_rank": float((better + (tied + 1) / 2).mean()),
+        "retrieval_average_rank_chance": (pool + 1) / 2,
+    }
     for k in ks:
-        scores |= {f"retrieval_p{k}": float((np.clip(k - better, 0, tied) / tied).mean()), f"retrieval_p{k}_chance": k / pool}
+        scores |= {
+            f"retrieval_p{k}": float((np.clip(k - better, 0, tied) / tied).mean()),
+            f"retrieval_p{k}_chance": k / pool,
+        }
     return scores
 
 # %% ../../nbs/measure/31_music_metrics.ipynb #e9099a3a
 _PRF = ("precision", "recall", "f1")
 
 METRICS = AUDIO_METRICS | registry(
-    *[(f"frame_{n}_{k}", "", True, 1.0) for k in ("samples", "weighted", "micro") for n in ("precision", "recall", "accuracy", "f1")],
-    *[(f"{kind}_{n}", "", True, 1.0) for kind in ("onset", "note", "onset_velocity", "note_velocity", "pedal_frame", "pedal_event") for n in _PRF],
-    ("transcription_f1", "", True, 1.0), ("style_preference", "", True, 1.0), ("lag_onset_f1", "", True, 1.0), ("lag_s", "s", None, 0.0),
-    ("velocity_mae", "", False, 0.0), ("velocity_r", "", True, 1.0), ("velocity_matched", "notes", None),
-    ("scale_consistency", "", None), ("pitch_entropy", "bit", None), ("pitch_class_entropy", "bit", None), ("empty_beat_rate", "", None),
-    ("average_inter_onset_interval", "s", None), ("grooving_similarity", "", None), ("structure_indicator", "", None),
-    ("rhythm_density", "", None), ("rhythm_strength", "", None), ("control_error", "", False, 0.0),
-    *[(f"midi_{n}", "", True, 1.0) for n in ("precision", "recall", "accuracy", "f1")], ("mos_melody", "", True, 5.0), ("mos_appeal", "", True, 5.0),  # printed by the paper, never computed here
-    *[(f"retrieval_p{k}", "", True, 1.0) for k in (1, 5, 10, 20)], ("retrieval_average_rank", "", False, 1.0))
+    *[
+        (f"frame_{n}_{k}", "", True, 1.0)
+        for k in ("samples", "weighted", "micro")
+        for n in ("precision", "recall", "accuracy", "f1")
+    ],
+    *[
+        (f"{kind}_{n}", "", True, 1.0)
+        for kind in (
+            "onset",
+            "note",
+            "onset_velocity",
+            "note_velocity",
+            "pedal_frame",
+            "pedal_event",
+        )
+        for n in _PRF
+    ],
+    ("transcription_f1", "", True, 1.0),
+    ("style_preference", "", True, 1.0),
+    ("lag_onset_f1", "", True, 1.0),
+    ("lag_s", "s", None, 0.0),
+    ("velocity_mae", "", False, 0.0),
+    ("velocity_r", "", True, 1.0),
+    ("velocity_matched", "notes", None),
+    ("scale_consistency", "", None),
+    ("pitch_entropy", "bit", None),
+    ("pitch_class_entropy", "bit", None),
+    ("empty_beat_rate", "", None),
+    ("average_inter_onset_interval", "s", None),
+    ("grooving_similarity", "", None),
+    ("structure_indicator", "", None),
+    ("rhythm_density", "", None),
+    ("rhythm_strength", "", None),
+    ("control_error", "", False, 0.0),
+    *[(f"midi_{n}", "", True, 1.0) for n in ("precision", "recall", "accuracy", "f1")],
+    ("mos_melody", "", True, 5.0),
+    ("mos_appeal", "", True, 5.0),  # printed by the paper, never computed here
+    *[(f"retrieval_p{k}", "", True, 1.0) for k in (1, 5, 10, 20)],
+    ("retrieval_average_rank", "", False, 1.0),
+)
+
 
 def plot_scores(
     ax,  # matplotlib axes
@@ -484,9 +723,23 @@ def plot_scores(
 ):  # the axes
     "A table of scores as shaded cells."
     rows, columns = list(table), list(next(iter(table.values())))
-    ax.imshow([[table[r][c] for c in columns] for r in rows], vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    ax.imshow(
+        [[table[r][c] for c in columns] for r in rows],
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        aspect="auto",
+    )
     for i, r in enumerate(rows):
-        for j, c in enumerate(columns): ax.text(j, i, f"{table[r][c]:.2f}", ha="center", va="center", color="white" if table[r][c] < .6 else "black")
+        for j, c in enumerate(columns):
+            ax.text(
+                j,
+                i,
+                f"{table[r][c]:.2f}",
+                ha="center",
+                va="center",
+                color="white" if table[r][c] < 0.6 else "black",
+            )
     ax.set(xticks=range(len(columns)), yticks=range(len(rows)), yticklabels=rows)
     ax.set_xticklabels(columns, rotation=20, ha="right")
     return ax

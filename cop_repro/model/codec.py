@@ -9,7 +9,8 @@ __all__ = ['WINDOW_LENGTH', 'NUM_BINS', 'COMPRESSION', 'STATISTICS_MEMORY', 'pre
            'save_codec', 'load_codec', 'check_latents', 'fold_weight_norm', 'EnCodec24', 'make_codec']
 
 # %% ../../nbs/model/40_codec.ipynb #91755266
-import hashlib, math
+import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,26 +21,40 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from ..core import RATES, AssetMismatch, BadInput, ParamsError, from_dict, load_weights, save_weights
+from cop_repro.core import (
+    RATES,
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    from_dict,
+    load_weights,
+    save_weights,
+)
 
 # %% ../../nbs/model/40_codec.ipynb #eaddd929
 def prepare_wav(
     wav: Float[Tensor, "*b s"],  # waveform, any level
 ) -> Float[Tensor, "*b s"]:  # mean 0, peak 0.5; zeros where the input is constant
     "Subtract the mean, divide by the peak, times 0.5 (arXiv 2503.22200, released code)."
-    if not wav.is_floating_point(): raise BadInput(f"a waveform of {wav.dtype}: floats are needed (divide 16-bit samples by 32768)")
-    if wav.shape[-1] == 0 or not torch.isfinite(wav).all(): raise BadInput(f"a waveform of shape {tuple(wav.shape)} that is empty or holds inf or nan")
+    if not wav.is_floating_point():
+        raise BadInput(
+            f"a waveform of {wav.dtype}: floats are needed (divide 16-bit samples by 32768)"
+        )
+    if wav.shape[-1] == 0 or not torch.isfinite(wav).all():
+        raise BadInput(f"a waveform of shape {tuple(wav.shape)} that is empty or holds inf or nan")
     centred = wav - wav.mean(-1, keepdim=True)
     peak = centred.abs().amax(-1, keepdim=True)
     silence = peak <= 1e-6 * wav.abs().amax(-1, keepdim=True).clamp_min(1e-6)
-    return torch.where(silence, 0., .5 * centred / peak.where(~silence, 1.))
+    return torch.where(silence, 0.0, 0.5 * centred / peak.where(~silence, 1.0))
 
 # %% ../../nbs/model/40_codec.ipynb #8d55b3bc
 WINDOW_LENGTH = 1280
 NUM_BINS = WINDOW_LENGTH // 2 + 1
 
+
 def _window(like: Tensor) -> Float[Tensor, " w"]:
     return torch.hann_window(WINDOW_LENGTH, device=like.device)
+
 
 def _overlap_add(frames: Float[Tensor, "b n w"]) -> Float[Tensor, "b s"]:
     "Windows at every hop summed; the padding of `spectrogram` is cut off again."
@@ -48,14 +63,18 @@ def _overlap_add(frames: Float[Tensor, "b n w"]) -> Float[Tensor, "b s"]:
     pieces = frames.reshape(batch, count, hops, hop)
     total = sum(F.pad(pieces[:, :, i], (0, 0, i, hops - 1 - i)) for i in range(hops))
     margin = (length - hop) // 2
-    return total.flatten(1)[:, margin:margin + count * hop]
+    return total.flatten(1)[:, margin : margin + count * hop]
+
 
 def spectrogram(
     wav: Float[Tensor, "b s"],  # 24 kHz, s a multiple of 320
 ) -> Complex[Tensor, "b n k"]:  # s / 320 frames of 641 bins, 18.75 Hz apart
     "Short-time Fourier transform with one frame per latent, centred in its hop."
     margin = (WINDOW_LENGTH - RATES.hop_length) // 2
-    return torch.fft.rfft(F.pad(wav, (margin, margin)).unfold(-1, WINDOW_LENGTH, RATES.hop_length) * _window(wav))
+    return torch.fft.rfft(
+        F.pad(wav, (margin, margin)).unfold(-1, WINDOW_LENGTH, RATES.hop_length) * _window(wav)
+    )
+
 
 def inverse_spectrogram(
     spectrum: Complex[Tensor, "b n k"],  # frames; need not be consistent
@@ -71,27 +90,34 @@ def _peak_frequencies(magnitude: Float[Tensor, "b n k"]) -> Float[Tensor, "b n k
     log = magnitude.clamp_min(1e-7).log()
     left, right = F.pad(log[..., :-1], (1, 0), value=-1e3), F.pad(log[..., 1:], (0, 1), value=-1e3)
     bins = torch.arange(log.shape[-1], device=log.device, dtype=log.dtype).expand_as(log)
-    shift = .5 * (left - right) / (left - 2 * log + right - 1e-9)
+    shift = 0.5 * (left - right) / (left - 2 * log + right - 1e-9)
     peak = (log > left) & (log >= right)
     below = torch.where(peak, bins, -math.inf).cummax(-1).values
     above = torch.where(peak, bins, math.inf).flip(-1).cummin(-1).values.flip(-1)
-    nearest = torch.where(bins - below < above - bins, below, above).nan_to_num(0., 0., 0.).long()
-    return (bins + shift.clamp(-.5, .5)).gather(-1, nearest)
+    nearest = (
+        torch.where(bins - below < above - bins, below, above).nan_to_num(0.0, 0.0, 0.0).long()
+    )
+    return (bins + shift.clamp(-0.5, 0.5)).gather(-1, nearest)
+
 
 def initial_phase(
     magnitude: Float[Tensor, "b n k"],  # of `spectrogram`
 ) -> Complex[Tensor, "b n k"]:  # unit numbers
     "Every bin turns at the frequency of its nearest peak (Beauregard et al. 2015); float64 sums, so that long clips do not drift."
     frequency = _peak_frequencies(magnitude.detach()).double()
-    turns = (frequency * RATES.hop_length / WINDOW_LENGTH).cumsum(1) + torch.arange(magnitude.shape[-1], device=magnitude.device) / 2
+    turns = (frequency * RATES.hop_length / WINDOW_LENGTH).cumsum(1) + torch.arange(
+        magnitude.shape[-1], device=magnitude.device
+    ) / 2
     angle = (2 * math.pi * turns.remainder(1)).to(magnitude.dtype)
     return torch.polar(torch.ones_like(angle), angle)
+
 
 def wav_from_magnitude(
     magnitude: Float[Tensor, "b n k"],  # of `spectrogram`, not negative
     num_rounds: int = 4,  # of fast Griffin-Lim
-    momentum: float = .99,  # alpha in [0, 1]
-    phase: Complex[Tensor, "b n k"] | None = None,  # unit numbers to start from; None: `initial_phase`
+    momentum: float = 0.99,  # alpha in [0, 1]
+    phase: Complex[Tensor, "b n k"]
+    | None = None,  # unit numbers to start from; None: `initial_phase`
 ) -> Float[Tensor, "b s"]:  # 320 n samples
     "A waveform with these magnitudes (fast Griffin-Lim, Perraudin et al. 2013); deterministic."
     spectrum, last = magnitude * (initial_phase(magnitude) if phase is None else phase), None
@@ -105,184 +131,269 @@ def wav_from_magnitude(
 @dataclass(frozen=True)
 class CodecConfig:
     "Which codec; the sizes of the embedded one; where the weights of EnCodec are."
+
     kind: Literal["embedded", "encodec"] = "embedded"
     width: int = 256  # of the embedded decoder
     num_blocks: int = 4  # ConvNeXt blocks of the embedded decoder
-    max_noise: float = .3  # largest std of the noise on normalised latents in training
-    log_weight: float = .1  # weight of the log-magnitude error
+    max_noise: float = 0.3  # largest std of the noise on normalised latents in training
+    log_weight: float = 0.1  # weight of the log-magnitude error
     num_rounds: int = 4  # of Griffin-Lim when decoding
-    encoder_blocks: int = 0  # ConvNeXt blocks beside the embedded encoder's linear map; 0: it is linear
+    encoder_blocks: int = (
+        0  # ConvNeXt blocks beside the embedded encoder's linear map; 0: it is linear
+    )
     encodec_source: str = "facebook/encodec_24khz"  # local folder, .safetensors file or hub name
     encodec_revision: str = "c1dbe2ae3f1de713481a3b3e7c47f357092ee040"  # commit of the hub
 
     def __post_init__(self):
-        if min(self.width, self.num_blocks) < 1 or min(self.max_noise, self.num_rounds, self.encoder_blocks) < 0:
-            raise ParamsError(f"codec width {self.width}, blocks {self.num_blocks} must be positive, noise {self.max_noise}, rounds {self.num_rounds} and encoder blocks {self.encoder_blocks} not negative")
+        if (
+            min(self.width, self.num_blocks) < 1
+            or min(self.max_noise, self.num_rounds, self.encoder_blocks) < 0
+        ):
+            raise ParamsError(
+                f"codec width {self.width}, blocks {self.num_blocks} must be positive, noise {self.max_noise}, rounds {self.num_rounds} and encoder blocks {self.encoder_blocks} not negative"
+            )
+
 
 class Codec(nn.Module):
     "Waveforms to normalised latents and back (arXiv 2503.22200, audio latent)."
-    channels, sample_rate, hop_length, latent_rate = 128, RATES.sample_rate, RATES.hop_length, RATES.latent_rate
+
+    channels, sample_rate, hop_length, latent_rate = (
+        128,
+        RATES.sample_rate,
+        RATES.hop_length,
+        RATES.latent_rate,
+    )
 
     def __init__(self):
         super().__init__()
         self.register_buffer("latent_mean", torch.full((self.channels,), math.nan))
         self.register_buffer("latent_std", torch.full((self.channels,), math.nan))
 
-    def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]: raise NotImplementedError
-    def waveform(self, latents: Float[Tensor, "b n c"]) -> Float[Tensor, "b s"]: raise NotImplementedError
+    def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]:
+        raise NotImplementedError
+
+    def waveform(self, latents: Float[Tensor, "b n c"]) -> Float[Tensor, "b s"]:
+        raise NotImplementedError
 
     @property
     def fitted(self) -> bool:  # whether `fit_statistics` has run
-        return bool(torch.isfinite(self.latent_mean).all() and torch.isfinite(self.latent_std).all())
+        return bool(
+            torch.isfinite(self.latent_mean).all() and torch.isfinite(self.latent_std).all()
+        )
 
     @property
     def latent_id(self) -> str:  # 12 hexadecimal digits
         "What the latents mean: a hash of encoder and statistics. Codecs that share it differ in their decoders alone, and a model of the latents of one can speak through the other."
         made = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
-            if name.startswith(("latent_", "encoder.", "correction.")): made.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+            if name.startswith(("latent_", "encoder.", "correction.")):
+                made.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return made.hexdigest()[:12]
 
-    def encode(self,
+    def encode(
+        self,
         wav: Float[Tensor, "b s"],  # prepared waveforms, s a multiple of 320
     ) -> Float[Tensor, "b n c"]:  # s / 320 normalised latents
         "Prepared waveforms to normalised latents."
         self._need_statistics()
         return (self._raw(wav) - self.latent_mean) / self.latent_std
 
-    def decode(self,
+    def decode(
+        self,
         latents: Float[Tensor, "b n c"],  # normalised
     ) -> Float[Tensor, "b s"]:  # 320 n samples
         "Normalised latents to waveforms; never quantised."
         self._need_statistics()
         if latents.ndim != 3 or latents.shape[-1] != self.channels or not latents.shape[1]:
-            raise BadInput(f"latents of shape {tuple(latents.shape)}: (batch, frames, {self.channels}) is needed (channels last)")
+            raise BadInput(
+                f"latents of shape {tuple(latents.shape)}: (batch, frames, {self.channels}) is needed (channels last)"
+            )
         return self.waveform(latents)
 
     @torch.no_grad()
-    def fit_statistics(self,
+    def fit_statistics(
+        self,
         batches: Iterable[Float[Tensor, "b s"]],  # prepared waveforms of the training split
     ) -> "Codec":  # itself
         "Mean and standard deviation of every channel over the training split."
-        count, total, squares = 0, 0., 0.
+        count, total, squares = 0, 0.0, 0.0
         for wav in batches:
             raw = self._raw(wav).double().flatten(0, 1)
             count, total, squares = count + len(raw), total + raw.sum(0), squares + (raw**2).sum(0)
-        if count < 2: raise BadInput(f"{count} latent frames to fit statistics on: give the training waveforms")
+        if count < 2:
+            raise BadInput(
+                f"{count} latent frames to fit statistics on: give the training waveforms"
+            )
         self.latent_mean.copy_(total / count)
         self.latent_std.copy_((squares / count - (total / count) ** 2).clamp_min(1e-6).sqrt())
         return self
 
     def _raw(self, wav: Tensor) -> Tensor:
         if wav.ndim != 2 or not wav.shape[1] or wav.shape[1] % self.hop_length:
-            raise BadInput(f"waveforms of shape {tuple(wav.shape)}: (batch, samples) with samples a multiple of {self.hop_length} is needed (mono; pad or crop first)")
+            raise BadInput(
+                f"waveforms of shape {tuple(wav.shape)}: (batch, samples) with samples a multiple of {self.hop_length} is needed (mono; pad or crop first)"
+            )
         return self.raw_latents(wav)
 
     def _need_statistics(self) -> None:
-        if not self.fitted: raise AssetMismatch("the codec has no latent statistics: call fit_statistics with waveforms of the training split, or load a finished codec")
+        if not self.fitted:
+            raise AssetMismatch(
+                "the codec has no latent statistics: call fit_statistics with waveforms of the training split, or load a finished codec"
+            )
 
 # %% ../../nbs/model/40_codec.ipynb #12e98d61
-COMPRESSION = .02
+COMPRESSION = 0.02
+
 
 def band_matrix(
     num_bands: int = 128,  # rows
-    linear_hz: float = 2000.,  # equal widths below, logarithmic above
+    linear_hz: float = 2000.0,  # equal widths below, logarithmic above
 ) -> Float[Tensor, "c k"]:  # rows sum to 1
     "Triangular bands over the bins of `spectrogram`, the first guess of the encoder."
     frequency = torch.arange(NUM_BINS) * RATES.sample_rate / WINDOW_LENGTH
-    warp = torch.where(frequency < linear_hz, frequency / linear_hz, 1 + (frequency.clamp_min(linear_hz) / linear_hz).log())
+    warp = torch.where(
+        frequency < linear_hz,
+        frequency / linear_hz,
+        1 + (frequency.clamp_min(linear_hz) / linear_hz).log(),
+    )
     edge = torch.linspace(0, float(warp[-1]), num_bands + 2)[:, None]
-    rows = torch.minimum((warp - edge[:-2]) / (edge[1:-1] - edge[:-2]), (edge[2:] - warp) / (edge[2:] - edge[1:-1])).clamp_min(0)
+    rows = torch.minimum(
+        (warp - edge[:-2]) / (edge[1:-1] - edge[:-2]), (edge[2:] - warp) / (edge[2:] - edge[1:-1])
+    ).clamp_min(0)
     return rows / rows.sum(1, keepdim=True).clamp_min(1e-6)
+
 
 class ConvNeXtBlock(nn.Module):
     "Depthwise convolution in time, then an inverted bottleneck, residual (arXiv 2201.03545)."
 
-    def __init__(self,
+    def __init__(
+        self,
         width: int,  # channels
     ):
         super().__init__()
         self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
-        self.scale = nn.Parameter(torch.full((width,), .1))
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(3 * width, width),
+        )
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         h = self.norm(self.depthwise(x.mT).mT)
         return x + self.scale * self.down(F.gelu(self.up(h)))
 
+
 class EmbeddedCodec(Codec):
     "Log-magnitudes, a linear encoder, with `encoder_blocks` a correction, a ConvNeXt decoder and a computed phase: trained on one CPU core."
 
-    def __init__(self,
+    def __init__(
+        self,
         config: CodecConfig = CodecConfig(),  # sizes
     ):
         super().__init__()
         self.config, width = config, config.width
         self.encoder = nn.Linear(NUM_BINS, self.channels)
-        self.decoder = nn.Sequential(nn.Linear(self.channels, width), *[ConvNeXtBlock(width) for _ in range(config.num_blocks)],
-            nn.LayerNorm(width), nn.Linear(width, NUM_BINS))
+        self.decoder = nn.Sequential(
+            nn.Linear(self.channels, width),
+            *[ConvNeXtBlock(width) for _ in range(config.num_blocks)],
+            nn.LayerNorm(width),
+            nn.Linear(width, NUM_BINS),
+        )
         self.skip = nn.Linear(self.channels, NUM_BINS)
         bands = band_matrix(self.channels)
         with torch.no_grad():
-            self.encoder.weight.copy_(bands); self.encoder.bias.zero_()
-            self.skip.weight.copy_(2 * (bands / bands.sum(0).clamp_min(1e-6)).T); self.skip.bias.fill_(2.)
-            self.decoder[-1].weight.mul_(.02); self.decoder[-1].bias.zero_()
+            self.encoder.weight.copy_(bands)
+            self.encoder.bias.zero_()
+            self.skip.weight.copy_(2 * (bands / bands.sum(0).clamp_min(1e-6)).T)
+            self.skip.bias.fill_(2.0)
+            self.decoder[-1].weight.mul_(0.02)
+            self.decoder[-1].bias.zero_()
         if config.encoder_blocks:  # begins as nothing: the linear encoder alone
             self.register_buffer("bands", bands, persistent=False)
-            self.correction = nn.Sequential(nn.Linear(NUM_BINS + self.channels, width), *[ConvNeXtBlock(width) for _ in range(config.encoder_blocks)],
-                nn.LayerNorm(width), nn.Linear(width, self.channels))
-            nn.init.zeros_(self.correction[-1].weight); nn.init.zeros_(self.correction[-1].bias)
+            self.correction = nn.Sequential(
+                nn.Linear(NUM_BINS + self.channels, width),
+                *[ConvNeXtBlock(width) for _ in range(config.encoder_blocks)],
+                nn.LayerNorm(width),
+                nn.Linear(width, self.channels),
+            )
+            nn.init.zeros_(self.correction[-1].weight)
+            nn.init.zeros_(self.correction[-1].bias)
 
     @torch.no_grad()
-    def align(self,
+    def align(
+        self,
         to: Codec,  # whose latents models know
         batches: Iterable[Float[Tensor, "b s"]],  # prepared waveforms
     ) -> float:  # share of the variance of its latents that these now explain, at most 1; what is encoded is decoded as before
         "Rotate, scale and shift the latents to lie as near as they can to another codec's (orthogonal Procrustes, Schoenemann 1966), folded into the last maps of the encoder and the first of the decoder. White noise stays white."
-        pairs = [(to.encode(wav).double().flatten(0, 1), self.encode(wav).double().flatten(0, 1)) for wav in batches]
-        if not pairs: raise BadInput("no waveforms to align latents on: give the training waveforms")
+        pairs = [
+            (to.encode(wav).double().flatten(0, 1), self.encode(wav).double().flatten(0, 1))
+            for wav in batches
+        ]
+        if not pairs:
+            raise BadInput("no waveforms to align latents on: give the training waveforms")
         theirs, own = (torch.cat(side) for side in zip(*pairs))
         centre, mean = theirs.mean(0), own.mean(0)
         left, values, right = torch.linalg.svd((own - mean).mT @ (theirs - centre))
         scale = values.sum() / (own - mean).square().sum()
-        turn, back = scale * (left @ right).mT, left @ right / scale  # to the new latents and from them, acting on columns
-        old_mean, old_std, new_mean, new_std = (v.double() for v in (self.latent_mean, self.latent_std, to.latent_mean, to.latent_std))
+        turn, back = (
+            scale * (left @ right).mT,
+            left @ right / scale,
+        )  # to the new latents and from them, acting on columns
+        old_mean, old_std, new_mean, new_std = (
+            v.double() for v in (self.latent_mean, self.latent_std, to.latent_mean, to.latent_std)
+        )
         matrix = new_std[:, None] * turn / old_std
-        for last, shift in ((self.encoder, new_std * (centre - turn @ (mean + old_mean / old_std)) + new_mean), *([(self.correction[-1], 0.)] if self.config.encoder_blocks else [])):
+        for last, shift in (
+            (self.encoder, new_std * (centre - turn @ (mean + old_mean / old_std)) + new_mean),
+            *([(self.correction[-1], 0.0)] if self.config.encoder_blocks else []),
+        ):
             last.bias.copy_(matrix @ last.bias.double() + shift)
             last.weight.copy_(matrix @ last.weight.double())
         for first in (self.skip, self.decoder[0]):
             first.bias += (first.weight.double() @ (mean - back @ centre)).float()
             first.weight.copy_(first.weight.double() @ back)
-        self.latent_mean.copy_(new_mean); self.latent_std.copy_(new_std)
+        self.latent_mean.copy_(new_mean)
+        self.latent_std.copy_(new_std)
         moved = (own - mean) @ turn.mT + centre
         return float(1 - (theirs - moved).square().sum() / (theirs - centre).square().sum())
 
-    def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]: return self.raw_of(spectrogram(wav).abs())
+    def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]:
+        return self.raw_of(spectrogram(wav).abs())
 
-    def raw_of(self,
+    def raw_of(
+        self,
         magnitude: Float[Tensor, "b n k"],  # of `spectrogram`
     ) -> Float[Tensor, "b n c"]:  # before normalisation
         "The linear map of log-magnitudes, with `encoder_blocks` corrected by blocks that see neighbouring frames and the energy of every band."
         level = compress(magnitude)
-        if not self.config.encoder_blocks: return self.encoder(level)
+        if not self.config.encoder_blocks:
+            return self.encoder(level)
         energy = compress((magnitude**2 @ self.bands.T).sqrt())
         return self.encoder(level) + self.correction(torch.cat([level, energy], -1))
 
-    def log_magnitude(self,
+    def log_magnitude(
+        self,
         latents: Float[Tensor, "b n c"],  # normalised
-    ) -> Float[Tensor, "b n k"]:  # compressed magnitude; the ceiling is that of a waveform within +-1
+    ) -> Float[
+        Tensor, "b n k"
+    ]:  # compressed magnitude; the ceiling is that of a waveform within +-1
         "What the decoder network says, before the phase."
-        return (self.skip(latents) + self.decoder(latents)).clamp(-2., math.log1p(WINDOW_LENGTH / 2 / COMPRESSION))
+        return (self.skip(latents) + self.decoder(latents)).clamp(
+            -2.0, math.log1p(WINDOW_LENGTH / 2 / COMPRESSION)
+        )
 
     def waveform(self, latents: Float[Tensor, "b n c"]) -> Float[Tensor, "b s"]:
         return wav_from_magnitude(expand(self.log_magnitude(latents)), self.config.num_rounds)
+
 
 def compress(
     magnitude: Float[Tensor, "*b k"],  # |X| >= 0
 ) -> Float[Tensor, "*b k"]:  # log(1 + |X| / 0.02)
     "Loudness as the encoder sees it: logarithmic where loud, linear near silence, 0 at silence."
     return torch.log1p(magnitude / COMPRESSION)
+
 
 def expand(
     level: Float[Tensor, "*b k"],  # compressed magnitude
@@ -294,16 +405,18 @@ def expand(
 def codec_loss(
     est_level: Float[Tensor, "b n k"],  # decoded compressed magnitude
     ref: Float[Tensor, "b n k"],  # true magnitude
-    log_weight: float = .1,  # weight of the log-magnitude error
+    log_weight: float = 0.1,  # weight of the log-magnitude error
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:  # loss and its two parts
     "Log of the relative squared error of each example, plus the weighted log-magnitude error; defined for silence."
     error, energy = ((expand(est_level) - ref) ** 2).sum((1, 2)), (ref**2).sum((1, 2))
-    relative = (error + 1e-4 * energy + .01) / (energy + 1.)
+    relative = (error + 1e-4 * energy + 0.01) / (energy + 1.0)
     level = (est_level - compress(ref)).abs().mean()
     logs = {"snr_db": float(-10 * relative.detach().log10().mean()), "level": float(level.detach())}
     return relative.log().mean() / 4 + log_weight * level, logs
 
-STATISTICS_MEMORY = .98  # share of the running statistics that is kept at each step, in [0, 1)
+
+STATISTICS_MEMORY = 0.98  # share of the running statistics that is kept at each step, in [0, 1)
+
 
 def normalise_in_training(
     codec: EmbeddedCodec,  # in training; statistics that are fitted follow an encoder that learns
@@ -311,13 +424,17 @@ def normalise_in_training(
 ) -> Float[Tensor, "b n c"]:  # normalised
     "By the batch's own statistics until any are fitted, by the fitted ones of a frozen encoder, else by batch renormalisation (arXiv 1702.03275, r and d not clipped): running values, the batch's gradient, so that an encoder gains nothing by growing louder than the noise."
     raw = raw.float()
-    if codec.fitted and not raw.requires_grad: return (raw - codec.latent_mean) / codec.latent_std
+    if codec.fitted and not raw.requires_grad:
+        return (raw - codec.latent_mean) / codec.latent_std
     mean, std = raw.mean((0, 1)), raw.std((0, 1)) + 1e-3
-    if not codec.fitted: return (raw - mean) / std
+    if not codec.fitted:
+        return (raw - mean) / std
     with torch.no_grad():
-        for running, value in ((codec.latent_mean, mean), (codec.latent_std, std)): running.lerp_(value, 1 - STATISTICS_MEMORY)
+        for running, value in ((codec.latent_mean, mean), (codec.latent_std, std)):
+            running.lerp_(value, 1 - STATISTICS_MEMORY)
         scale, shift = std / codec.latent_std, (mean - codec.latent_mean) / codec.latent_std
     return (raw - mean) / std * scale + shift
+
 
 def codec_step(
     codec: EmbeddedCodec,  # in training
@@ -340,7 +457,12 @@ def plot_levels(
     "Time to the right, channels or frequency upwards."
     count, rows = levels.shape
     spectral = rows == NUM_BINS
-    ax.imshow(levels.T.cpu().numpy(), origin="lower", aspect="auto", extent=(0, count / RATES.latent_rate, 0, RATES.sample_rate / 2000 if spectral else rows))
+    ax.imshow(
+        levels.T.cpu().numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=(0, count / RATES.latent_rate, 0, RATES.sample_rate / 2000 if spectral else rows),
+    )
     ax.set(xlabel="time (s)", ylabel="frequency (kHz)" if spectral else "channel", title=title)
     return ax
 
@@ -353,8 +475,16 @@ def save_codec(
 ) -> None:
     "Weights, statistics and what made them; atomic."
     codec._need_statistics()
-    meta = {"asset": "codec", "config": asdict(codec.config), "sample_rate": codec.sample_rate, "hop_length": codec.hop_length, "channels": codec.channels, "split": split}
+    meta = {
+        "asset": "codec",
+        "config": asdict(codec.config),
+        "sample_rate": codec.sample_rate,
+        "hop_length": codec.hop_length,
+        "channels": codec.channels,
+        "split": split,
+    }
     save_weights(path, codec.state_dict(), {**(extra or {}), **meta})
+
 
 def load_codec(
     path: Path | str,  # file of `save_codec`
@@ -362,17 +492,40 @@ def load_codec(
 ) -> Codec:  # in eval mode
     "The codec of a file, or `AssetMismatch` with the field that differs."
     tensors, meta = load_weights(path)
-    name, need = Path(path).name, {"asset": "codec", "sample_rate": RATES.sample_rate, "hop_length": RATES.hop_length, "channels": Codec.channels}
+    name, need = (
+        Path(path).name,
+        {
+            "asset": "codec",
+            "sample_rate": RATES.sample_rate,
+            "hop_length": RATES.hop_length,
+            "channels": Codec.channels,
+        },
+    )
     for key, value in (need if split is None else {**need, "split": split}).items():
-        if meta.get(key) != value: raise AssetMismatch(f"{name} has {key} {meta.get(key)!r}, {value!r} is needed: it belongs to another {'split' if key == 'split' else 'configuration'}")
+        if meta.get(key) != value:
+            raise AssetMismatch(
+                f"{name} has {key} {meta.get(key)!r}, {value!r} is needed: it belongs to another {'split' if key == 'split' else 'configuration'}"
+            )
     config = from_dict(CodecConfig, meta["config"], f"config of {name}")
-    codec = EmbeddedCodec(config) if config.kind == "embedded" else EnCodec24.from_shapes(config, tensors)
+    codec = (
+        EmbeddedCodec(config)
+        if config.kind == "embedded"
+        else EnCodec24.from_shapes(config, tensors)
+    )
     expected = {k: v.shape for k, v in codec.state_dict().items()}
-    wrong = [k for k in expected.keys() | tensors.keys() if k not in tensors or k not in expected or tensors[k].shape != expected[k]]
-    if wrong: raise AssetMismatch(f"{name}: {len(wrong)} tensors are missing, unknown or of another shape, e.g. {sorted(wrong)[0]!r}: its configuration is not that of its weights")
+    wrong = [
+        k
+        for k in expected.keys() | tensors.keys()
+        if k not in tensors or k not in expected or tensors[k].shape != expected[k]
+    ]
+    if wrong:
+        raise AssetMismatch(
+            f"{name}: {len(wrong)} tensors are missing, unknown or of another shape, e.g. {sorted(wrong)[0]!r}: its configuration is not that of its weights"
+        )
     codec.load_state_dict(tensors)
     codec._need_statistics()
     return codec.eval()
+
 
 def check_latents(
     name: str,  # of the model's file, for the message
@@ -380,7 +533,10 @@ def check_latents(
     latents: str | None,  # `latent_id` of the codec it shall speak through
 ) -> None:
     "Refuse a model of another codec's latents: it would make noise."
-    if meta.get("latents") != latents: raise AssetMismatch(f"{name} learnt latents {meta.get('latents')}, this codec's are {latents}: take the codec that belongs to it, or let it learn these (`init` with relearn: true)")
+    if meta.get("latents") != latents:
+        raise AssetMismatch(
+            f"{name} learnt latents {meta.get('latents')}, this codec's are {latents}: take the codec that belongs to it, or let it learn these (`init` with relearn: true)"
+        )
 
 # %% ../../nbs/model/40_codec.ipynb #42c2499c
 def fold_weight_norm(
@@ -391,80 +547,141 @@ def fold_weight_norm(
     for name, value in tensors.items():
         if name.endswith(("weight_v", "parametrizations.weight.original1")):
             stem = name.removesuffix("weight_v").removesuffix("parametrizations.weight.original1")
-            gain = tensors.get(f"{stem}weight_g", tensors.get(f"{stem}parametrizations.weight.original0"))
-            if gain is None: raise AssetMismatch(f"{name} has no gain beside it: half of a weight-normalised pair is missing")
-            folded[f"{stem}weight"] = gain * value / value.norm(dim=tuple(range(1, value.ndim)), keepdim=True)
-        elif not name.endswith(("weight_g", "parametrizations.weight.original0")): folded[name] = value
+            gain = tensors.get(
+                f"{stem}weight_g", tensors.get(f"{stem}parametrizations.weight.original0")
+            )
+            if gain is None:
+                raise AssetMismatch(
+                    f"{name} has no gain beside it: half of a weight-normalised pair is missing"
+                )
+            folded[f"{stem}weight"] = (
+                gain * value / value.norm(dim=tuple(range(1, value.ndim)), keepdim=True)
+            )
+        elif not name.endswith(("weight_g", "parametrizations.weight.original0")):
+            folded[name] = value
     return folded
+
 
 def _library_name(name: str, transposed: Iterable[str]) -> str:
     "`encoder.layers.3.conv.bias` of the hub as the library's `encoder.model.3.conv.conv.bias`."
     part, layers, rest = name.split(".", 2)
-    if layers != "layers" or ".lstm." in name: return f"{part}.model.{rest}"
+    if layers != "layers" or ".lstm." in name:
+        return f"{part}.model.{rest}"
     stem, _, leaf = rest.rpartition(".")
     layer, _, kind = stem.rpartition(".")
     inner = "convtr.convtr" if f"{part}.model.{layer}" in transposed else "conv.conv"
     return f"{part}.model.{layer}.{inner}.{leaf}"
 
+
 def _find_weights(source: str, revision: str) -> Path:
     "The safetensors file of a local path or of the model hub."
     path = Path(source)
-    if path.suffix == ".safetensors" and path.is_file(): return path
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
     if path.is_dir():
-        if (path / "model.safetensors").is_file(): return path / "model.safetensors"
-        raise BadInput(f"the folder {path.name} holds no model.safetensors (a pickled .th or .bin file is not read: save it as safetensors first)")
-    if source.count("/") != 1 or path.is_absolute(): raise BadInput(f"no EnCodec weights at {path.name}: a folder with model.safetensors, such a file, or a hub name like facebook/encodec_24khz is needed")
+        if (path / "model.safetensors").is_file():
+            return path / "model.safetensors"
+        raise BadInput(
+            f"the folder {path.name} holds no model.safetensors (a pickled .th or .bin file is not read: save it as safetensors first)"
+        )
+    if source.count("/") != 1 or path.is_absolute():
+        raise BadInput(
+            f"no EnCodec weights at {path.name}: a folder with model.safetensors, such a file, or a hub name like facebook/encodec_24khz is needed"
+        )
     from huggingface_hub import hf_hub_download
-    try: return Path(hf_hub_download(source, "model.safetensors", revision=revision))
+
+    try:
+        return Path(hf_hub_download(source, "model.safetensors", revision=revision))
     except Exception as error:
-        raise BadInput(f"EnCodec weights {source} could not be had ({type(error).__name__}): with no network give a local folder as encodec_source, or use kind: embedded") from error
+        raise BadInput(
+            f"EnCodec weights {source} could not be had ({type(error).__name__}): with no network give a local folder as encodec_source, or use kind: embedded"
+        ) from error
 
 # %% ../../nbs/model/40_codec.ipynb #12500024
 class EnCodec24(Codec):
     "SEANet encoder and decoder of EnCodec 24 kHz, continuous (arXiv 2210.13438, Sec. 3.1)."
 
-    def __init__(self,
+    def __init__(
+        self,
         config: CodecConfig,  # where the weights are
         num_filters: int = 32,  # of the first convolution
         lstm_layers: int = 2,  # 0: none
     ):
         from encodec.modules import SEANetDecoder, SEANetEncoder
+
         super().__init__()
         self.config = config
-        sizes = {"dimension": self.channels, "n_filters": num_filters, "ratios": [8, 5, 4, 2], "lstm": lstm_layers, "causal": True, "norm": "none"}
+        sizes = {
+            "dimension": self.channels,
+            "n_filters": num_filters,
+            "ratios": [8, 5, 4, 2],
+            "lstm": lstm_layers,
+            "causal": True,
+            "norm": "none",
+        }
         self.encoder, self.decoder = SEANetEncoder(**sizes), SEANetDecoder(**sizes)
 
     @classmethod
-    def from_shapes(cls,
+    def from_shapes(
+        cls,
         config: CodecConfig,  # where the weights came from
         tensors: Mapping[str, Tensor],  # folded, with the library's names
     ) -> "EnCodec24":  # not yet loaded
         "A network of the widths that the tensors have."
         first = tensors.get("encoder.model.0.conv.conv.weight")
-        if first is None: raise AssetMismatch(f"no first convolution among {len(tensors)} tensors: are these the weights of a 24 kHz EnCodec?")
-        layers = {n.rsplit("_l", 1)[-1] for n in tensors if n.startswith("encoder.") and ".lstm.weight_ih_l" in n}
+        if first is None:
+            raise AssetMismatch(
+                f"no first convolution among {len(tensors)} tensors: are these the weights of a 24 kHz EnCodec?"
+            )
+        layers = {
+            n.rsplit("_l", 1)[-1]
+            for n in tensors
+            if n.startswith("encoder.") and ".lstm.weight_ih_l" in n
+        }
         return cls(config, first.shape[0], len(layers))
 
     @classmethod
-    def from_source(cls,
+    def from_source(
+        cls,
         config: CodecConfig,  # `encodec_source`: local folder, file or hub name
     ) -> "EnCodec24":  # without statistics
         "The pretrained encoder and decoder; quantiser weights in the file are ignored."
-        tensors = fold_weight_norm(load_weights(_find_weights(config.encodec_source, config.encodec_revision))[0])
+        tensors = fold_weight_norm(
+            load_weights(_find_weights(config.encodec_source, config.encodec_revision))[0]
+        )
         halves = {k: v for k, v in tensors.items() if k.startswith(("encoder.", "decoder."))}
-        first = next((v for k, v in halves.items() if k in ("encoder.layers.0.conv.weight", "encoder.model.0.conv.conv.weight")), None)
-        codec = cls.from_shapes(config, {} if first is None else {**halves, "encoder.model.0.conv.conv.weight": first})
+        first = next(
+            (
+                v
+                for k, v in halves.items()
+                if k in ("encoder.layers.0.conv.weight", "encoder.model.0.conv.conv.weight")
+            ),
+            None,
+        )
+        codec = cls.from_shapes(
+            config, {} if first is None else {**halves, "encoder.model.0.conv.conv.weight": first}
+        )
         own = {k: v.shape for k, v in codec.state_dict().items() if not k.startswith("latent_")}
         transposed = {k.split(".convtr.")[0] for k in own if ".convtr." in k}
         renamed = {_library_name(k, transposed): v for k, v in halves.items()}
-        wrong = sorted(k for k in own.keys() | renamed.keys() if k not in own or k not in renamed or own[k] != renamed[k].shape)
-        if wrong: raise AssetMismatch(f"{len(wrong)} tensors of {Path(config.encodec_source).name} do not fit, e.g. {wrong[0]!r}: these are not the weights of a 24 kHz mono EnCodec")
+        wrong = sorted(
+            k
+            for k in own.keys() | renamed.keys()
+            if k not in own or k not in renamed or own[k] != renamed[k].shape
+        )
+        if wrong:
+            raise AssetMismatch(
+                f"{len(wrong)} tensors of {Path(config.encodec_source).name} do not fit, e.g. {wrong[0]!r}: these are not the weights of a 24 kHz mono EnCodec"
+            )
         codec.load_state_dict(renamed, strict=False)
         return codec.eval()
 
-    def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]: return self.encoder(wav[:, None]).mT
+    def raw_latents(self, wav: Float[Tensor, "b s"]) -> Float[Tensor, "b n c"]:
+        return self.encoder(wav[:, None]).mT
+
     def waveform(self, latents: Float[Tensor, "b n c"]) -> Float[Tensor, "b s"]:
         return self.decoder((latents * self.latent_std + self.latent_mean).mT)[:, 0]
+
 
 def make_codec(
     config: CodecConfig,  # which

@@ -13,7 +13,14 @@ from pathlib import Path
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..core import AssetMismatch, BadInput, ParamsError, from_dict, load_weights, save_weights
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    from_dict,
+    load_weights,
+    save_weights,
+)
 from .dit import DiTConfig, MultiStreamDiT, StreamConfig, carry_over
 from .flow import Conditions, to_latent_rate
 from .roll import RollConfig, build_roll, soft_roll
@@ -21,13 +28,24 @@ from .roll import RollConfig, build_roll, soft_roll
 # %% ../../nbs/model/45_cop_piano.ipynb #c502a82e
 class CoPPiano(nn.Module):
     "Roll predictor and three-stream DiT (arXiv 2503.22200, stage 2)."
-    called_parts = ("reader", "dit")  # each is called on its own, so each is cut on its own (`48_parallel`)
+
+    called_parts = (
+        "reader",
+        "dit",
+    )  # each is called on its own, so each is cut on its own (`48_parallel`)
 
     def __init__(self, dit: MultiStreamDiT, reader: nn.Module, velocity: bool = True):
         super().__init__()
-        if dit.config.roll is None: raise BadInput("the DiT has no roll stream: grow_piano adds one to a stage-1 model")
-        if velocity and not reader.cfg.velocity: raise ParamsError("the roll is to carry velocity, but the reader was built with velocity=False")
-        if dit.config.roll_keys != reader.cfg.num_keys: raise ParamsError(f"the DiT is told {dit.config.roll_keys} keys, the reader reads {reader.cfg.num_keys}")
+        if dit.config.roll is None:
+            raise BadInput("the DiT has no roll stream: grow_piano adds one to a stage-1 model")
+        if velocity and not reader.cfg.velocity:
+            raise ParamsError(
+                "the roll is to carry velocity, but the reader was built with velocity=False"
+            )
+        if dit.config.roll_keys != reader.cfg.num_keys:
+            raise ParamsError(
+                f"the DiT is told {dit.config.roll_keys} keys, the reader reads {reader.cfg.num_keys}"
+            )
         self.dit, self.reader, self.velocity = dit, reader, velocity
 
     def forward(
@@ -54,7 +72,8 @@ class CoPPiano(nn.Module):
     ) -> Conditions:  # with the roll at the latent rate
         "Add a roll to the conditions: the keys that the reader reads."
         first, count = self.reader.cfg.first_key, self.reader.cfg.num_keys
-        return replace(cond, roll=to_latent_rate(roll[..., first:first + count], num_latents))
+        return replace(cond, roll=to_latent_rate(roll[..., first : first + count], num_latents))
+
 
 def grow_piano(
     base: MultiStreamDiT,  # stage-1 model
@@ -66,7 +85,9 @@ def grow_piano(
 ) -> CoPPiano:  # answers like the base model at first, unless the fusion was restarted
     "Stage-1 model plus roll stream plus reader."
     config = replace(base.config, roll=stream, roll_keys=reader.cfg.num_keys)
-    return CoPPiano(carry_over(base, MultiStreamDiT(config, seed=seed), restart_fusion), reader, velocity).to(next(base.parameters()).device)
+    return CoPPiano(
+        carry_over(base, MultiStreamDiT(config, seed=seed), restart_fusion), reader, velocity
+    ).to(next(base.parameters()).device)
 
 # %% ../../nbs/model/45_cop_piano.ipynb #153dd84a
 def save_piano(
@@ -75,15 +96,37 @@ def save_piano(
     meta: Mapping | None = None,  # split hash, code fingerprint, ...
 ) -> None:
     "Weights and sizes of a stage-2 model in one file."
-    save_weights(path, model.state_dict(), {**(meta or {}), "asset": "piano", "dit": asdict(model.dit.config), "reader": asdict(model.reader.cfg), "velocity": model.velocity})
+    save_weights(
+        path,
+        model.state_dict(),
+        {
+            **(meta or {}),
+            "asset": "piano",
+            "dit": asdict(model.dit.config),
+            "reader": asdict(model.reader.cfg),
+            "velocity": model.velocity,
+        },
+    )
+
 
 def load_piano(
     path: Path | str,  # written by `save_piano`
 ) -> tuple[CoPPiano, dict]:  # model in eval mode, its description
     "Rebuild a stage-2 model from its file."
     tensors, meta = load_weights(path)
-    if meta.get("asset") != "piano": raise AssetMismatch(f"{Path(path).name} holds {meta.get('asset', 'other weights')!r}, not a stage-2 piano model")
-    model = CoPPiano(MultiStreamDiT(from_dict(DiTConfig, meta["dit"], "dit")), build_roll(from_dict(RollConfig, meta["reader"], "reader")), meta["velocity"])
-    try: model.load_state_dict(tensors)
-    except RuntimeError as error: raise AssetMismatch(f"{Path(path).name} does not hold the weights of its own description: {str(error)[:300]}") from None
+    if meta.get("asset") != "piano":
+        raise AssetMismatch(
+            f"{Path(path).name} holds {meta.get('asset', 'other weights')!r}, not a stage-2 piano model"
+        )
+    model = CoPPiano(
+        MultiStreamDiT(from_dict(DiTConfig, meta["dit"], "dit")),
+        build_roll(from_dict(RollConfig, meta["reader"], "reader")),
+        meta["velocity"],
+    )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise AssetMismatch(
+            f"{Path(path).name} does not hold the weights of its own description: {str(error)[:300]}"
+        ) from None
     return model.eval(), meta

@@ -26,24 +26,31 @@ from .flow import Conditions
 @dataclass(frozen=True)
 class StreamConfig:
     "Size of one stream."
+
     width: int  # features per frame
     heads: int  # attention heads
     head_width: int = 64  # features per head, even (rotations act on pairs)
 
     def __post_init__(self):
         if min(self.width, self.heads, self.head_width) < 1 or self.head_width % 2:
-            raise ParamsError(f"{self}: sizes must be positive and head_width even (rotary positions turn pairs of features)")
+            raise ParamsError(
+                f"{self}: sizes must be positive and head_width even (rotary positions turn pairs of features)"
+            )
+
 
 @dataclass(frozen=True)
 class DiTConfig:
     "Size of the multi-stream DiT (arXiv 2503.22200); `paper_config` gives the paper's."
+
     depth: int  # layers
     audio: StreamConfig
     video: StreamConfig | None = None
     roll: StreamConfig | None = None
     latent_channels: int = 128  # channels of the audio latent
     text_width: int = 1024  # features per text token
-    video_features: int = 1280  # image features; projected only if they differ from the video stream's width
+    video_features: int = (
+        1280  # image features; projected only if they differ from the video stream's width
+    )
     roll_keys: int = 88  # keys of the roll
     num_registers: int = 32  # learned tokens before every stream
     max_positions: int = 8192  # longest clip, latent frames
@@ -56,11 +63,16 @@ class DiTConfig:
     head_gate_bias: float = 10.0  # sigmoid(10): head gates start open
     residual_gate_bias: float = -2.0  # sigmoid(-2) = 0.12: audio sub-blocks start almost closed
     rotary_base: float = 10_000.0  # longest rotary period over 2 pi, frames
-    checkpointing: bool = False  # recompute layers in the backward pass: less memory, a third more time
+    checkpointing: bool = (
+        False  # recompute layers in the backward pass: less memory, a third more time
+    )
 
     def __post_init__(self):
         if self.depth < 1 or self.conv_kernel % 2 == 0 or self.num_registers < 0:
-            raise ParamsError(f"depth {self.depth} must be positive and conv_kernel {self.conv_kernel} odd (a centred window)")
+            raise ParamsError(
+                f"depth {self.depth} must be positive and conv_kernel {self.conv_kernel} odd (a centred window)"
+            )
+
 
 def paper_config(
     video: bool = True,  # with the Video-DiT stream
@@ -68,12 +80,21 @@ def paper_config(
     roll_keys: int = 51,  # 51 keys for PianoYT, 88 for the full keyboard
 ) -> DiTConfig:  # depth 12, 1024 / 1280 / 512 wide
     "The paper's sizes (arXiv 2503.22200), with the released code's soft clamp and dropout."
-    return DiTConfig(depth=12, audio=StreamConfig(1024, 16), video=StreamConfig(1280, 16) if video else None,
-                     roll=StreamConfig(512, 8) if roll else None, roll_keys=roll_keys, dropout=0.1, attention_dropout=0.1, soft_clamp=50.0)
+    return DiTConfig(
+        depth=12,
+        audio=StreamConfig(1024, 16),
+        video=StreamConfig(1280, 16) if video else None,
+        roll=StreamConfig(512, 8) if roll else None,
+        roll_keys=roll_keys,
+        dropout=0.1,
+        attention_dropout=0.1,
+        soft_clamp=50.0,
+    )
 
 # %% ../../nbs/model/43_dit.ipynb #1bdb1a26
 class AdaptiveRMSNorm(nn.Module):
     "RMSNorm whose gain is 1 + W c (arXiv 2503.22200, audio stream)."
+
     def __init__(self, width: int):
         super().__init__()
         self.gain = nn.Linear(width, width, bias=False)
@@ -93,8 +114,10 @@ def _normal(*shape: int, std: float = 1.0) -> Tensor:
     empty = torch.empty(*shape)
     return empty if empty.is_meta else empty.normal_(std=std)
 
+
 class TimeCode(nn.Module):
     "Random Fourier features of t, Linear, SiLU (arXiv 2503.22200)."
+
     def __init__(self, num_frequencies: int, width: int):
         super().__init__()
         self.register_buffer("frequencies", _normal(num_frequencies))
@@ -116,9 +139,12 @@ def rotary_table(
     device: torch.device | None = None,
 ) -> Complex[Tensor, "n d2"]:  # unit complex numbers, one per position and pair
     "Rotations of RoPE (arXiv 2104.09864)."
-    rates = base ** (-torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
+    rates = base ** (
+        -torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
+    )
     angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * rates
     return torch.polar(torch.ones_like(angles), angles)
+
 
 def rotate(
     x: Float[Tensor, "b n h d"],  # queries or keys
@@ -139,18 +165,26 @@ def attend(
 ) -> Float[Tensor, "b h n d"]:  # mixed values
     "Scaled dot-product attention, with the exact soft clamp when asked for."
     allowed = None if mask is None else mask[:, None, None]
-    if soft_clamp is None: return F.scaled_dot_product_attention(q, k, v, allowed, dropout)
+    if soft_clamp is None:
+        return F.scaled_dot_product_attention(q, k, v, allowed, dropout)
     logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     logits = soft_clamp * torch.tanh(logits / soft_clamp)
-    if allowed is not None: logits = logits.masked_fill(~allowed, -torch.inf)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     return F.dropout(logits.softmax(-1).to(v.dtype), dropout) @ v
+
 
 class Attention(nn.Module):
     "Multi-head attention with gated heads (arXiv 2503.22200); a context makes it cross-attention."
+
     def __init__(self, stream: StreamConfig, config: DiTConfig, context_width: int | None = None):
         super().__init__()
         inner = stream.heads * stream.head_width
-        self.heads, self.dropout, self.soft_clamp = stream.heads, config.attention_dropout, config.soft_clamp
+        self.heads, self.dropout, self.soft_clamp = (
+            stream.heads,
+            config.attention_dropout,
+            config.soft_clamp,
+        )
         self.to_q = nn.Linear(stream.width, inner, bias=False)
         self.to_kv = nn.Linear(context_width or stream.width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, stream.width, bias=False)
@@ -167,15 +201,26 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         "What each frame gathers, to be added to the stream."
         q = self.to_q(x).unflatten(-1, (self.heads, -1))
-        k, v = self.to_kv(x if context is None else context).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        if table is not None: q, k = rotate(q, table), rotate(k, table)
-        mixed = attend(*(y.transpose(1, 2) for y in (q, k, v)), mask, self.dropout if self.training else 0.0, self.soft_clamp)
+        k, v = (
+            self.to_kv(x if context is None else context)
+            .unflatten(-1, (2, self.heads, -1))
+            .unbind(2)
+        )
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        mixed = attend(
+            *(y.transpose(1, 2) for y in (q, k, v)),
+            mask,
+            self.dropout if self.training else 0.0,
+            self.soft_clamp,
+        )
         gated = mixed.transpose(1, 2) * self.head_gate(x).sigmoid()[..., None]
         return self.to_out(gated.flatten(-2))
 
 # %% ../../nbs/model/43_dit.ipynb #9ae1a089
 class PositionConv(nn.Module):
     "Depthwise convolution over time and SiLU (arXiv 2503.22200)."
+
     def __init__(self, width: int, kernel: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, (1, kernel), padding=(0, kernel // 2), groups=width)
@@ -189,8 +234,10 @@ class PositionConv(nn.Module):
             columns = x[:, None].permute(0, 3, 1, 2)  # (b, d, 1, n), channels-last in memory
             return F.silu(self.conv(columns)).permute(0, 2, 3, 1)[:, 0]
 
+
 class FeedForward(nn.Module):
     "Linear, GELU-gated halves, Linear (arXiv 2002.05202)."
+
     def __init__(self, width: int, mult: int, dropout: float):
         super().__init__()
         self.up = nn.Linear(width, 2 * mult * width)
@@ -208,6 +255,7 @@ class FeedForward(nn.Module):
 # %% ../../nbs/model/43_dit.ipynb #33fa8b1d
 class StreamBlock(nn.Module):
     "One layer of the video or roll stream; it hears no time (arXiv 2503.22200)."
+
     def __init__(self, stream: StreamConfig, config: DiTConfig):
         super().__init__()
         self.conv = PositionConv(stream.width, config.conv_kernel)
@@ -226,15 +274,19 @@ class StreamBlock(nn.Module):
         x = x + self.attention(self.attention_norm(x), table)
         return x + self.ff(self.ff_norm(x))
 
+
 @dataclass(frozen=True)
 class Text:
     "Text as the audio stream sees it."
+
     tokens: Float[Tensor, "b l dt"]
     mask: Bool[Tensor, "b l"]  # at least one True per row, so that no softmax is empty
     live: Bool[Tensor, " b"]  # False where dropped: cross-attention contributes exactly zero
 
+
 class AudioBlock(nn.Module):
     "One layer of the audio stream: normed by time, gated by time, attending to text (arXiv 2503.22200)."
+
     def __init__(self, stream: StreamConfig, config: DiTConfig):
         super().__init__()
         self.conv = PositionConv(stream.width, config.conv_kernel)
@@ -266,13 +318,16 @@ class AudioBlock(nn.Module):
 # %% ../../nbs/model/43_dit.ipynb #7e5a8e7f
 class Fusion(nn.Module):
     "Zero-started linear exchange between the streams of one layer (arXiv 2503.22200)."
+
     def __init__(self, config: DiTConfig, last: bool):
         super().__init__()
         a, sides = config.audio.width, {"video": config.video, "roll": config.roll}
         widths = {name: side.width for name, side in sides.items() if side is not None}
         self.maps = nn.ModuleDict({"audio": nn.Linear(a + sum(widths.values()), a, bias=False)})
-        if not last: self.maps.update({name: nn.Linear(a + w, w, bias=False) for name, w in widths.items()})
-        for linear in self.maps.values(): nn.init.zeros_(linear.weight)
+        if not last:
+            self.maps.update({name: nn.Linear(a + w, w, bias=False) for name, w in widths.items()})
+        for linear in self.maps.values():
+            nn.init.zeros_(linear.weight)
 
     def forward(
         self,
@@ -288,14 +343,21 @@ class Fusion(nn.Module):
 # %% ../../nbs/model/43_dit.ipynb #b9b04a3c
 class Layer(nn.Module):
     "Side blocks, fusion, skip, audio block (arXiv 2503.22200)."
+
     def __init__(self, config: DiTConfig, index: int):
         super().__init__()
         self.audio = AudioBlock(config.audio, config)
         self.video = None if config.video is None else StreamBlock(config.video, config)
         self.roll = None if config.roll is None else StreamBlock(config.roll, config)
-        self.fusion = None if self.video is self.roll is None else Fusion(config, last=index == config.depth - 1)
+        self.fusion = (
+            None
+            if self.video is self.roll is None
+            else Fusion(config, last=index == config.depth - 1)
+        )
         pops = index >= config.depth - config.depth // 2
-        self.skip = nn.Linear(2 * config.audio.width, config.audio.width, bias=False) if pops else None
+        self.skip = (
+            nn.Linear(2 * config.audio.width, config.audio.width, bias=False) if pops else None
+        )
 
     def forward(
         self,
@@ -304,27 +366,43 @@ class Layer(nn.Module):
         code: Float[Tensor, "b d"],  # time code
         tables: Mapping[str, Complex[Tensor, "n _"]],  # rotations per stream
         text: Text | None,
-    ) -> tuple[dict[str, Tensor], Tensor | None]:  # new streams; the video block's own output, before fusion
+    ) -> tuple[
+        dict[str, Tensor], Tensor | None
+    ]:  # new streams; the video block's own output, before fusion
         "One layer of all streams."
-        sides = {name: getattr(self, name)(x, tables[name]) for name, x in streams.items() if name != "audio"}
+        sides = {
+            name: getattr(self, name)(x, tables[name])
+            for name, x in streams.items()
+            if name != "audio"
+        }
         mixed = {"audio": streams["audio"]} | sides
-        if self.fusion is not None: mixed = self.fusion(mixed)
-        audio = mixed["audio"] if self.skip is None else self.skip(torch.cat([mixed["audio"], skip], -1)).to(skip.dtype)
+        if self.fusion is not None:
+            mixed = self.fusion(mixed)
+        audio = (
+            mixed["audio"]
+            if self.skip is None
+            else self.skip(torch.cat([mixed["audio"], skip], -1)).to(skip.dtype)
+        )
         return mixed | {"audio": self.audio(audio, code, tables["audio"], text)}, sides.get("video")
 
 # %% ../../nbs/model/43_dit.ipynb #dc2b9571
 @dataclass(frozen=True)
 class Features:
     "Outputs of the first audio and the first video layer, registers removed (arXiv 2503.22200, Eq. 5)."
+
     audio: Float[Tensor, "b n d"]
     video: Float[Tensor, "b n dv"] | None
 
+
 class MultiStreamDiT(nn.Module):
     "Velocity network with an audio stream and optional video and roll streams (arXiv 2503.22200)."
+
     def __init__(self, config: DiTConfig, seed: int = 0):
         super().__init__()
         self.config = config
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers know only the global generator: lend it, seeded, and give it back
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's initialisers know only the global generator: lend it, seeded, and give it back
             torch.default_generator.manual_seed(seed)
             self._build(config)
 
@@ -336,11 +414,17 @@ class MultiStreamDiT(nn.Module):
         self.audio_time = TimeCode(config.time_frequencies, width)
         self.audio_norm = nn.RMSNorm(width)
         self.audio_output = nn.Linear(width, config.latent_channels)
-        self.registers = nn.ParameterDict({name: _normal(config.num_registers, s.width, std=0.02)
-                                           for name in ("audio", "video", "roll") if (s := getattr(config, name)) is not None})
+        self.registers = nn.ParameterDict(
+            {
+                name: _normal(config.num_registers, s.width, std=0.02)
+                for name in ("audio", "video", "roll")
+                if (s := getattr(config, name)) is not None
+            }
+        )
         if config.video and config.video_features != config.video.width:
             self.video_input = nn.Linear(config.video_features, config.video.width, bias=False)
-        if config.roll: self.roll_input = nn.Linear(config.roll_keys, config.roll.width)
+        if config.roll:
+            self.roll_input = nn.Linear(config.roll_keys, config.roll.width)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.depth))
 
     def forward(
@@ -355,15 +439,29 @@ class MultiStreamDiT(nn.Module):
         check_inputs(self.config, xt, t, cond)
         streams = self._streams(xt, cond)
         length = streams["audio"].shape[1]
-        tables = {name: rotary_table(length, getattr(self.config, name).head_width, self.config.rotary_base, xt.device) for name in streams}
+        tables = {
+            name: rotary_table(
+                length, getattr(self.config, name).head_width, self.config.rotary_base, xt.device
+            )
+            for name in streams
+        }
         code, text = self.audio_time(t), _text(cond, xt.dtype)
-        recompute, half, skips, first = self.config.checkpointing and torch.is_grad_enabled(), self.config.depth // 2, [], None
+        recompute, half, skips, first = (
+            self.config.checkpointing and torch.is_grad_enabled(),
+            self.config.depth // 2,
+            [],
+            None,
+        )
         for i, layer in enumerate(list(self.layers)[:depth]):
             skip = skips.pop() if layer.skip is not None else None
             inputs = streams, skip, code, tables, text
-            streams, video = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
-            if i < half: skips.append(streams["audio"])
-            if i == 0: first = streams["audio"], video
+            streams, video = (
+                checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
+            )
+            if i < half:
+                skips.append(streams["audio"])
+            if i == 0:
+                first = streams["audio"], video
         keep = self.config.num_registers
         v = self.audio_output(self.audio_norm(streams["audio"][:, keep:]))
         return (v, Features(*(x if x is None else x[:, keep:] for x in first))) if features else v
@@ -374,19 +472,37 @@ class MultiStreamDiT(nn.Module):
         out = {"audio": self.audio_input(xt) + self.audio_positions[:length]}
         if config.video:
             video = cond.kept("video")
-            if video is None: out["video"] = xt.new_zeros(batch, length, config.video.width)
-            else: out["video"] = self.video_input(video.to(xt.dtype)) if config.video_features != config.video.width else video
+            if video is None:
+                out["video"] = xt.new_zeros(batch, length, config.video.width)
+            else:
+                out["video"] = (
+                    self.video_input(video.to(xt.dtype))
+                    if config.video_features != config.video.width
+                    else video
+                )
         if config.roll:
             roll = cond.kept("roll")
-            out["roll"] = self.roll_input(xt.new_zeros(batch, length, config.roll_keys) if roll is None else roll.to(xt.dtype))
-        return {name: torch.cat([self.registers[name].expand(batch, -1, -1), x.to(xt.dtype)], 1) for name, x in out.items()}
+            out["roll"] = self.roll_input(
+                xt.new_zeros(batch, length, config.roll_keys) if roll is None else roll.to(xt.dtype)
+            )
+        return {
+            name: torch.cat([self.registers[name].expand(batch, -1, -1), x.to(xt.dtype)], 1)
+            for name, x in out.items()
+        }
+
 
 def _text(cond: Conditions, dtype: torch.dtype) -> Text | None:
     "Text with a never-empty mask and flags of the examples that have any."
-    if cond.text is None: return None
-    mask = torch.ones(cond.text.shape[:2], dtype=torch.bool, device=cond.text.device) if cond.text_mask is None else cond.text_mask
+    if cond.text is None:
+        return None
+    mask = (
+        torch.ones(cond.text.shape[:2], dtype=torch.bool, device=cond.text.device)
+        if cond.text_mask is None
+        else cond.text_mask
+    )
     live = mask.any(1) if cond.text_keep is None else mask.any(1) & cond.text_keep
     return Text(cond.text.to(dtype), mask | ~live[:, None], live)
+
 
 def check_inputs(
     config: DiTConfig,  # the model's sizes
@@ -396,34 +512,48 @@ def check_inputs(
 ) -> None:
     "Refuse latents, times and conditions that do not fit the model, and say why."
     if xt.ndim != 3 or xt.shape[2] != config.latent_channels or t.shape != xt.shape[:1]:
-        raise BadInput(f"latents {tuple(xt.shape)} and times {tuple(t.shape)}; (batch, frames, {config.latent_channels}) and (batch,) are needed")
+        raise BadInput(
+            f"latents {tuple(xt.shape)} and times {tuple(t.shape)}; (batch, frames, {config.latent_channels}) and (batch,) are needed"
+        )
     if xt.shape[1] > config.max_positions:
-        raise BadInput(f"{xt.shape[1]} latent frames, but positions end at {config.max_positions}: cut the clip into windows")
-    if cond.batch not in (None, len(xt)): raise BadInput(f"{len(xt)} clips with conditions for {cond.batch}")
+        raise BadInput(
+            f"{xt.shape[1]} latent frames, but positions end at {config.max_positions}: cut the clip into windows"
+        )
+    if cond.batch not in (None, len(xt)):
+        raise BadInput(f"{len(xt)} clips with conditions for {cond.batch}")
     if cond.text is not None and cond.text.shape[2] != config.text_width:
-        raise BadInput(f"text features are {cond.text.shape[2]} wide, the model was built for {config.text_width}: another text encoder?")
+        raise BadInput(
+            f"text features are {cond.text.shape[2]} wide, the model was built for {config.text_width}: another text encoder?"
+        )
     for name, width in (("video", config.video_features), ("roll", config.roll_keys)):
         value = getattr(cond, name)
-        if value is None: continue
-        if getattr(config, name) is None: raise BadInput(f"{name} was given to a model without a {name} stream")
+        if value is None:
+            continue
+        if getattr(config, name) is None:
+            raise BadInput(f"{name} was given to a model without a {name} stream")
         if value.shape[1:] != (xt.shape[1], width):
-            raise BadInput(f"{name} has shape {tuple(value.shape)}; (batch, {xt.shape[1]} latent frames, {width}) is needed: "
-                           "still at the video's frame rate? (to_latent_rate)")
+            raise BadInput(
+                f"{name} has shape {tuple(value.shape)}; (batch, {xt.shape[1]} latent frames, {width}) is needed: "
+                "still at the video's frame rate? (to_latent_rate)"
+            )
 
 # %% ../../nbs/model/43_dit.ipynb #2aba2c20
 def _part(name: str) -> str:
     "The part of the network that a weight's name belongs to."
     words = name.split(".")
-    if words[0] == "roll_input": return "roll projection"
+    if words[0] == "roll_input":
+        return "roll projection"
     part = {"layers": words[2:3], "registers": words[1:2]}.get(words[0], words[0].split("_"))[0]
     return "audio" if part == "skip" else part
+
 
 def count_parameters(
     model: MultiStreamDiT,  # on any device, meta included
 ) -> dict[str, int]:  # parameters of audio, video, roll, roll projection, fusion, and total
     "Parameters by part of the network."
     counts = dict.fromkeys(("audio", "video", "roll", "roll projection", "fusion"), 0)
-    for name, weight in model.named_parameters(): counts[_part(name)] += weight.numel()
+    for name, weight in model.named_parameters():
+        counts[_part(name)] += weight.numel()
     return counts | {"total": sum(counts.values())}
 
 # %% ../../nbs/model/43_dit.ipynb #628744be
@@ -435,17 +565,30 @@ def carry_over(
     "Copy every weight of a smaller network; fusion columns of the new streams start at zero (the released code restarts the learnt ones too, D-carry-over)."
     source, target = base_model.state_dict(), piano_model.state_dict()
     if stray := [name for name in source if name not in target]:
-        raise BadInput(f"{len(stray)} weights have no place in the larger model, first {stray[0]}: were the two models swapped, or of different depth?")
+        raise BadInput(
+            f"{len(stray)} weights have no place in the larger model, first {stray[0]}: were the two models swapped, or of different depth?"
+        )
     with torch.no_grad():
         for name, weight in target.items():
             old = source.get(name)
-            if old is None and ".fusion." in name: weight.zero_()
-            elif old is None: continue  # a new stream keeps its own start
-            elif old.shape == weight.shape: weight.copy_(old)
-            elif ".fusion." in name and old.shape[0] == weight.shape[0] and old.shape[1] < weight.shape[1]:
+            if old is None and ".fusion." in name:
                 weight.zero_()
-                if not restart_fusion: weight[:, :old.shape[1]] = old  # columns are ordered audio, video, roll
-            else: raise BadInput(f"{name} is {tuple(old.shape)} in the smaller and {tuple(weight.shape)} in the larger model: the shared sizes must agree")
+            elif old is None:
+                continue  # a new stream keeps its own start
+            elif old.shape == weight.shape:
+                weight.copy_(old)
+            elif (
+                ".fusion." in name
+                and old.shape[0] == weight.shape[0]
+                and old.shape[1] < weight.shape[1]
+            ):
+                weight.zero_()
+                if not restart_fusion:
+                    weight[:, : old.shape[1]] = old  # columns are ordered audio, video, roll
+            else:
+                raise BadInput(
+                    f"{name} is {tuple(old.shape)} in the smaller and {tuple(weight.shape)} in the larger model: the shared sizes must agree"
+                )
     return piano_model
 
 # %% ../../nbs/model/43_dit.ipynb #7dd16895
@@ -457,15 +600,24 @@ def save_dit(
     "Weights and sizes in one safetensors file."
     save_weights(path, model.state_dict(), {**(meta or {}), "config": asdict(model.config)})
 
+
 def load_dit(
     path: Path | str,  # file written by `save_dit`
 ) -> tuple[MultiStreamDiT, dict]:  # the model in eval mode, its description
     "Rebuild a model from its file."
     tensors, meta = load_weights(path)
-    if "config" not in meta: raise BadInput(f"{Path(path).name} carries no sizes of a DiT: weights of another network?")
-    with torch.device("meta"): model = MultiStreamDiT(from_dict(DiTConfig, meta["config"], "config"))
-    try: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, assign=True)
-    except RuntimeError as error: raise BadInput(f"{Path(path).name} does not hold the weights of its own description: {str(error)[:300]}") from None
+    if "config" not in meta:
+        raise BadInput(f"{Path(path).name} carries no sizes of a DiT: weights of another network?")
+    with torch.device("meta"):
+        model = MultiStreamDiT(from_dict(DiTConfig, meta["config"], "config"))
+    try:
+        model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, assign=True
+        )
+    except RuntimeError as error:
+        raise BadInput(
+            f"{Path(path).name} does not hold the weights of its own description: {str(error)[:300]}"
+        ) from None
     return model.requires_grad_(True).eval(), meta
 
 # %% ../../nbs/model/43_dit.ipynb #dd5a90af
@@ -479,5 +631,7 @@ def plot_parameters(
         sizes = {name: count[part] / 1e6 for name, count in counts.items()}
         ax.barh(list(counts), list(sizes.values()), left=list(left.values()), label=part)
         left = {name: left[name] + sizes[name] for name in counts}
-    ax.set(xlabel="parameters (millions)", title="The roll stream is a sixth of the video stream"); ax.invert_yaxis(); ax.legend(ncols=2, fontsize=8, loc="upper right")
+    ax.set(xlabel="parameters (millions)", title="The roll stream is a sixth of the video stream")
+    ax.invert_yaxis()
+    ax.legend(ncols=2, fontsize=8, loc="upper right")
     return ax

@@ -13,7 +13,9 @@ __all__ = ['PAD', 'END', 'FIRST_BYTE', 'FIRST_WORD', 'MAX_CHARACTERS', 'CLIP_MEA
            'EncodersTrainer', 'redraw_error', 'encoders_step']
 
 # %% ../../nbs/model/41_encoders.ipynb #d3fbe647
-import json, pickle, re
+import json
+import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,18 +26,28 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..core import (RATES, AssetMismatch, BadInput, DatasetMissing, ParamsError, code_fingerprint, derive_seed, from_dict,
-                            load_weights, save_weights)
+from cop_repro.core import (
+    RATES,
+    AssetMismatch,
+    BadInput,
+    DatasetMissing,
+    ParamsError,
+    code_fingerprint,
+    derive_seed,
+    from_dict,
+    load_weights,
+    save_weights,
+)
 
 # %% ../../nbs/model/41_encoders.ipynb #3cb1ceea
 @dataclass(frozen=True)
 class EmbeddedSizes:
     "Sizes of the small encoders; the defaults make an asset of less than 3 MB."
+
     text_dim: int = 96  # width of the T5 encoder = features per token
     text_layers: int = 2  # T5 blocks
     text_heads: int = 4  # attention heads
@@ -47,23 +59,35 @@ class EmbeddedSizes:
     image_size: int = 64  # pixels, square
 
     def __post_init__(self):
-        if self.text_dim % self.text_heads: raise ParamsError(f"text_dim {self.text_dim} is not divisible by text_heads {self.text_heads}")
-        if self.image_size % 32: raise ParamsError(f"image_size {self.image_size} is not a multiple of 32, which the CLIP ResNet reduces to one")
+        if self.text_dim % self.text_heads:
+            raise ParamsError(
+                f"text_dim {self.text_dim} is not divisible by text_heads {self.text_heads}"
+            )
+        if self.image_size % 32:
+            raise ParamsError(
+                f"image_size {self.image_size} is not a multiple of 32, which the CLIP ResNet reduces to one"
+            )
+
 
 @dataclass(frozen=True)
 class PretrainedSources:
     "Where the paper's encoders come from: a local folder, or a hub name with its revision."
+
     text: str = "google/flan-t5-large"  # FLAN-T5 (arXiv 2210.11416), Apache-2.0
     text_revision: str = "0613663d0d48ea86ba8cb3d7a44f0f65dc596a2a"
     image: str = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"  # OpenCLIP (arXiv 2212.07143), MIT
     image_revision: str = "743c27bd53dfe508a0ade0f50698f99b39d03bec"
     download: bool = False  # may the hub be asked for what is not in its local cache?
 
+
 @dataclass(frozen=True)
 class EncodersConfig:
     "Which encoders feed the generator (arXiv 2503.22200)."
+
     kind: Literal["embedded", "real"] = "embedded"
-    image_fit: Literal["letterbox", "crop"] = "letterbox"  # DEVIATION D-clip-crop: the whole keyboard instead of its middle
+    image_fit: Literal["letterbox", "crop"] = (
+        "letterbox"  # DEVIATION D-clip-crop: the whole keyboard instead of its middle
+    )
     strip_stride: int = 5  # of a keyboard's film every n-th frame is encoded: to a small picture encoder it hardly changes; the paper: 1
     embedded: EmbeddedSizes = field(default_factory=EmbeddedSizes)
     pretrained: PretrainedSources = field(default_factory=PretrainedSources)
@@ -80,17 +104,25 @@ def prompt(
 PAD, END, FIRST_BYTE, FIRST_WORD = 0, 1, 2, 258
 MAX_CHARACTERS = 2_000
 
+
 def checked_texts(
     texts: Sequence[str],  # captions
 ) -> list[str]:  # the same
     "Refuse what no text encoder should be asked to read."
-    if isinstance(texts, str): raise BadInput(f"one text {texts[:40]!r} was given; a list of texts is needed: [text]?")
+    if isinstance(texts, str):
+        raise BadInput(f"one text {texts[:40]!r} was given; a list of texts is needed: [text]?")
     texts = list(texts)
-    if not texts: raise BadInput("no text was given; to generate without text, leave the condition out")
+    if not texts:
+        raise BadInput("no text was given; to generate without text, leave the condition out")
     for text in texts:
-        if not isinstance(text, str): raise BadInput(f"a text is {text!r}; a string is needed (an empty one is fine)")
-        if len(text) > MAX_CHARACTERS: raise BadInput(f"a text has {len(text)} characters; at most {MAX_CHARACTERS} are read: a file's content instead of a caption?")
+        if not isinstance(text, str):
+            raise BadInput(f"a text is {text!r}; a string is needed (an empty one is fine)")
+        if len(text) > MAX_CHARACTERS:
+            raise BadInput(
+                f"a text has {len(text)} characters; at most {MAX_CHARACTERS} are read: a file's content instead of a caption?"
+            )
     return texts
+
 
 def split_words(
     text: str,  # a caption
@@ -98,24 +130,35 @@ def split_words(
     "Words, numbers and single punctuation marks."
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
+
 @dataclass(frozen=True)
 class WordTokenizer:
     "Whole words where known, UTF-8 bytes elsewhere; its whole state is the list of words."
+
     words: tuple[str, ...]  # known words, in the order of their identifiers
 
-    def __len__(self) -> int: return FIRST_WORD + len(self.words)
+    def __len__(self) -> int:
+        return FIRST_WORD + len(self.words)
 
     def ids(self, text: str) -> list[int]:
         "Identifiers of one text, end mark included."
         number = {word: FIRST_WORD + i for i, word in enumerate(self.words)}
         found = []
         for word in split_words(text):
-            found += [number[word]] if word in number else [FIRST_BYTE + b for b in f" {word}".encode()]
+            found += (
+                [number[word]] if word in number else [FIRST_BYTE + b for b in f" {word}".encode()]
+            )
         return [*found, END]
 
     def text(self, ids: Sequence[int]) -> str:
         "The inverse of `ids`."
-        parts = [f" {self.words[i - FIRST_WORD]}".encode() if i >= FIRST_WORD else bytes([i - FIRST_BYTE]) for i in ids if i >= FIRST_BYTE]
+        parts = [
+            f" {self.words[i - FIRST_WORD]}".encode()
+            if i >= FIRST_WORD
+            else bytes([i - FIRST_BYTE])
+            for i in ids
+            if i >= FIRST_BYTE
+        ]
         return b"".join(parts).decode(errors="replace").strip()
 
     def __call__(self, texts: Sequence[str]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
@@ -123,6 +166,7 @@ class WordTokenizer:
         rows = [torch.tensor(self.ids(text)) for text in texts]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
         return ids, ids != PAD
+
 
 def learn_words(
     texts: Sequence[str],  # training captions
@@ -151,7 +195,9 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         "Token features, zero beyond each text's end."
-        return self.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state * mask[..., None]
+        return (
+            self.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state * mask[..., None]
+        )
 
     @torch.no_grad()
     def encode(
@@ -161,6 +207,7 @@ class TextEncoder(nn.Module):
         "Frozen features of some texts."
         ids, mask = (x.to(self.t5.device) for x in self.tokenize(checked_texts(texts)))
         return self(ids, mask), mask
+
 
 @contextmanager
 def seeded(
@@ -172,15 +219,27 @@ def seeded(
         torch.manual_seed(derive_seed(seed, purpose))
         yield
 
+
 def small_t5(
     sizes: EmbeddedSizes,  # width and depth
     vocabulary: int,  # number of identifiers
 ) -> nn.Module:  # a transformers.T5EncoderModel, randomly initialised
     "The small text network: a T5 encoder with gated GELU, as FLAN-T5 has."
     import transformers
-    cfg = transformers.T5Config(vocab_size=vocabulary, d_model=sizes.text_dim, d_kv=sizes.text_dim // sizes.text_heads, d_ff=8 * sizes.text_dim // 3,
-                                num_layers=sizes.text_layers, num_heads=sizes.text_heads, feed_forward_proj="gated-gelu", dropout_rate=0.0,
-                                pad_token_id=PAD, eos_token_id=END, tie_word_embeddings=False)
+
+    cfg = transformers.T5Config(
+        vocab_size=vocabulary,
+        d_model=sizes.text_dim,
+        d_kv=sizes.text_dim // sizes.text_heads,
+        d_ff=8 * sizes.text_dim // 3,
+        num_layers=sizes.text_layers,
+        num_heads=sizes.text_heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        tie_word_embeddings=False,
+    )
     return transformers.T5EncoderModel(cfg)
 
 # %% ../../nbs/model/41_encoders.ipynb #29ba435a
@@ -190,12 +249,22 @@ def checked_frames(
     "Refuse anything that is not b films of f colour frames in 8 bits."
     frames = torch.as_tensor(frames)
     if frames.ndim != 5 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise BadInput(f"frames have shape {tuple(frames.shape)}; (batch, frames, height, width, 3) is needed: "
-                       "a missing batch axis, a grey film, or channels first?")
-    if frames.dtype != torch.uint8: raise BadInput(f"frames are {frames.dtype}; uint8 values 0..255 are needed: already scaled to 0..1?")
+        raise BadInput(
+            f"frames have shape {tuple(frames.shape)}; (batch, frames, height, width, 3) is needed: "
+            "a missing batch axis, a grey film, or channels first?"
+        )
+    if frames.dtype != torch.uint8:
+        raise BadInput(
+            f"frames are {frames.dtype}; uint8 values 0..255 are needed: already scaled to 0..1?"
+        )
     return frames
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # colours CLIP was trained with (arXiv 2103.00020)
+
+CLIP_MEAN, CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # colours CLIP was trained with (arXiv 2103.00020)
+
 
 def fit_square(
     frames: Tensor,  # uint8 (n, h, w, 3)
@@ -208,11 +277,13 @@ def fit_square(
     scale = size / (max(height, width) if fit == "letterbox" else min(height, width))
     height, width = max(1, round(height * scale)), max(1, round(width * scale))
     images = frames.permute(0, 3, 1, 2).float() / 255
-    if images.shape[-2:] != (height, width): images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    if images.shape[-2:] != (height, width):
+        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
     top, left = abs(height - size) // 2, abs(width - size) // 2
-    if fit == "crop": return images[..., top:top + size, left:left + size]
+    if fit == "crop":
+        return images[..., top : top + size, left : left + size]
     square = images.new_tensor(fill)[None, :, None, None].repeat(len(images), 1, size, size)
-    square[..., top:top + height, left:left + width] = images
+    square[..., top : top + height, left : left + width] = images
     return square
 
 # %% ../../nbs/model/41_encoders.ipynb #587c9b00
@@ -250,8 +321,12 @@ class ImageEncoder(nn.Module):
         "Frozen embeddings of every frame."
         frames = checked_frames(frames)
         fill = self.mean.tolist()
-        found = [self(fit_square(part.to(self.mean.device), self.size, self.fit, fill)) for part in frames.flatten(0, 1).split(chunk)]
+        found = [
+            self(fit_square(part.to(self.mean.device), self.size, self.fit, fill))
+            for part in frames.flatten(0, 1).split(chunk)
+        ]
         return torch.cat(found).unflatten(0, frames.shape[:2])
+
 
 def small_clip(
     sizes: EmbeddedSizes,  # widths and depths
@@ -259,9 +334,23 @@ def small_clip(
 ) -> nn.Module:  # an open_clip.CLIP, randomly initialised
     "The small CLIP: modified ResNet and a two-layer caption tower that is only needed in training."
     import open_clip
-    vision = {"layers": tuple(sizes.image_layers), "width": sizes.image_width, "head_width": 64, "image_size": sizes.image_size}
-    text = {"context_length": sizes.max_tokens, "vocab_size": vocabulary, "width": sizes.text_dim, "heads": sizes.text_heads, "layers": 2,
-            "pad_id": PAD, "eos_id": END, "pool_type": "eos"}
+
+    vision = {
+        "layers": tuple(sizes.image_layers),
+        "width": sizes.image_width,
+        "head_width": 64,
+        "image_size": sizes.image_size,
+    }
+    text = {
+        "context_length": sizes.max_tokens,
+        "vocab_size": vocabulary,
+        "width": sizes.text_dim,
+        "heads": sizes.text_heads,
+        "layers": 2,
+        "pad_id": PAD,
+        "eos_id": END,
+        "pool_type": "eos",
+    }
     return open_clip.CLIP(sizes.image_dim, vision, text)
 
 # %% ../../nbs/model/41_encoders.ipynb #ce032e9e
@@ -272,64 +361,113 @@ def upsample_nearest(
     num_latents: int,  # length of the result
 ) -> Float[Tensor, "b n d"]:  # one row per latent
     "Nearest frame in time for every latent (arXiv 2503.22200, released code)."
-    if not (frame_rate > 0 and latent_rate > 0): raise BadInput(f"rates are {frame_rate} and {latent_rate} Hz; positive rates are needed")
-    index = torch.div((2 * torch.arange(num_latents, dtype=torch.float64) + 1) * frame_rate, 2 * latent_rate, rounding_mode="floor").long()
+    if not (frame_rate > 0 and latent_rate > 0):
+        raise BadInput(f"rates are {frame_rate} and {latent_rate} Hz; positive rates are needed")
+    index = torch.div(
+        (2 * torch.arange(num_latents, dtype=torch.float64) + 1) * frame_rate,
+        2 * latent_rate,
+        rounding_mode="floor",
+    ).long()
     have, need = features.shape[1], int(index[-1]) + 1 if num_latents else 0
     if need > have + 1:
-        raise BadInput(f"{num_latents} latents at {latent_rate:g} Hz last {num_latents / latent_rate:.2f} s, but {have} frames at {frame_rate:g} fps last "
-                       f"{have / frame_rate:.2f} s: a wrong frame rate?")
+        raise BadInput(
+            f"{num_latents} latents at {latent_rate:g} Hz last {num_latents / latent_rate:.2f} s, but {have} frames at {frame_rate:g} fps last "
+            f"{have / frame_rate:.2f} s: a wrong frame rate?"
+        )
     return features[:, index.clamp(max=have - 1).to(features.device)]
 
 # %% ../../nbs/model/41_encoders.ipynb #48e1ab44
-TEXT_HELP = "FLAN-T5-large: 3.1 GB, Apache-2.0; `hf download google/flan-t5-large` or `download: true`"
+TEXT_HELP = (
+    "FLAN-T5-large: 3.1 GB, Apache-2.0; `hf download google/flan-t5-large` or `download: true`"
+)
 IMAGE_HELP = "OpenCLIP ViT-bigG/14: 10.2 GB, MIT; `hf download laion/CLIP-ViT-bigG-14-laion2B-39B-b160k` or `download: true`"
 OPENCLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPENCLIP_PICKLE, OPENCLIP_CONFIG = "open_clip_pytorch_model.bin", "open_clip_config.json"
+
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
     "Only the doors show progress bars."
     import transformers
+
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
-    try: yield
+    try:
+        yield
     finally:
-        if shown: transformers.utils.logging.enable_progress_bar()
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
 
 def load_t5(
     sources: PretrainedSources,  # where it is
 ) -> TextEncoder:  # frozen
     "A pretrained T5 encoder with its own tokenizer, from a folder or the hub."
     import transformers
+
     where = {"local_files_only": Path(sources.text).is_dir() or not sources.download}
-    if not Path(sources.text).is_dir(): where["revision"] = sources.text_revision
+    if not Path(sources.text).is_dir():
+        where["revision"] = sources.text_revision
     try:
         with _no_bars():
             found = transformers.AutoConfig.from_pretrained(sources.text, **where).model_type
-            if found != "t5": raise AssetMismatch(f"{Path(sources.text).name} is a {found!r} model; a T5 encoder is needed. {TEXT_HELP}")
+            if found != "t5":
+                raise AssetMismatch(
+                    f"{Path(sources.text).name} is a {found!r} model; a T5 encoder is needed. {TEXT_HELP}"
+                )
             words = transformers.AutoTokenizer.from_pretrained(sources.text, **where)
-            t5, info = transformers.T5EncoderModel.from_pretrained(sources.text, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **where)
+            t5, info = transformers.T5EncoderModel.from_pretrained(
+                sources.text,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **where,
+            )
     except (OSError, ValueError, SafetensorError) as error:
-        raise DatasetMissing(f"no usable text encoder at {sources.text!r} ({str(error).splitlines()[0]}). {TEXT_HELP}") from None
+        raise DatasetMissing(
+            f"no usable text encoder at {sources.text!r} ({str(error).splitlines()[0]}). {TEXT_HELP}"
+        ) from None
     lacking = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-    if lacking: raise AssetMismatch(f"{Path(sources.text).name} lacks {len(lacking)} tensors of a T5 encoder, first {lacking[0]}. {TEXT_HELP}")
+    if lacking:
+        raise AssetMismatch(
+            f"{Path(sources.text).name} lacks {len(lacking)} tensors of a T5 encoder, first {lacking[0]}. {TEXT_HELP}"
+        )
+
     def tokenize(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids = words(list(texts), padding=True, return_tensors="pt")
         return ids["input_ids"], ids["attention_mask"].bool()
+
     return TextEncoder(t5.eval().requires_grad_(False), tokenize)
+
 
 def _openclip_file(sources: PretrainedSources, names: Sequence[str]) -> Path:
     "The first of some files that the image source has."
     from huggingface_hub import hf_hub_download
+
     for name in names:
         if Path(sources.image).is_dir():
-            if (Path(sources.image) / name).is_file(): return Path(sources.image) / name
+            if (Path(sources.image) / name).is_file():
+                return Path(sources.image) / name
             continue
-        try: return Path(hf_hub_download(sources.image, name, revision=sources.image_revision, local_files_only=not sources.download))
-        except (OSError, ValueError): continue
+        try:
+            return Path(
+                hf_hub_download(
+                    sources.image,
+                    name,
+                    revision=sources.image_revision,
+                    local_files_only=not sources.download,
+                )
+            )
+        except (OSError, ValueError):
+            continue
     pickled = Path(sources.image) / OPENCLIP_PICKLE
-    mend = f"found only the pickled {OPENCLIP_PICKLE}: convert it once with `convert_openclip`" if pickled.is_file() else IMAGE_HELP
+    mend = (
+        f"found only the pickled {OPENCLIP_PICKLE}: convert it once with `convert_openclip`"
+        if pickled.is_file()
+        else IMAGE_HELP
+    )
     raise DatasetMissing(f"no {' or '.join(names)} at {sources.image!r}. {mend}")
+
 
 def load_openclip(
     sources: PretrainedSources,  # where it is
@@ -337,37 +475,70 @@ def load_openclip(
 ) -> ImageEncoder:  # frozen
     "The image half of any OpenCLIP model in its hub format, from a folder or the hub."
     import open_clip
+
     about = json.loads(_openclip_file(sources, [OPENCLIP_CONFIG]).read_text())
     cfg, colours = about["model_cfg"], about.get("preprocess_cfg", {})
     with torch.device("meta"):  # the caption half is neither built at size nor read
-        visual = open_clip.CLIP(cfg["embed_dim"], cfg["vision_cfg"], {"width": 64, "heads": 1, "layers": 1, "vocab_size": 8}, cfg.get("quick_gelu", False)).visual
+        visual = open_clip.CLIP(
+            cfg["embed_dim"],
+            cfg["vision_cfg"],
+            {"width": 64, "heads": 1, "layers": 1, "vocab_size": 8},
+            cfg.get("quick_gelu", False),
+        ).visual
     path = _openclip_file(sources, OPENCLIP_WEIGHTS)
     try:
-        with safe_open(path, framework="pt") as file: tensors = {k.removeprefix("visual."): file.get_tensor(k).float() for k in file.keys() if k.startswith("visual.")}
+        with safe_open(path, framework="pt") as file:
+            tensors = {
+                k.removeprefix("visual."): file.get_tensor(k).float()
+                for k in file.keys()
+                if k.startswith("visual.")
+            }
         visual.load_state_dict(tensors, assign=True)
     except (SafetensorError, RuntimeError) as error:
-        raise AssetMismatch(f"{path.name} does not hold the image tower that {OPENCLIP_CONFIG} describes ({str(error).splitlines()[0]}). {IMAGE_HELP}") from None
+        raise AssetMismatch(
+            f"{path.name} does not hold the image tower that {OPENCLIP_CONFIG} describes ({str(error).splitlines()[0]}). {IMAGE_HELP}"
+        ) from None
     mean, std = colours.get("mean", CLIP_MEAN), colours.get("std", CLIP_STD)
-    return ImageEncoder(visual.eval().requires_grad_(False), cfg["embed_dim"], cfg["vision_cfg"]["image_size"], fit, mean, std)
+    return ImageEncoder(
+        visual.eval().requires_grad_(False),
+        cfg["embed_dim"],
+        cfg["vision_cfg"]["image_size"],
+        fit,
+        mean,
+        std,
+    )
+
 
 def read_pickle(
     path: Path | str,  # somebody's released checkpoint (.pth, .pt, .bin)
 ) -> dict[str, Tensor]:  # name -> tensor
     "The one place that opens a pickle: tensors only (alone, or under `model` or `state_dict`), no code is run; what is read becomes safetensors."
     path = Path(path)
-    try: found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error: raise BadInput(f"{path.name} is no checkpoint of plain tensors ({str(error).splitlines()[0][:120]}); it is not opened otherwise") from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise BadInput(
+            f"{path.name} is no checkpoint of plain tensors ({str(error).splitlines()[0][:120]}); it is not opened otherwise"
+        ) from None
     named = found if isinstance(found, Mapping) else {}
-    named = next((named[k] for k in ("state_dict", "model") if isinstance(named.get(k), Mapping)), named)
+    named = next(
+        (named[k] for k in ("state_dict", "model") if isinstance(named.get(k), Mapping)), named
+    )
     return {k.removeprefix("module."): v for k, v in named.items() if isinstance(v, Tensor)}
+
 
 def convert_openclip(
     folder: Path | str,  # OpenCLIP folder that holds only the pickled weights
 ) -> Path:  # the safetensors file beside them
     "Read the official pickle without running code (tensors only) and write its image half as safetensors."
     folder = Path(folder)
-    visual = {k: v for k, v in read_pickle(folder / OPENCLIP_PICKLE).items() if k.startswith("visual.")}
-    if not visual: raise AssetMismatch(f"{folder.name}/{OPENCLIP_PICKLE} holds no image tower ('visual.*'): another kind of checkpoint?")
+    visual = {
+        k: v for k, v in read_pickle(folder / OPENCLIP_PICKLE).items() if k.startswith("visual.")
+    }
+    if not visual:
+        raise AssetMismatch(
+            f"{folder.name}/{OPENCLIP_PICKLE} holds no image tower ('visual.*'): another kind of checkpoint?"
+        )
     save_weights(folder / OPENCLIP_WEIGHTS[0], visual, {"from": OPENCLIP_PICKLE})
     return folder / OPENCLIP_WEIGHTS[0]
 
@@ -394,10 +565,13 @@ class Encoders(nn.Module):
     def watch_strips(
         self,
         strips: UInt8[np.ndarray, "f h w"],  # grey keyboard film
-    ) -> Float[Tensor, "1 g d"]:  # features of every `strip_stride`-th frame, spread over the same time
+    ) -> Float[
+        Tensor, "1 g d"
+    ]:  # features of every `strip_stride`-th frame, spread over the same time
         "Picture features of a keyboard film."
         frames = torch.from_numpy(np.array(strips[self.strip_rows(len(strips))]))
         return self.image.encode(frames[None, ..., None].expand(-1, -1, -1, -1, 3))
+
 
 def build_encoders(
     cfg: EncodersConfig,  # which
@@ -405,16 +579,31 @@ def build_encoders(
     seed: int = 0,  # of the embedded initial weights
 ) -> Encoders:  # pretrained and frozen, or small and untrained
     "The encoders that a params section asks for."
-    if cfg.kind == "real": return Encoders(cfg, load_t5(cfg.pretrained), load_openclip(cfg.pretrained, cfg.image_fit)).eval()
-    if tokenizer is None: raise BadInput("embedded encoders need a tokenizer: `learn_words(captions)` to train them, `load_encoders(path)` to use trained ones")
+    if cfg.kind == "real":
+        return Encoders(
+            cfg, load_t5(cfg.pretrained), load_openclip(cfg.pretrained, cfg.image_fit)
+        ).eval()
+    if tokenizer is None:
+        raise BadInput(
+            "embedded encoders need a tokenizer: `learn_words(captions)` to train them, `load_encoders(path)` to use trained ones"
+        )
     with seeded(seed, "encoders"):
-        text, clip = small_t5(cfg.embedded, len(tokenizer)), small_clip(cfg.embedded, len(tokenizer))
-    return Encoders(cfg, TextEncoder(text, tokenizer), ImageEncoder(clip.visual, cfg.embedded.image_dim, cfg.embedded.image_size, cfg.image_fit))
+        text, clip = (
+            small_t5(cfg.embedded, len(tokenizer)),
+            small_clip(cfg.embedded, len(tokenizer)),
+        )
+    return Encoders(
+        cfg,
+        TextEncoder(text, tokenizer),
+        ImageEncoder(clip.visual, cfg.embedded.image_dim, cfg.embedded.image_size, cfg.image_fit),
+    )
+
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     "Parameters (shared ones once) and persistent buffers by name."
     stored = module.state_dict()
     return {n: p for n, p in (*module.named_parameters(), *module.named_buffers()) if n in stored}
+
 
 def save_encoders(
     path: Path | str,  # file ending in .safetensors
@@ -425,20 +614,40 @@ def save_encoders(
     "Write the embedded encoders in half precision with all that is needed to use them; of pretrained ones only their source and revision."
     own = _own_tensors(encoders) if encoders.cfg.kind == "embedded" else {}
     words = list(encoders.text.tokenize.words) if own else []
-    save_weights(path, {n: t.half() if t.is_floating_point() else t for n, t in own.items()},
-                 {"format": "encoders-1", "config": asdict(encoders.cfg), "words": words, "split_hash": split_hash,
-                  "code": code_fingerprint("cop_repro.model.encoders"), **about})
+    save_weights(
+        path,
+        {n: t.half() if t.is_floating_point() else t for n, t in own.items()},
+        {
+            "format": "encoders-1",
+            "config": asdict(encoders.cfg),
+            "words": words,
+            "split_hash": split_hash,
+            "code": code_fingerprint("cop_repro.model.encoders"),
+            **about,
+        },
+    )
 
-def _checked_meta(name: str, meta: Mapping, cfg: EncodersConfig | None, split_hash: str | None) -> EncodersConfig:
+
+def _checked_meta(
+    name: str, meta: Mapping, cfg: EncodersConfig | None, split_hash: str | None
+) -> EncodersConfig:
     "The configuration in an asset, or an error that says what differs."
-    if meta.get("format") != "encoders-1": raise AssetMismatch(f"{name} does not hold encoders (format {meta.get('format')!r}): the file of another model?")
+    if meta.get("format") != "encoders-1":
+        raise AssetMismatch(
+            f"{name} does not hold encoders (format {meta.get('format')!r}): the file of another model?"
+        )
     stored = from_dict(EncodersConfig, meta["config"], f"{name}.config")
     for part in ("kind", "image_fit", "strip_stride", "embedded"):
         if cfg is not None and getattr(stored, part) != getattr(cfg, part):
-            raise AssetMismatch(f"{name} was trained with {part} = {getattr(stored, part)}, the params ask for {getattr(cfg, part)}: train the encoders again")
+            raise AssetMismatch(
+                f"{name} was trained with {part} = {getattr(stored, part)}, the params ask for {getattr(cfg, part)}: train the encoders again"
+            )
     if split_hash is not None and meta["split_hash"] != split_hash:
-        raise AssetMismatch(f"{name} was trained on split {meta['split_hash']}, this run uses {split_hash}: it may have seen test works; train the encoders again")
+        raise AssetMismatch(
+            f"{name} was trained on split {meta['split_hash']}, this run uses {split_hash}: it may have seen test works; train the encoders again"
+        )
     return stored
+
 
 def load_encoders(
     path: Path | str | None,  # file of `save_encoders`; not read when cfg asks for the real ones
@@ -446,18 +655,29 @@ def load_encoders(
     split_hash: str | None = None,  # of this run's split; None does not check
 ) -> Encoders:  # frozen, in eval mode
     "The encoders of a run: the asset that was trained for it, or the paper's."
-    if cfg is not None and cfg.kind == "real": return build_encoders(cfg)
-    if path is None: raise BadInput("embedded encoders are read from a file; no path was given")
+    if cfg is not None and cfg.kind == "real":
+        return build_encoders(cfg)
+    if path is None:
+        raise BadInput("embedded encoders are read from a file; no path was given")
     tensors, meta = load_weights(path)
     name = Path(path).name
     stored = _checked_meta(name, meta, cfg, split_hash)
-    if stored.kind == "real": return build_encoders(stored)
+    if stored.kind == "real":
+        return build_encoders(stored)
     encoders = build_encoders(stored, WordTokenizer(tuple(meta["words"])))
     own = _own_tensors(encoders)
-    wrong = sorted(n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n].shape != tensors[n].shape)
-    if wrong: raise AssetMismatch(f"{name}: {len(wrong)} tensors are missing, too many or of another shape, first {wrong[0]}: another version of the code?")
+    wrong = sorted(
+        n
+        for n in own.keys() | tensors.keys()
+        if n not in own or n not in tensors or own[n].shape != tensors[n].shape
+    )
+    if wrong:
+        raise AssetMismatch(
+            f"{name}: {len(wrong)} tensors are missing, too many or of another shape, first {wrong[0]}: another version of the code?"
+        )
     with torch.no_grad():
-        for n, t in own.items(): t.copy_(tensors[n])
+        for n, t in own.items():
+            t.copy_(tensors[n])
     return encoders.eval().requires_grad_(False)
 
 # %% ../../nbs/model/41_encoders.ipynb #8f123755
@@ -472,11 +692,13 @@ def contrastive_loss(
     forward = F.cross_entropy(logits, wanted / wanted.sum(1, keepdim=True))
     return (forward + F.cross_entropy(logits.T, wanted.T / wanted.sum(0)[:, None])) / 2
 
+
 def same(
     names: Sequence[str],  # n labels or captions
 ) -> Bool[Tensor, "n n"]:  # True where two are equal
     "Which pairs of a batch carry the same name."
     return torch.tensor([[a == b for b in names] for a in names])
+
 
 def retrieval_accuracy(
     queries: Float[Tensor, "n d"],  # e.g. images
@@ -486,20 +708,36 @@ def retrieval_accuracy(
 ) -> float:  # 0..1
     "Share of queries whose nearest candidate (cosine) carries the right name."
     best = (F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T).argmax(1)
-    return sum(candidate_names[int(j)] == name for j, name in zip(best, query_names)) / len(query_names)
+    return sum(candidate_names[int(j)] == name for j, name in zip(best, query_names)) / len(
+        query_names
+    )
 
 # %% ../../nbs/model/41_encoders.ipynb #8ab9542f
 MEL_HOP, MEL_BANDS = 480, 64
 REDRAW_SIZE = 32
+
 
 def log_mel(
     wav: Float[Tensor, "b s"],  # 24 kHz, within -1..1
 ) -> Float[Tensor, "b m t"]:  # natural logarithm of power in 64 bands at 50 Hz
     "Log-mel spectrogram for the audio tower."
     import torchaudio
-    power = torch.stft(wav, 1024, MEL_HOP, window=torch.hann_window(1024, device=wav.device), return_complex=True).abs() ** 2
-    bank = torchaudio.functional.melscale_fbanks(513, 30.0, RATES.sample_rate / 2, MEL_BANDS, RATES.sample_rate)
+
+    power = (
+        torch.stft(
+            wav,
+            1024,
+            MEL_HOP,
+            window=torch.hann_window(1024, device=wav.device),
+            return_complex=True,
+        ).abs()
+        ** 2
+    )
+    bank = torchaudio.functional.melscale_fbanks(
+        513, 30.0, RATES.sample_rate / 2, MEL_BANDS, RATES.sample_rate
+    )
     return (power.mT @ bank.to(wav.device)).mT.add(1e-4).log()
+
 
 class AudioTower(nn.Module):
     "Log-mel to one vector: four strided convolutions, then mean and maximum over time; training only."
@@ -508,7 +746,11 @@ class AudioTower(nn.Module):
         super().__init__()
         widths, layers = (1, 24, 48, 96, 128), []
         for i, (w_in, w_out) in enumerate(zip(widths, widths[1:])):
-            layers += [nn.Conv2d(w_in, w_out, 3 if i else 5, stride=2, padding=1 if i else 2), nn.GroupNorm(8, w_out), nn.GELU()]
+            layers += [
+                nn.Conv2d(w_in, w_out, 3 if i else 5, stride=2, padding=1 if i else 2),
+                nn.GroupNorm(8, w_out),
+                nn.GELU(),
+            ]
         self.layers, self.head = nn.Sequential(*layers), nn.Linear(2 * 128 * MEL_BANDS // 16, dim)
 
     def forward(self, mel: Float[Tensor, "b m t"]) -> Float[Tensor, "b d"]:
@@ -516,9 +758,11 @@ class AudioTower(nn.Module):
         x = self.layers((mel[:, None] + 4) / 4).flatten(1, 2)
         return self.head(torch.cat([x.mean(-1), x.amax(-1)], 1))
 
+
 @dataclass(frozen=True)
 class EncodersBatch:
     "One training batch: captioned frames and captioned sounds, not necessarily of the same clips."
+
     frames: Tensor  # uint8 (b, h, w, 3)
     captions: list[str]  # what each frame shows
     shown: list[str]  # class of each frame: equal classes are positives
@@ -526,11 +770,15 @@ class EncodersBatch:
     texts: list[str]  # what each sound is: equal texts are positives
     labels: list[str]  # class label of each sound, for prompts
 
+
 @dataclass(frozen=True)
 class EncodersTraining:
     "How the small encoders are trained."
+
     redraw_weight: float = 1.0  # of the redrawing error
-    prompt_share: float = 0.3  # sounds that are described by `prompt(label)` instead of their caption
+    prompt_share: float = (
+        0.3  # sounds that are described by `prompt(label)` instead of their caption
+    )
     brightness: float = 0.2  # largest relative change of a frame's brightness
 
 # %% ../../nbs/model/41_encoders.ipynb #628815e0
@@ -545,24 +793,39 @@ class EncodersTrainer(nn.Module):
         seed: int = 0,  # of the initial weights
     ):
         super().__init__()
-        if cfg.kind != "embedded": raise BadInput("only embedded encoders are trained; the real ones are used as they are")
-        self.encoders, self.training_cfg, sizes = build_encoders(cfg, tokenizer, seed), training, cfg.embedded
+        if cfg.kind != "embedded":
+            raise BadInput("only embedded encoders are trained; the real ones are used as they are")
+        self.encoders, self.training_cfg, sizes = (
+            build_encoders(cfg, tokenizer, seed),
+            training,
+            cfg.embedded,
+        )
         with seeded(seed, "towers"):
-            self.caption_tower, self.audio = small_clip(sizes, len(tokenizer)), AudioTower(sizes.text_dim)
+            self.caption_tower, self.audio = (
+                small_clip(sizes, len(tokenizer)),
+                AudioTower(sizes.text_dim),
+            )
             self.redraw = nn.Linear(sizes.image_dim, 3 * REDRAW_SIZE**2)
         del self.caption_tower.visual
-        self.sound_scale = nn.Parameter(torch.tensor(1 / .07).log())
+        self.sound_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def embed_captions(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         "Unit vectors of captions in the space of images."
         ids, _ = self.encoders.text.tokenize(checked_texts(texts))
         room = self.caption_tower.context_length
-        if ids.shape[1] > room: raise BadInput(f"a caption has {ids.shape[1]} tokens, max_tokens is {room}: shorter captions or a larger max_tokens")
-        return self.caption_tower.encode_text(F.pad(ids, (0, room - ids.shape[1])).to(self.sound_scale.device), normalize=True)
+        if ids.shape[1] > room:
+            raise BadInput(
+                f"a caption has {ids.shape[1]} tokens, max_tokens is {room}: shorter captions or a larger max_tokens"
+            )
+        return self.caption_tower.encode_text(
+            F.pad(ids, (0, room - ids.shape[1])).to(self.sound_scale.device), normalize=True
+        )
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         "Unit vectors: mean of the T5 tokens, in the space of sounds."
-        ids, mask = (x.to(self.sound_scale.device) for x in self.encoders.text.tokenize(checked_texts(texts)))
+        ids, mask = (
+            x.to(self.sound_scale.device) for x in self.encoders.text.tokenize(checked_texts(texts))
+        )
         return F.normalize(self.encoders.text(ids, mask).sum(1) / mask.sum(1, keepdim=True), dim=-1)
 
     def embed_sounds(self, mel: Float[Tensor, "n m t"]) -> Float[Tensor, "n d"]:
@@ -574,6 +837,7 @@ class EncodersTrainer(nn.Module):
         image = self.encoders.image
         return F.normalize(image(fit_square(frames, image.size, image.fit)), dim=-1)
 
+
 def redraw_error(
     drawn: Float[Tensor, "n p"],  # flattened coarse pictures
     images: Float[Tensor, "n 3 size size"],  # the pictures, 0..1
@@ -581,6 +845,7 @@ def redraw_error(
     "Squared error of the redrawn frame as a share of the variance between frames."
     wanted = F.interpolate(images, (REDRAW_SIZE, REDRAW_SIZE), mode="area").flatten(1)
     return F.mse_loss(drawn, wanted) / (wanted - wanted.mean(0)).square().mean().clamp(min=1e-4)
+
 
 def encoders_step(
     model: EncodersTrainer,  # what learns
@@ -590,14 +855,31 @@ def encoders_step(
     "One batch: CLIP's loss on frames, the same on sounds and T5 texts, and redrawing."
     cfg, image, device = model.training_cfg, model.encoders.image, model.sound_scale.device
     squares = fit_square(batch.frames.to(device), image.size, image.fit)
-    gain = 1 + cfg.brightness * (2 * torch.rand(len(squares), 1, 1, 1, generator=rng) - 1).to(device)
+    gain = 1 + cfg.brightness * (2 * torch.rand(len(squares), 1, 1, 1, generator=rng) - 1).to(
+        device
+    )
     seen = image((squares * gain).clamp(0, 1))
-    image_loss = contrastive_loss(F.normalize(seen, dim=-1), model.embed_captions(batch.captions), same(batch.shown).to(device),
-                                  model.caption_tower.logit_scale.exp().clamp(max=100))
+    image_loss = contrastive_loss(
+        F.normalize(seen, dim=-1),
+        model.embed_captions(batch.captions),
+        same(batch.shown).to(device),
+        model.caption_tower.logit_scale.exp().clamp(max=100),
+    )
     redraw = redraw_error(model.redraw(seen), squares)
     as_prompt = torch.rand(len(batch.texts), generator=rng) < cfg.prompt_share
-    texts = [prompt(label) if p else text for p, text, label in zip(as_prompt, batch.texts, batch.labels)]
+    texts = [
+        prompt(label) if p else text for p, text, label in zip(as_prompt, batch.texts, batch.labels)
+    ]
     mel = batch.mel.roll(int(torch.randint(batch.mel.shape[-1], (), generator=rng)), -1).to(device)
-    sound_loss = contrastive_loss(model.embed_sounds(mel), model.embed_texts(texts), same(texts).to(device), model.sound_scale.exp().clamp(max=100))
+    sound_loss = contrastive_loss(
+        model.embed_sounds(mel),
+        model.embed_texts(texts),
+        same(texts).to(device),
+        model.sound_scale.exp().clamp(max=100),
+    )
     loss = image_loss + sound_loss + cfg.redraw_weight * redraw
-    return loss, {"image_loss": float(image_loss.detach()), "sound_loss": float(sound_loss.detach()), "redraw": float(redraw.detach())}
+    return loss, {
+        "image_loss": float(image_loss.detach()),
+        "sound_loss": float(sound_loss.detach()),
+        "redraw": float(redraw.detach()),
+    }

@@ -23,33 +23,54 @@ from ..core import BadInput, Progress, silent
 @dataclass(frozen=True)
 class Conditions:
     "What the velocity network is told, encoded once by the caller (arXiv 2503.22200, Eq. 1: C_text, C_video and the roll guidance)."
+
     text: Float[Tensor, "b l dt"] | None = None  # token features
     text_mask: Bool[Tensor, "b l"] | None = None  # True at real tokens; None: all are real
     video: Float[Tensor, "b n dv"] | None = None  # image features at the latent rate
     roll: Float[Tensor, "b n p"] | None = None  # key probabilities in [0, 1] at the latent rate
-    text_keep: Bool[Tensor, " b"] | None = None  # False where the text is dropped; None: kept everywhere
+    text_keep: Bool[Tensor, " b"] | None = (
+        None  # False where the text is dropped; None: kept everywhere
+    )
     video_keep: Bool[Tensor, " b"] | None = None
     roll_keep: Bool[Tensor, " b"] | None = None
 
     def __post_init__(self):
-        sizes = {f.name: len(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
-        if len(set(sizes.values())) > 1: raise BadInput(f"conditions of different batch sizes {sizes}: was one of them repeated and another not?")
+        sizes = {
+            f.name: len(getattr(self, f.name))
+            for f in fields(self)
+            if getattr(self, f.name) is not None
+        }
+        if len(set(sizes.values())) > 1:
+            raise BadInput(
+                f"conditions of different batch sizes {sizes}: was one of them repeated and another not?"
+            )
         for name in ("text", "video", "roll"):
             value = getattr(self, name)
-            if value is None and getattr(self, f"{name}_keep") is not None: raise BadInput(f"{name}_keep was given without {name}")
+            if value is None and getattr(self, f"{name}_keep") is not None:
+                raise BadInput(f"{name}_keep was given without {name}")
             if value is not None and value.ndim != 3:
-                raise BadInput(f"{name} has shape {tuple(value.shape)}; (batch, time, width) is needed: was the batch axis forgotten?")
-        if self.text_mask is not None and (self.text is None or self.text_mask.shape != self.text.shape[:2]):
-            raise BadInput(f"text_mask {tuple(self.text_mask.shape)} must have the (batch, tokens) of text")
+                raise BadInput(
+                    f"{name} has shape {tuple(value.shape)}; (batch, time, width) is needed: was the batch axis forgotten?"
+                )
+        if self.text_mask is not None and (
+            self.text is None or self.text_mask.shape != self.text.shape[:2]
+        ):
+            raise BadInput(
+                f"text_mask {tuple(self.text_mask.shape)} must have the (batch, tokens) of text"
+            )
 
     @property
     def batch(self) -> int | None:
         "Number of examples; None when nothing at all is given."
-        return next((len(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None), None)
+        return next(
+            (len(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None),
+            None,
+        )
 
     def drop(
         self,
-        text: bool | Bool[Tensor, " b"] = False,  # True: drop everywhere; a mask: drop those examples
+        text: bool
+        | Bool[Tensor, " b"] = False,  # True: drop everywhere; a mask: drop those examples
         video: bool | Bool[Tensor, " b"] = False,
         roll: bool | Bool[Tensor, " b"] = False,
     ) -> "Conditions":  # the same tensors with more of them marked as dropped
@@ -57,7 +78,8 @@ class Conditions:
         keeps = {}
         for name, gone in (("text", text), ("video", video), ("roll", roll)):
             value, keep = getattr(self, name), getattr(self, f"{name}_keep")
-            if value is None or gone is False: continue
+            if value is None or gone is False:
+                continue
             gone = torch.as_tensor(gone, device=value.device).expand(len(value))
             keeps[f"{name}_keep"] = ~gone if keep is None else keep & ~gone
         return replace(self, **keeps)
@@ -68,14 +90,21 @@ class Conditions:
     ) -> Tensor | None:  # its features, zero where dropped
         "One condition with dropped examples zeroed (even a NaN there cannot leak)."
         value, keep = getattr(self, name), getattr(self, f"{name}_keep")
-        return value if value is None or keep is None else value.masked_fill(~keep[:, None, None], 0.0)
+        return (
+            value if value is None or keep is None else value.masked_fill(~keep[:, None, None], 0.0)
+        )
 
     def map(
         self,
         function: Callable[[Tensor], Tensor],  # applied to every tensor present
     ) -> "Conditions":  # same kinds of conditions
         "Apply one function to every tensor."
-        return Conditions(**{f.name: None if (v := getattr(self, f.name)) is None else function(v) for f in fields(self)})
+        return Conditions(
+            **{
+                f.name: None if (v := getattr(self, f.name)) is None else function(v)
+                for f in fields(self)
+            }
+        )
 
     def to(
         self,
@@ -91,26 +120,42 @@ class Conditions:
         "Repeat the batch."
         return self.map(lambda v: v.repeat(times, *[1] * (v.ndim - 1)))
 
-    def __getitem__(self, index) -> "Conditions": return self.map(lambda v: v[index])  # some examples
+    def __getitem__(self, index) -> "Conditions":
+        return self.map(lambda v: v[index])  # some examples
 
 # %% ../../nbs/model/42_flow.ipynb #eb3bbefa
 def _filled(part: Conditions, name: str, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
     "One condition of one part, padded to `length` rows, and its keep flags; absent means filled and dropped."
     value, keep = getattr(part, name), getattr(part, f"{name}_keep")
-    if value is None: return like.new_zeros(part.batch, length, like.shape[2]), torch.zeros(part.batch, dtype=torch.bool, device=like.device)
-    if name != "text" and value.shape[1] != length: raise BadInput(f"{name} of {value.shape[1]} and of {length} rows cannot share a batch: crop the clips to one length")
-    padded = torch.cat([value, value.new_zeros(len(value), length - value.shape[1], value.shape[2])], 1)
-    return padded, torch.ones(len(value), dtype=torch.bool, device=like.device) if keep is None else keep
+    if value is None:
+        return like.new_zeros(part.batch, length, like.shape[2]), torch.zeros(
+            part.batch, dtype=torch.bool, device=like.device
+        )
+    if name != "text" and value.shape[1] != length:
+        raise BadInput(
+            f"{name} of {value.shape[1]} and of {length} rows cannot share a batch: crop the clips to one length"
+        )
+    padded = torch.cat(
+        [value, value.new_zeros(len(value), length - value.shape[1], value.shape[2])], 1
+    )
+    return padded, torch.ones(
+        len(value), dtype=torch.bool, device=like.device
+    ) if keep is None else keep
+
 
 def concat_conditions(
     parts: Sequence[Conditions],  # batches of any mixture of conditions
 ) -> Conditions:  # one batch
     "Join batches; a condition that a part lacks is marked as dropped there."
-    if any(p.batch is None for p in parts): raise BadInput("a part without any condition has no batch size: give it one condition and drop it")
+    if any(p.batch is None for p in parts):
+        raise BadInput(
+            "a part without any condition has no batch size: give it one condition and drop it"
+        )
     out = {}
     for name in ("text", "video", "roll"):
         present = [getattr(p, name) for p in parts if getattr(p, name) is not None]
-        if not present: continue
+        if not present:
+            continue
         length = max(v.shape[1] for v in present)
         values, keeps = zip(*(_filled(p, name, present[0], length) for p in parts))
         out |= {name: torch.cat(values), f"{name}_keep": torch.cat(keeps)}
@@ -118,7 +163,10 @@ def concat_conditions(
         mask = torch.zeros(out["text"].shape[:2], dtype=torch.bool, device=out["text"].device)
         ends = torch.tensor([0, *(p.batch for p in parts)]).cumsum(0).tolist()
         for part, start, stop in zip(parts, ends, ends[1:]):
-            if part.text is not None: mask[start:stop, :part.text.shape[1]] = True if part.text_mask is None else part.text_mask
+            if part.text is not None:
+                mask[start:stop, : part.text.shape[1]] = (
+                    True if part.text_mask is None else part.text_mask
+                )
         out["text_mask"] = mask
     return Conditions(**out)
 
@@ -129,8 +177,15 @@ def to_latent_rate(
 ) -> Float[Tensor, "b n d"]:  # one row per latent frame
     "Repeat rows to the latent rate by nearest frame in time (25 fps x3, 30 fps x2.5); differentiable."
     num_frames = features.shape[1]
-    if not num_frames or num_latents < 1: raise BadInput(f"{num_frames} frames cannot be spread over {num_latents} latents: empty clip?")
-    index = (2 * torch.arange(num_latents, device=features.device) + 1) * num_frames // (2 * num_latents)
+    if not num_frames or num_latents < 1:
+        raise BadInput(
+            f"{num_frames} frames cannot be spread over {num_latents} latents: empty clip?"
+        )
+    index = (
+        (2 * torch.arange(num_latents, device=features.device) + 1)
+        * num_frames
+        // (2 * num_latents)
+    )
     return features[:, index]
 
 # %% ../../nbs/model/42_flow.ipynb #f8adf9eb
@@ -143,6 +198,7 @@ def draw_noise_and_time(
     t = torch.rand(len(x1), generator=rng)
     return x0.to(x1.device), t.to(x1.device)
 
+
 def path(
     x0: Float[Tensor, "b n c"],  # noise
     x1: Float[Tensor, "b n c"],  # data
@@ -150,12 +206,17 @@ def path(
 ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:  # xt and the target velocity u
     "Straight path with sigma_min = 0 and its velocity (arXiv 2210.02747; arXiv 2503.22200)."
     if x0.shape != x1.shape or t.shape != x1.shape[:1]:
-        raise BadInput(f"noise {tuple(x0.shape)}, data {tuple(x1.shape)}, times {tuple(t.shape)}: noise must match data, with one time per example")
+        raise BadInput(
+            f"noise {tuple(x0.shape)}, data {tuple(x1.shape)}, times {tuple(t.shape)}: noise must match data, with one time per example"
+        )
     s = t[:, None, None]
     return (1 - s) * x0 + s * x1, x1 - x0
 
 # %% ../../nbs/model/42_flow.ipynb #3e363776
-VelocityModel = Callable[[Float[Tensor, "b n c"], Float[Tensor, " b"], Conditions], Float[Tensor, "b n c"]]
+VelocityModel = Callable[
+    [Float[Tensor, "b n c"], Float[Tensor, " b"], Conditions], Float[Tensor, "b n c"]
+]
+
 
 def velocity_loss(
     v: Float[Tensor, "b n c"],  # predicted velocity
@@ -165,12 +226,17 @@ def velocity_loss(
 ) -> Float[Tensor, ""] | Float[Tensor, " b"]:  # squared error per latent channel
     "Masked mean squared velocity error, in float32."
     error = (v.float() - u.float()).square().mean(-1)
-    if mask is None: clips = error.mean(-1)
+    if mask is None:
+        clips = error.mean(-1)
     else:
         counts = mask.sum(-1)
-        if bool((counts == 0).any()): raise BadInput(f"clip {int(counts.argmin())} has no frame left in its mask: its loss would be 0/0")
+        if bool((counts == 0).any()):
+            raise BadInput(
+                f"clip {int(counts.argmin())} has no frame left in its mask: its loss would be 0/0"
+            )
         clips = error.masked_fill(~mask, 0.0).sum(-1) / counts
     return clips if per_example else clips.mean()
+
 
 def fm_loss(
     model: VelocityModel,  # (xt, t, cond) -> velocity
@@ -189,6 +255,7 @@ def fm_loss(
 @dataclass(frozen=True)
 class DropoutConfig:
     "Probabilities of dropping conditions in training; text, video and both are disjoint events."
+
     text: float = 0.10  # text alone
     video: float = 0.10  # video alone
     both: float = 0.05  # text and video together
@@ -198,7 +265,10 @@ class DropoutConfig:
     def __post_init__(self):
         values = [getattr(self, f.name) for f in fields(self)]
         if not all(0 <= v <= 1 for v in values) or self.text + self.video + self.both > 1:
-            raise BadInput(f"dropout {self} needs probabilities with text + video + both <= 1: percent instead of fractions?")
+            raise BadInput(
+                f"dropout {self} needs probabilities with text + video + both <= 1: percent instead of fractions?"
+            )
+
 
 def drop_conditions(
     cond: Conditions,  # conditions of one training batch
@@ -206,23 +276,31 @@ def drop_conditions(
     rng: torch.Generator,  # CPU generator of this step
 ) -> Conditions:  # with some examples marked as dropped
     "Condition dropout for classifier-free guidance (arXiv 2207.12598), with joint and single nulls."
-    if cond.batch is None: return cond
+    if cond.batch is None:
+        return cond
     event, roll = torch.rand(2, cond.batch, generator=rng)
     both = event < config.both
     text = both | (event >= config.both) & (event < config.both + config.text)
     video = both | (event >= 1 - config.video)
-    return cond.drop(text=text, video=video, roll=roll < torch.where(both, config.roll_given_both, config.roll))
+    return cond.drop(
+        text=text, video=video, roll=roll < torch.where(both, config.roll_given_both, config.roll)
+    )
 
 # %% ../../nbs/model/42_flow.ipynb #5aa4d8f5
 MAX_SWAY = 2 / (math.pi - 2)
+
 
 def sway_times(
     num_steps: int,  # ODE intervals
     sway: float = -1.0,  # s in [-1, 1.7519]; 0 is uniform, negative dwells near the noise
 ) -> Float[Tensor, " steps"]:  # num_steps + 1 increasing times from 0 to 1, float64
     "Times of the solver under sway sampling (arXiv 2410.06885, Eq. 7)."
-    if num_steps < 1: raise BadInput(f"num_steps is {num_steps}: at least one interval is needed")
-    if not -1 <= sway <= MAX_SWAY: raise BadInput(f"sway {sway} makes time run backwards; -1 <= sway <= {MAX_SWAY:.4f} is needed")
+    if num_steps < 1:
+        raise BadInput(f"num_steps is {num_steps}: at least one interval is needed")
+    if not -1 <= sway <= MAX_SWAY:
+        raise BadInput(
+            f"sway {sway} makes time run backwards; -1 <= sway <= {MAX_SWAY:.4f} is needed"
+        )
     t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     times = t + sway * (torch.cos(math.pi / 2 * t) - 1 + t)
     times[-1] = 1.0
@@ -231,6 +309,7 @@ def sway_times(
 # %% ../../nbs/model/42_flow.ipynb #c24bb62a
 Branch = tuple[bool, bool]  # (text and video told?, roll told?)
 
+
 def guidance_branches(
     cond: Conditions,  # what is given at all
     cfg_strength: float,  # w; 0 is off
@@ -238,7 +317,11 @@ def guidance_branches(
 ) -> dict[Branch, float]:  # coefficient of each network answer, the fully told one first
     "Branches of classifier-free guidance with a separate roll scale, and their coefficients (sum 1)."
     has_general, has_roll = cond.text is not None or cond.video is not None, cond.roll is not None
-    terms = {(True, True): 1 + cfg_strength, (False, True): roll_strength - cfg_strength, (False, False): -roll_strength}
+    terms = {
+        (True, True): 1 + cfg_strength,
+        (False, True): roll_strength - cfg_strength,
+        (False, False): -roll_strength,
+    }
     branches = {(has_general, has_roll): 0.0}
     for (general, roll), weight in terms.items():
         key = general and has_general, roll and has_roll
@@ -250,8 +333,12 @@ def guidance_branches(
 @dataclass(frozen=True)
 class APGConfig:
     "Adaptive projected guidance (arXiv 2410.02416), without its momentum."
+
     parallel: float = 0.0  # fraction kept of the part along the data estimate; 1 is plain guidance
-    max_rms: float | None = None  # cap on the correction of the data estimate, root mean square; None: no cap
+    max_rms: float | None = (
+        None  # cap on the correction of the data estimate, root mean square; None: no cap
+    )
+
 
 def project_guidance(
     delta: Float[Tensor, "b n c"],  # guidance correction of the velocity
@@ -261,7 +348,11 @@ def project_guidance(
 ) -> Float[Tensor, "b n c"]:  # corrected correction
     "Shrink the part of the correction along the data estimate, then cap its size (arXiv 2410.02416, Eqs. 7-9)."
     dims = (1, 2)
-    along = (delta * x1).sum(dims, keepdim=True) / x1.square().sum(dims, keepdim=True).clamp_min(1e-12) * x1
+    along = (
+        (delta * x1).sum(dims, keepdim=True)
+        / x1.square().sum(dims, keepdim=True).clamp_min(1e-12)
+        * x1
+    )
     if config.max_rms is not None:
         rms = (1 - t) * delta.square().mean(dims, keepdim=True).sqrt()
         scale = (config.max_rms / rms.clamp_min(1e-12)).clamp_max(1.0)
@@ -272,6 +363,7 @@ def project_guidance(
 @dataclass(frozen=True)
 class SampleConfig:
     "How to turn noise into latents."
+
     num_steps: int = 64  # ODE intervals
     cfg_strength: float = 2.0  # w in v + w (v - v_null); 0 is off
     roll_strength: float = 0.0  # w_r; 0 keeps the roll in every branch, w is a joint null
@@ -279,24 +371,37 @@ class SampleConfig:
     method: Literal["euler", "midpoint"] = "euler"  # one or two evaluations per interval
     apg: APGConfig | None = None  # adaptive projected guidance; None is plain guidance
 
+
 @dataclass(frozen=True)
 class Sampled:
     "Latents and what they cost."
+
     latents: Float[Tensor, "b n c"]  # x(1)
     passes: int  # network answers computed per clip: intervals x evaluations x branches
 
-def _guided(model: VelocityModel, cond: Conditions, batch: int, config: SampleConfig) -> tuple[Callable, int]:
+
+def _guided(
+    model: VelocityModel, cond: Conditions, batch: int, config: SampleConfig
+) -> tuple[Callable, int]:
     "The guided velocity as a function of (x, t), and its number of branches; conditions are repeated once."
     branches = guidance_branches(cond, config.cfg_strength, config.roll_strength)
-    told = [cond.drop(text=not general, video=not general, roll=not roll) for general, roll in branches]
+    told = [
+        cond.drop(text=not general, video=not general, roll=not roll) for general, roll in branches
+    ]
     together = told[0] if len(told) == 1 else concat_conditions(told)
+
     def velocity(x: Tensor, t: float) -> Tensor:
         times = torch.full((batch * len(told),), t, dtype=torch.float32, device=x.device)
         answers = model(x.repeat(len(told), 1, 1), times, together).to(x.dtype).chunk(len(told))
         guided = sum(weight * v for weight, v in zip(branches.values(), answers))
-        if config.apg is None or len(told) == 1: return guided
-        return answers[0] + project_guidance(guided - answers[0], x + (1 - t) * answers[0], t, config.apg)
+        if config.apg is None or len(told) == 1:
+            return guided
+        return answers[0] + project_guidance(
+            guided - answers[0], x + (1 - t) * answers[0], t, config.apg
+        )
+
     return velocity, len(told)
+
 
 @torch.no_grad()
 def sample(
@@ -307,14 +412,20 @@ def sample(
     progress: Progress = silent,  # called after every interval
 ) -> Sampled:  # latents at t = 1 and the number of passes
     "Integrate the guided velocity from noise to latents (Euler or midpoint on a swayed grid)."
-    if config.method not in ("euler", "midpoint"): raise BadInput(f"method is {config.method!r}; 'euler' or 'midpoint' is needed")
-    if isinstance(model, nn.Module) and model.training: raise BadInput("the model is in training mode, so dropout would act: call model.eval() first")
-    if cond.batch not in (None, len(x0)): raise BadInput(f"noise for {len(x0)} clips, conditions for {cond.batch}")
+    if config.method not in ("euler", "midpoint"):
+        raise BadInput(f"method is {config.method!r}; 'euler' or 'midpoint' is needed")
+    if isinstance(model, nn.Module) and model.training:
+        raise BadInput(
+            "the model is in training mode, so dropout would act: call model.eval() first"
+        )
+    if cond.batch not in (None, len(x0)):
+        raise BadInput(f"noise for {len(x0)} clips, conditions for {cond.batch}")
     velocity, num_branches = _guided(model, cond, len(x0), config)
     x, times = x0, sway_times(config.num_steps, config.sway).tolist()
     for step, (t, h) in enumerate(zip(times, (b - a for a, b in zip(times, times[1:])))):
         v = velocity(x, t)
-        if config.method == "midpoint": v = velocity(x + h / 2 * v, t + h / 2)
+        if config.method == "midpoint":
+            v = velocity(x + h / 2 * v, t + h / 2)
         x = x + h * v
         progress(step + 1, config.num_steps, "sampling")
     return Sampled(x, config.num_steps * (2 if config.method == "midpoint" else 1) * num_branches)

@@ -20,11 +20,13 @@ def _in_pieces(tensor: Tensor) -> bool:
     "Whether this is a `DTensor`; asked without loading torch's sharding, which takes seconds and which one process never needs."
     return hasattr(tensor, "full_tensor")
 
+
 def whole(
     tensor: Tensor,  # ordinary, or this process's piece
 ) -> Tensor:  # ordinary, the same on every process
     "All of a tensor that may lie in pieces; every process must call it (FSDP, arXiv 2304.11277)."
     return tensor.full_tensor() if _in_pieces(tensor) else tensor
+
 
 def cut_like(
     value: Tensor,  # whole, the same on every process
@@ -32,8 +34,10 @@ def cut_like(
 ) -> Tensor:  # on the device of `like`, cut as `like` is
     "This process's part of a whole tensor; nothing is sent (FSDP, arXiv 2304.11277)."
     value = value.to(like.device)
-    if not _in_pieces(like): return value
+    if not _in_pieces(like):
+        return value
     from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 # %% ../../nbs/model/48_parallel.ipynb #921639e6
@@ -44,11 +48,21 @@ def units(
     found = []
     for part in [getattr(module, name) for name in getattr(module, "called_parts", ())] or [module]:
         if type(part).forward is nn.Module.forward:
-            raise BadInput(f"{type(part).__name__} has no forward, so nothing would gather its pieces: train it with sharding 'none'")
+            raise BadInput(
+                f"{type(part).__name__} has no forward, so nothing would gather its pieces: train it with sharding 'none'"
+            )
         if scalars := [name for name, p in part.named_parameters() if not p.ndim]:
-            raise BadInput(f"{type(part).__name__}.{scalars[0]} is a single number and cannot be cut into pieces: train it with sharding 'none'")
-        found += [block for blocks in part.children() if isinstance(blocks, nn.ModuleList) for block in blocks] + [part]
+            raise BadInput(
+                f"{type(part).__name__}.{scalars[0]} is a single number and cannot be cut into pieces: train it with sharding 'none'"
+            )
+        found += [
+            block
+            for blocks in part.children()
+            if isinstance(blocks, nn.ModuleList)
+            for block in blocks
+        ] + [part]
     return found
+
 
 class Shards:
     "Modules cut into pieces over all processes, and the way back (FSDP, arXiv 2304.11277)."
@@ -59,24 +73,40 @@ class Shards:
         device: torch.device,  # where they are
     ):
         from torch.distributed.fsdp import fully_shard
+
         self.modules = list(modules)
         everything = [m for module in self.modules for m in module.modules()]
-        self.picture = [(m, type(m), {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(m).items()}) for m in everything]
+        self.picture = [
+            (
+                m,
+                type(m),
+                {k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(m).items()},
+            )
+            for m in everything
+        ]
         self.parameters = [dict(module.named_parameters()) for module in self.modules]
         mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
         for module in self.modules:
-            for unit in units(module): fully_shard(unit, mesh=mesh)
+            for unit in units(module):
+                fully_shard(unit, mesh=mesh)
         for named in self.parameters:
-            for p in named.values(): p.data = p.data.new_empty(0)  # the whole weights are not kept beside the pieces
+            for p in named.values():
+                p.data = p.data.new_empty(0)  # the whole weights are not kept beside the pieces
 
     def join(self) -> None:
         "Give the modules back whole, as they were given; every process must call it."
         from torch.distributed import _composable_state
-        full = [{n: whole(p.detach()) for n, p in module.named_parameters()} for module in self.modules]
+
+        full = [
+            {n: whole(p.detach()) for n, p in module.named_parameters()} for module in self.modules
+        ]
         for m, kind, state in self.picture:
             m.__class__, buffers = kind, m._buffers
             vars(m).clear()
             vars(m).update(state, _buffers=buffers)
-            _composable_state._module_state_mapping.pop(m, None)  # else torch refuses to cut it a second time
+            _composable_state._module_state_mapping.pop(
+                m, None
+            )  # else torch refuses to cut it a second time
         for named, values in zip(self.parameters, full):
-            for name, p in named.items(): p.data, p.grad = values[name], None
+            for name, p in named.items():
+                p.data, p.grad = values[name], None

@@ -21,31 +21,54 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from ..core import LOWEST_PITCH, NUM_KEYS, RATES, AssetMismatch, BadInput, ParamsError, from_dict, load_weights, save_weights
+from cop_repro.core import (
+    LOWEST_PITCH,
+    NUM_KEYS,
+    RATES,
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    from_dict,
+    load_weights,
+    save_weights,
+)
 from ..data.keyboard import KEYBOARD_MM, NUM_WHITE, key_centres
 from ..data.notes import Roll, drop_unstruck, make_roll
 
 # %% ../../nbs/model/44_roll.ipynb #d7eba0c9
 class RollLogits(NamedTuple):
     "What a roll predictor gives, before the sigmoid."
+
     presence: Float[Tensor, "b r 88"]  # key is down
     onset: Float[Tensor, "b r 88"]  # key is struck in this row
     velocity: Float[Tensor, "b r 88"] | None = None  # MIDI velocity / 127 of a key that is down
     pedal: Float[Tensor, "b r"] | None = None  # sustain is down
 
+
 class RollTarget(NamedTuple):
     "The truth, as tensors of the shapes of `RollLogits`, values 0..1."
+
     presence: Float[Tensor, "b r 88"]
     onset: Float[Tensor, "b r 88"]
     velocity: Float[Tensor, "b r 88"]
     pedal: Float[Tensor, "b r"]
 
+
 def stack_rolls(
     rolls: Sequence[Roll],  # rolls of one length
 ) -> RollTarget:
     "Several rolls as one batch of targets."
-    if len({len(roll) for roll in rolls}) != 1: raise BadInput(f"rolls of {sorted({len(r) for r in rolls})} rows cannot form a batch: crop them to one length")
-    return RollTarget(*(torch.from_numpy(np.stack([getattr(roll, name) for roll in rolls])).float() for name in RollTarget._fields))
+    if len({len(roll) for roll in rolls}) != 1:
+        raise BadInput(
+            f"rolls of {sorted({len(r) for r in rolls})} rows cannot form a batch: crop them to one length"
+        )
+    return RollTarget(
+        *(
+            torch.from_numpy(np.stack([getattr(roll, name) for roll in rolls])).float()
+            for name in RollTarget._fields
+        )
+    )
+
 
 def soft_roll(
     logits: RollLogits,  # of either network
@@ -53,14 +76,19 @@ def soft_roll(
 ) -> Float[Tensor, "b r 88"]:  # 0..1, differentiable
     "The condition of the Extra-DiT: soft probabilities (arXiv 2503.22200; gradients of the flow loss reach the predictor)."
     presence = logits.presence.sigmoid()
-    if not velocity: return presence
-    if logits.velocity is None: raise BadInput("a roll with velocity is asked for, but this predictor has no velocity head: build it with velocity=True")
+    if not velocity:
+        return presence
+    if logits.velocity is None:
+        raise BadInput(
+            "a roll with velocity is asked for, but this predictor has no velocity head: build it with velocity=True"
+        )
     return presence * logits.velocity.sigmoid()
 
 # %% ../../nbs/model/44_roll.ipynb #7b9da28d
 @dataclass(frozen=True)
 class RollConfig:
     "Which roll predictor, and how large."
+
     kind: Literal["key_roll", "video2roll"] = "key_roll"
     width: int = 16  # channels after the first convolution; Video2Roll of the paper: 64
     height: int = 48  # strip height, pixels; paper: 100
@@ -72,78 +100,135 @@ class RollConfig:
 
     def __post_init__(self):
         if self.width < 1 or self.height < 16 or self.strip_width < 104:
-            raise ParamsError(f"roll predictor of width {self.width} on {self.height}x{self.strip_width} strips: at least 1 and 16x104 are needed")
-        if not (0 <= self.first_key and self.num_keys >= 1 and self.first_key + self.num_keys <= NUM_KEYS):
-            raise ParamsError(f"keys {self.first_key}..{self.first_key + self.num_keys - 1} are asked for; a piano has 0..{NUM_KEYS - 1}")
-        if self.kind == "key_roll" and (self.num_keys != NUM_KEYS or self.height % 16 or self.strip_width % 2):
-            raise ParamsError(f"KeyRoll predicts all {NUM_KEYS} keys on strips of a height divisible by 16 and an even width; "
-                              f"given {self.num_keys} keys and {self.height}x{self.strip_width}")
+            raise ParamsError(
+                f"roll predictor of width {self.width} on {self.height}x{self.strip_width} strips: at least 1 and 16x104 are needed"
+            )
+        if not (
+            0 <= self.first_key
+            and self.num_keys >= 1
+            and self.first_key + self.num_keys <= NUM_KEYS
+        ):
+            raise ParamsError(
+                f"keys {self.first_key}..{self.first_key + self.num_keys - 1} are asked for; a piano has 0..{NUM_KEYS - 1}"
+            )
+        if self.kind == "key_roll" and (
+            self.num_keys != NUM_KEYS or self.height % 16 or self.strip_width % 2
+        ):
+            raise ParamsError(
+                f"KeyRoll predicts all {NUM_KEYS} keys on strips of a height divisible by 16 and an even width; "
+                f"given {self.num_keys} keys and {self.height}x{self.strip_width}"
+            )
+
 
 def paper_roll_config(
     num_keys: int = NUM_KEYS,  # 88, or 51 for PianoYT
 ) -> RollConfig:
     "Video2Roll as the paper uses it."
-    return RollConfig("video2roll", 64, 100, 900, False, False, 15 if num_keys == 51 else 0, num_keys)
+    return RollConfig(
+        "video2roll", 64, 100, 900, False, False, 15 if num_keys == 51 else 0, num_keys
+    )
 
 # %% ../../nbs/model/44_roll.ipynb #862465df
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = False) -> nn.Conv2d:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = False
+) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
+
 
 class BasicBlock(nn.Module):
     "Two 3x3 convolutions with a shortcut (ResNet, arXiv 1512.03385)."
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.body = nn.Sequential(_conv(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU(),
-                                  _conv(outputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs))
-        self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if stride > 1 else nn.Identity()
+        self.body = nn.Sequential(
+            _conv(inputs, outputs, 3, stride, 1),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            _conv(outputs, outputs, 3, 1, 1),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = (
+            nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            if stride > 1
+            else nn.Identity()
+        )
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         return F.relu(self.body(x) + self.shortcut(x))
 
+
 class FeatureTransform(nn.Module):
     "Audeo's feature transform: 1x1 convolution (padded by one), a residual 3x3 pair, average pooling (arXiv 2006.14348)."
+
     def __init__(self, inputs: int, outputs: int, pool: int = 2, stride: int = 2):
         super().__init__()
         self.inlet = _conv(inputs, outputs, 1, padding=1)
-        self.residual = nn.Sequential(_conv(outputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs), nn.ReLU(), _conv(outputs, outputs, 3, 1, 1))
+        self.residual = nn.Sequential(
+            _conv(outputs, outputs, 3, 1, 1),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            _conv(outputs, outputs, 3, 1, 1),
+        )
         self.pool = nn.AvgPool2d(pool, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         x = self.inlet(x)
         return self.pool(x + self.residual(x))
 
+
 class FeatureRefine(nn.Module):
     "Audeo's feature refinement: both maps' global averages gate the channels of the lower one (arXiv 2006.14348)."
+
     def __init__(self, low: int, high: int):
         super().__init__()
-        self.gate = nn.Sequential(nn.Linear(low + high, low), nn.ReLU(), nn.Linear(low, low), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(low + high, low), nn.ReLU(), nn.Linear(low, low), nn.Sigmoid()
+        )
 
-    def forward(self, low: Float[Tensor, "n c h w"], high: Float[Tensor, "n d i j"]) -> Float[Tensor, "n c h w"]:
+    def forward(
+        self, low: Float[Tensor, "n c h w"], high: Float[Tensor, "n d i j"]
+    ) -> Float[Tensor, "n c h w"]:
         gates = self.gate(torch.cat([low.mean((2, 3)), high.mean((2, 3))], 1))
         return low * gates[:, :, None, None]
+
 
 def five_frames(
     strips: Float[Tensor, "b r h w"],  # grey, 0..1
 ) -> Float[Tensor, "b r 5 h w"]:  # frames t-2..t+2
     "Neighbouring frames as channels; at the ends the edge frame is repeated (arXiv 2006.14348)."
     rows = strips.shape[1]
-    at = (torch.arange(rows, device=strips.device)[:, None] + torch.arange(-2, 3, device=strips.device)).clamp(0, rows - 1)
+    at = (
+        torch.arange(rows, device=strips.device)[:, None]
+        + torch.arange(-2, 3, device=strips.device)
+    ).clamp(0, rows - 1)
     return strips[:, at]
+
 
 class Video2Roll(nn.Module):
     "The paper's Roll Predictor, Audeo's network (arXiv 2006.14348); `velocity` adds a second linear head (ours)."
+
     def __init__(self, cfg: RollConfig):
         super().__init__()
         self.cfg, w = cfg, cfg.width
-        self.stem = nn.Sequential(_conv(5, w, 11, 2, 4), nn.BatchNorm2d(w), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            _conv(5, w, 11, 2, 4), nn.BatchNorm2d(w), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
         widths = (w, w, 2 * w, 4 * w, 8 * w)
-        self.stages = nn.ModuleList(nn.Sequential(BasicBlock(a, b, 1 if i == 0 else 2), BasicBlock(b, b, 1))
-                                    for i, (a, b) in enumerate(zip(widths, widths[1:])))
+        self.stages = nn.ModuleList(
+            nn.Sequential(BasicBlock(a, b, 1 if i == 0 else 2), BasicBlock(b, b, 1))
+            for i, (a, b) in enumerate(zip(widths, widths[1:]))
+        )
         self.top = nn.Sequential(_conv(8 * w, w, 1, bias=True), nn.BatchNorm2d(w), nn.ReLU())
-        self.transform2 = nn.Sequential(FeatureTransform(2 * w, 2 * w), FeatureTransform(2 * w, 2 * w))
+        self.transform2 = nn.Sequential(
+            FeatureTransform(2 * w, 2 * w), FeatureTransform(2 * w, 2 * w)
+        )
         self.transform3 = FeatureTransform(4 * w, 2 * w)
         self.transform4 = FeatureTransform(8 * w, 2 * w, 3, 1)
-        self.refine4, self.refine3, self.refine2 = FeatureRefine(2 * w, w), FeatureRefine(2 * w, 2 * w), FeatureRefine(2 * w, 2 * w)
+        self.refine4, self.refine3, self.refine2 = (
+            FeatureRefine(2 * w, w),
+            FeatureRefine(2 * w, 2 * w),
+            FeatureRefine(2 * w, 2 * w),
+        )
         self.mix = _conv(2 * w, 2 * w, 1, bias=True)
         self.head = nn.Linear(2 * w, cfg.num_keys)
         self.velocity_head = nn.Linear(2 * w, cfg.num_keys) if cfg.velocity else None
@@ -151,31 +236,46 @@ class Video2Roll(nn.Module):
     def trunk(self, x: Float[Tensor, "n 5 h w"]) -> list[Tensor]:  # outputs of the four stages
         "ResNet-18 stages."
         x, outputs = self.stem(x), []
-        for stage in self.stages: outputs.append(x := stage(x))
+        for stage in self.stages:
+            outputs.append(x := stage(x))
         return outputs
 
     def features(self, x: Float[Tensor, "n 5 h w"]) -> Float[Tensor, "n d"]:
         "One vector for the middle frame."
         _, s2, s3, s4 = self.trunk(x)
         p4 = self.refine4(self.transform4(s4), self.top(s4))
-        p3 = self.refine3(F.adaptive_avg_pool2d(self.transform3(s3), p4.shape[2:]), p4)  # the pooling changes nothing at 100x900
+        p3 = self.refine3(
+            F.adaptive_avg_pool2d(self.transform3(s3), p4.shape[2:]), p4
+        )  # the pooling changes nothing at 100x900
         p2 = self.refine2(F.adaptive_avg_pool2d(self.transform2(s2), p4.shape[2:]), p3)
         attention = (p2 * p3).flatten(2).softmax(-1).view_as(p4)
         return (p4 + self.mix(attention * p4)).mean((2, 3))
 
-    def forward(self, strips: UInt8[Tensor, "b r h w"], background: Float[Tensor, "b h w"] | None = None) -> RollLogits:
-        check_strips(strips, self.cfg)  # the background is not used: the paper's network looks at five frames
+    def forward(
+        self, strips: UInt8[Tensor, "b r h w"], background: Float[Tensor, "b h w"] | None = None
+    ) -> RollLogits:
+        check_strips(
+            strips, self.cfg
+        )  # the background is not used: the paper's network looks at five frames
         batch, rows = strips.shape[:2]
         x = self.features(five_frames(strips.float() / 255).flatten(0, 1)).view(batch, rows, -1)
         presence = self._all_keys(self.head(x), OFF_LOGIT)
-        velocity = None if self.velocity_head is None else self._all_keys(self.velocity_head(x), 0.0)
+        velocity = (
+            None if self.velocity_head is None else self._all_keys(self.velocity_head(x), 0.0)
+        )
         return RollLogits(presence, onset_logits(presence), velocity)
 
     def _all_keys(self, logits: Float[Tensor, "b r k"], fill: float) -> Float[Tensor, "b r 88"]:
         "Keys outside the network's range never sound."
-        return F.pad(logits, (self.cfg.first_key, NUM_KEYS - self.cfg.first_key - self.cfg.num_keys), value=fill)
+        return F.pad(
+            logits,
+            (self.cfg.first_key, NUM_KEYS - self.cfg.first_key - self.cfg.num_keys),
+            value=fill,
+        )
+
 
 OFF_LOGIT = -9.0  # a key that is never down: probability 1e-4
+
 
 def onset_logits(
     presence: Float[Tensor, "b r 88"],  # logits
@@ -185,17 +285,26 @@ def onset_logits(
     log_p = F.logsigmoid(presence) + F.logsigmoid(-before)
     return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
 
+
 def check_strips(
     strips: Tensor,  # what a network is given
     cfg: RollConfig,  # what it was built for
 ) -> None:
     "uint8 (b, r, height, width) of the configured size, or `BadInput`."
-    if strips.ndim != 4 or strips.dtype != torch.uint8 or tuple(strips.shape[2:]) != (cfg.height, cfg.strip_width) or 0 in strips.shape:
-        raise BadInput(f"strips are {strips.dtype} of shape {tuple(strips.shape)}; uint8 (batch, frames, {cfg.height}, {cfg.strip_width}) is needed "
-                       f"(cut by data.keyboard.rectify with this height and width)")
+    if (
+        strips.ndim != 4
+        or strips.dtype != torch.uint8
+        or tuple(strips.shape[2:]) != (cfg.height, cfg.strip_width)
+        or 0 in strips.shape
+    ):
+        raise BadInput(
+            f"strips are {strips.dtype} of shape {tuple(strips.shape)}; uint8 (batch, frames, {cfg.height}, {cfg.strip_width}) is needed "
+            f"(cut by data.keyboard.rectify with this height and width)"
+        )
 
 # %% ../../nbs/model/44_roll.ipynb #8e7ed10e
 GATHER = (-1.0, -0.5, 0.0, 0.5, 1.0)  # places around a key's centre, in white keys
+
 
 def key_columns(
     num_columns: int,  # columns of the feature map
@@ -205,9 +314,11 @@ def key_columns(
     centres = torch.from_numpy(key_centres() / KEYBOARD_MM).float() * num_columns
     return (centres[:, None] + white * torch.tensor(GATHER) - 0.5).clamp(0, num_columns - 1)
 
+
 def motion_channels(
     strips: UInt8[Tensor, "b r h w"],  # grey strips
-    background: Float[Tensor, "b h w"] | None = None,  # mean picture of the whole clip, 0..255; None: of these rows
+    background: Float[Tensor, "b h w"]
+    | None = None,  # mean picture of the whole clip, 0..255; None: of these rows
 ) -> Float[Tensor, "b r 4 h w"]:  # in standard deviations of the clip's grey values
     "Frame, change since the frame before, change to the frame after, difference to the clip's mean."
     x = strips.float()
@@ -216,6 +327,7 @@ def motion_channels(
     x, still = (x - middle) / spread, (still - middle) / spread  # exposure and contrast drop out
     before, after = torch.cat([x[:, :1], x[:, :-1]], 1), torch.cat([x[:, 1:], x[:, -1:]], 1)
     return torch.stack([x, 2 * (x - before), 2 * (after - x), x - still], 2)
+
 
 def convolve_motion(
     conv: nn.Conv2d,  # four channels in, no bias
@@ -229,56 +341,89 @@ def convolve_motion(
     x, still = (x - middle) / spread, (still - middle) / spread
     now, rise, fall, odd = conv.weight.unbind(1)
     weight = torch.stack([-2 * rise, now + 2 * rise - 2 * fall + odd, 2 * fall], 1)
-    around = torch.stack([torch.cat([x[:, :1], x[:, :-1]], 1), x, torch.cat([x[:, 1:], x[:, -1:]], 1)], -1)
-    moved = F.conv2d(around.flatten(0, 1).permute(0, 3, 1, 2), weight, None, conv.stride, conv.padding)
-    return (moved.unflatten(0, x.shape[:2]) - F.conv2d(still, odd[:, None], None, conv.stride, conv.padding)[:, None]).flatten(0, 1)
+    around = torch.stack(
+        [torch.cat([x[:, :1], x[:, :-1]], 1), x, torch.cat([x[:, 1:], x[:, -1:]], 1)], -1
+    )
+    moved = F.conv2d(
+        around.flatten(0, 1).permute(0, 3, 1, 2), weight, None, conv.stride, conv.padding
+    )
+    return (
+        moved.unflatten(0, x.shape[:2])
+        - F.conv2d(still, odd[:, None], None, conv.stride, conv.padding)[:, None]
+    ).flatten(0, 1)
+
 
 class _Unit(nn.Module):
     "Convolution, batch norm, GELU."
+
     def __init__(self, conv: nn.Module, outputs: int):
         super().__init__()
-        self.conv, self.norm = conv, (nn.BatchNorm1d if isinstance(conv, nn.Conv1d) else nn.BatchNorm2d)(outputs)
+        self.conv, self.norm = (
+            conv,
+            (nn.BatchNorm1d if isinstance(conv, nn.Conv1d) else nn.BatchNorm2d)(outputs),
+        )
 
-    def forward(self, x: Tensor) -> Tensor: return F.gelu(self.norm(self.conv(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.conv(x)))
+
 
 class _KeyBlock(nn.Module):
     "Residual: convolution over frames for each key, then mixing with the keys beside it."
+
     def __init__(self, width: int, dilation: int):
         super().__init__()
-        self.time = _Unit(nn.Conv2d(width, width, (5, 1), padding=(2 * dilation, 0), dilation=(dilation, 1), bias=False), width)
-        self.keys = _Unit(nn.Conv2d(width, width, (1, 5), padding=(0, 2), groups=width, bias=False), width)
+        self.time = _Unit(
+            nn.Conv2d(
+                width, width, (5, 1), padding=(2 * dilation, 0), dilation=(dilation, 1), bias=False
+            ),
+            width,
+        )
+        self.keys = _Unit(
+            nn.Conv2d(width, width, (1, 5), padding=(0, 2), groups=width, bias=False), width
+        )
         self.out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Float[Tensor, "b d r 88"]) -> Float[Tensor, "b d r 88"]:
         return x + self.out(self.keys(self.time(x)))
 
+
 class KeyRoll(nn.Module):
     "One small network, applied at every key, with context in time (ours; same role as the paper's Roll Predictor)."
+
     def __init__(self, cfg: RollConfig):
         super().__init__()
         self.cfg, w = cfg, cfg.width
         inner, rows = 4 * w, cfg.height // 16
-        self.trunk = nn.Sequential(_Unit(nn.Conv2d(4, w, (4, 3), (4, 2), (0, 1), bias=False), w),
-                                   _Unit(nn.Conv2d(w, w, 3, (2, 1), 1, bias=False), w),
-                                   _Unit(nn.Conv2d(w, 2 * w, 3, (2, 1), 1, bias=False), 2 * w),
-                                   _Unit(nn.Conv2d(2 * w, 2 * w, (rows, 3), padding=(0, 1), bias=False), 2 * w))
+        self.trunk = nn.Sequential(
+            _Unit(nn.Conv2d(4, w, (4, 3), (4, 2), (0, 1), bias=False), w),
+            _Unit(nn.Conv2d(w, w, 3, (2, 1), 1, bias=False), w),
+            _Unit(nn.Conv2d(w, 2 * w, 3, (2, 1), 1, bias=False), 2 * w),
+            _Unit(nn.Conv2d(2 * w, 2 * w, (rows, 3), padding=(0, 1), bias=False), 2 * w),
+        )
         columns = key_columns(cfg.strip_width // 2)
-        self.register_buffer("left", columns.floor().long().clamp(max=cfg.strip_width // 2 - 2), persistent=False)
+        self.register_buffer(
+            "left", columns.floor().long().clamp(max=cfg.strip_width // 2 - 2), persistent=False
+        )
         self.register_buffer("fraction", columns - self.left, persistent=False)
-        self.register_buffer("pitch_class", (torch.arange(NUM_KEYS) + LOWEST_PITCH) % 12, persistent=False)
+        self.register_buffer(
+            "pitch_class", (torch.arange(NUM_KEYS) + LOWEST_PITCH) % 12, persistent=False
+        )
         self.read = nn.Conv2d(2 * w * len(GATHER), inner, 1)
         self.name = nn.Embedding(12, inner)
         self.blocks = nn.Sequential(*(_KeyBlock(inner, dilation) for dilation in (1, 2, 1)))
         self.head = nn.Conv2d(inner, 3 if cfg.velocity else 2, 1)
         self.pedal_head = nn.Conv1d(2 * inner, 1, 9, padding=4) if cfg.pedal else None
-        with torch.no_grad(): self.head.bias.copy_(torch.tensor([-2.0, -4.0, 0.0])[: len(self.head.bias)])
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor([-2.0, -4.0, 0.0])[: len(self.head.bias)])
 
     def gather(self, x: Float[Tensor, "n c w"]) -> Float[Tensor, "n g 88"]:
         "Linear interpolation at the five places of every key; places become channels."
         read = torch.lerp(x[:, :, self.left], x[:, :, self.left + 1], self.fraction)  # n c 88 5
         return read.permute(0, 1, 3, 2).flatten(1, 2)
 
-    def forward(self, strips: UInt8[Tensor, "b r h w"], background: Float[Tensor, "b h w"] | None = None) -> RollLogits:
+    def forward(
+        self, strips: UInt8[Tensor, "b r h w"], background: Float[Tensor, "b h w"] | None = None
+    ) -> RollLogits:
         check_strips(strips, self.cfg)
         batch, rows = strips.shape[:2]
         first = self.trunk[0]
@@ -289,7 +434,10 @@ class KeyRoll(nn.Module):
         logits = self.head(x)
         pooled = torch.cat([x.mean(3), x.amax(3)], 1)
         pedal = None if self.pedal_head is None else self.pedal_head(pooled).squeeze(1)
-        return RollLogits(logits[:, 0], logits[:, 1], logits[:, 2] if self.cfg.velocity else None, pedal)
+        return RollLogits(
+            logits[:, 0], logits[:, 1], logits[:, 2] if self.cfg.velocity else None, pedal
+        )
+
 
 def build_roll(
     cfg: RollConfig,  # kind and sizes
@@ -303,31 +451,46 @@ def _row_mean(
     mask: Tensor | None,  # b r
 ) -> Tensor:
     "Mean over the rows that count."
-    if mask is None: return value.mean()
+    if mask is None:
+        return value.mean()
     value = value.flatten(2).mean(2) if value.ndim == 3 else value
     return (value * mask).sum() / mask.sum().clamp(min=1)
+
 
 def roll_loss(
     logits: RollLogits,  # prediction
     target: RollTarget,  # truth
-    kind: Literal["bce", "mse", "joint"] = "bce",  # ours; the paper's; the paper's in the joint stage
+    kind: Literal[
+        "bce", "mse", "joint"
+    ] = "bce",  # ours; the paper's; the paper's in the joint stage
     mask: Bool[Tensor, "b r"] | None = None,  # rows that count; None: all
 ) -> dict[str, Float[Tensor, ""]]:  # "loss" and its parts
     "Roll losses (arXiv 2503.22200: MSE, and w = |m - 0.1| in joint training; cross-entropy as in arXiv 2006.14348)."
     if logits.presence.shape != target.presence.shape:
-        raise BadInput(f"prediction {tuple(logits.presence.shape)} and truth {tuple(target.presence.shape)} differ in shape (other crop or frame rate?)")
+        raise BadInput(
+            f"prediction {tuple(logits.presence.shape)} and truth {tuple(target.presence.shape)} differ in shape (other crop or frame rate?)"
+        )
     parts = {}
     if kind == "bce":
-        def bce(x, y, positive): return F.binary_cross_entropy_with_logits(x, y, pos_weight=x.new_tensor(positive), reduction="none")
+
+        def bce(x, y, positive):
+            return F.binary_cross_entropy_with_logits(
+                x, y, pos_weight=x.new_tensor(positive), reduction="none"
+            )
+
         parts["presence"] = _row_mean(bce(logits.presence, target.presence, 2.0), mask)
         parts["onset"] = 2 * _row_mean(bce(logits.onset, target.onset, 4.0), mask)
         if logits.velocity is not None:
             down = target.presence * (1.0 if mask is None else mask[..., None])
-            parts["velocity"] = ((logits.velocity.sigmoid() - target.velocity).square() * down).sum() / down.sum().clamp(min=1)
-        if logits.pedal is not None: parts["pedal"] = 0.02 * _row_mean(bce(logits.pedal, target.pedal, 1.0), mask)
+            parts["velocity"] = (
+                (logits.velocity.sigmoid() - target.velocity).square() * down
+            ).sum() / down.sum().clamp(min=1)
+        if logits.pedal is not None:
+            parts["pedal"] = 0.02 * _row_mean(bce(logits.pedal, target.pedal, 1.0), mask)
     else:
         pairs = {"presence": (logits.presence.sigmoid(), target.presence)}
-        if logits.velocity is not None: pairs["velocity"] = (soft_roll(logits, True), target.velocity)
+        if logits.velocity is not None:
+            pairs["velocity"] = (soft_roll(logits, True), target.velocity)
         for name, (p, m) in pairs.items():
             weight = (m - 0.1).abs() if kind == "joint" else 1.0
             parts[name] = _row_mean(weight * (p - m).square(), mask)
@@ -341,18 +504,26 @@ def augment_strips(
     shift_px: int = 2,  # largest move of the crop, pixels
 ) -> UInt8[Tensor, "b r h w"]:
     "Another tone curve and another crop for every clip."
-    draw = (torch.rand(len(strips), 5, generator=generator) * 2 - 1)
+    draw = torch.rand(len(strips), 5, generator=generator) * 2 - 1
     grey = torch.linspace(0, 1, 256)[None]
-    curve = grey ** torch.exp(tone * draw[:, :1]) * (1 + tone * draw[:, 1:2]) + 0.3 * tone * draw[:, 2:3]
+    curve = (
+        grey ** torch.exp(tone * draw[:, :1]) * (1 + tone * draw[:, 1:2])
+        + 0.3 * tone * draw[:, 2:3]
+    )
     tables = (curve.clamp(0, 1) * 255).round().to(torch.uint8).to(strips.device)
     moves = (draw[:, 3:] * (shift_px + 0.5)).round().long().clamp(-shift_px, shift_px).tolist()
     rows, columns = (torch.arange(n, device=strips.device) for n in strips.shape[2:])
-    clips = [table[clip.int()][:, (rows + dy).clamp(0, len(rows) - 1)][:, :, (columns + dx).clamp(0, len(columns) - 1)]
-             for clip, table, (dy, dx) in zip(strips, tables, moves)]
+    clips = [
+        table[clip.int()][:, (rows + dy).clamp(0, len(rows) - 1)][
+            :, :, (columns + dx).clamp(0, len(columns) - 1)
+        ]
+        for clip, table, (dy, dx) in zip(strips, tables, moves)
+    ]
     return torch.stack(clips)
 
 # %% ../../nbs/model/44_roll.ipynb #8e959a68
 CONTEXT = 16  # rows beside a window's edge that are predicted but not used
+
 
 def _windows(rows: int, window: int) -> list[tuple[int, int, int, int]]:
     "(start, stop, first used, last used) of overlapping windows that cover all rows once."
@@ -365,13 +536,16 @@ def _windows(rows: int, window: int) -> list[tuple[int, int, int, int]]:
         done = until
     return spans
 
+
 def mean_picture(
     strips: UInt8[Tensor, "r h w"],  # all strips of a video
 ) -> Float[Tensor, "h w"]:  # 0..255
     "The mean over time, without a float copy of the video."
     total = torch.zeros(strips.shape[1:], dtype=torch.float64)
-    for part in strips.split(1000): total += part.sum(0, dtype=torch.float64)
+    for part in strips.split(1000):
+        total += part.sum(0, dtype=torch.float64)
     return (total / len(strips)).float()
+
 
 @torch.no_grad()
 def predict_logits(
@@ -380,7 +554,10 @@ def predict_logits(
     window: int = 250,  # rows at a time
 ) -> RollLogits:  # batch of one, on the CPU
     "Logits of a video of any length, as long as the video; the model is put back into its mode."
-    if window <= 2 * CONTEXT: raise BadInput(f"windows of {window} rows; more than {2 * CONTEXT} are needed for their context")
+    if window <= 2 * CONTEXT:
+        raise BadInput(
+            f"windows of {window} rows; more than {2 * CONTEXT} are needed for their context"
+        )
     video, device = torch.as_tensor(np.asarray(strips))[None], next(model.parameters()).device
     check_strips(video, model.cfg)
     training, pieces = model.training, []
@@ -388,9 +565,15 @@ def predict_logits(
     model.eval()
     for start, stop, first, last in _windows(video.shape[1], window):
         logits = model(video[:, start:stop].to(device), background)
-        pieces.append([None if x is None else x[:, first - start:last - start].float().cpu() for x in logits])
+        pieces.append(
+            [
+                None if x is None else x[:, first - start : last - start].float().cpu()
+                for x in logits
+            ]
+        )
     model.train(training)
     return RollLogits(*(None if x[0] is None else torch.cat(x, 1) for x in zip(*pieces)))
+
 
 def logits_to_roll(
     logits: RollLogits,  # batch of one
@@ -398,8 +581,19 @@ def logits_to_roll(
 ) -> Roll:  # probabilities; velocity where a key is more likely down than up
     "Probabilities as a `Roll`; a missing velocity is Audeo's constant 100, a missing pedal is up (see `make_roll`)."
     presence, onset = (x[0].sigmoid().numpy() for x in logits[:2])
-    velocity = None if logits.velocity is None else logits.velocity[0].sigmoid().numpy() * ((presence >= .5) | (onset >= .5))
-    return make_roll(presence, onset, velocity, None if logits.pedal is None else logits.pedal[0].sigmoid().numpy(), frame_rate)
+    velocity = (
+        None
+        if logits.velocity is None
+        else logits.velocity[0].sigmoid().numpy() * ((presence >= 0.5) | (onset >= 0.5))
+    )
+    return make_roll(
+        presence,
+        onset,
+        velocity,
+        None if logits.pedal is None else logits.pedal[0].sigmoid().numpy(),
+        frame_rate,
+    )
+
 
 def predict_roll(
     model: nn.Module,  # `KeyRoll` or `Video2Roll`
@@ -417,7 +611,10 @@ def save_roll(
     meta: dict | None = None,  # split hash, code fingerprint, scores, ...
 ) -> None:
     "Weights with their configuration."
-    save_weights(path, model.state_dict(), {**(meta or {}), "asset": "roll", "config": asdict(model.cfg)})
+    save_weights(
+        path, model.state_dict(), {**(meta or {}), "asset": "roll", "config": asdict(model.cfg)}
+    )
+
 
 def load_roll(
     path: Path | str,  # made by `save_roll`
@@ -426,16 +623,31 @@ def load_roll(
 ) -> tuple[nn.Module, dict]:  # model in eval mode, its description
     "A roll predictor from its file; another asset, another configuration or missing tensors are refused."
     tensors, meta = load_weights(path)
-    if meta.get("asset") != "roll": raise AssetMismatch(f"{Path(path).name} holds {meta.get('asset', 'unknown weights')!r}, not a roll predictor")
+    if meta.get("asset") != "roll":
+        raise AssetMismatch(
+            f"{Path(path).name} holds {meta.get('asset', 'unknown weights')!r}, not a roll predictor"
+        )
     stored = from_dict(RollConfig, meta["config"], f"{Path(path).name}: config")
     if split_hash is not None and meta.get("split_hash") != split_hash:
-        raise AssetMismatch(f"{Path(path).name} was trained under split {meta.get('split_hash')}, this run uses {split_hash}: it may have seen test works")
+        raise AssetMismatch(
+            f"{Path(path).name} was trained under split {meta.get('split_hash')}, this run uses {split_hash}: it may have seen test works"
+        )
     if cfg is not None and cfg != stored:
-        differing = [f"{k}: stored {v!r}, wanted {asdict(cfg)[k]!r}" for k, v in asdict(stored).items() if asdict(cfg)[k] != v]
-        raise AssetMismatch(f"{Path(path).name} was trained under another configuration ({'; '.join(differing)}): retrain it or change the params")
+        differing = [
+            f"{k}: stored {v!r}, wanted {asdict(cfg)[k]!r}"
+            for k, v in asdict(stored).items()
+            if asdict(cfg)[k] != v
+        ]
+        raise AssetMismatch(
+            f"{Path(path).name} was trained under another configuration ({'; '.join(differing)}): retrain it or change the params"
+        )
     model = build_roll(stored)
-    try: model.load_state_dict(tensors)
-    except RuntimeError as error: raise AssetMismatch(f"{Path(path).name} does not fit its own configuration ({str(error).splitlines()[1].strip()})") from None
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise AssetMismatch(
+            f"{Path(path).name} does not fit its own configuration ({str(error).splitlines()[1].strip()})"
+        ) from None
     return model.eval(), meta
 
 # %% ../../nbs/model/44_roll.ipynb #a26d2022
@@ -445,9 +657,22 @@ def plot_roll_match(
     est: Roll,  # prediction of the same length
 ):  # the axes
     "Presence of both rolls: black agreed, blue missed, orange false."
-    truth, guess = ref.presence >= .5, est.presence >= .5
+    truth, guess = ref.presence >= 0.5, est.presence >= 0.5
     picture = np.ones((*truth.shape, 3))
-    for mask, colour in ((truth & guess, (0, 0, 0)), (truth & ~guess, (0, .45, .7)), (~truth & guess, (.84, .37, 0))): picture[mask] = colour
-    ax.imshow(picture.transpose(1, 0, 2), origin="lower", aspect="auto", interpolation="nearest", extent=(0, ref.duration_s, LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS))
-    ax.set(xlabel="time (s)", ylabel="pitch (MIDI)", title="Black agreed, blue missed, orange false")
+    for mask, colour in (
+        (truth & guess, (0, 0, 0)),
+        (truth & ~guess, (0, 0.45, 0.7)),
+        (~truth & guess, (0.84, 0.37, 0)),
+    ):
+        picture[mask] = colour
+    ax.imshow(
+        picture.transpose(1, 0, 2),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, ref.duration_s, LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS),
+    )
+    ax.set(
+        xlabel="time (s)", ylabel="pitch (MIDI)", title="Black agreed, blue missed, orange false"
+    )
     return ax

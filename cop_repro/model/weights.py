@@ -7,7 +7,10 @@ __all__ = ['WEIGHTS', 'LOCK', 'Weights', 'weights_folder', 'weights_state', 'wei
            'fetch_weights', 'real_encoders', 'real_codec']
 
 # %% ../../nbs/model/47_weights.ipynb #39dfdee1
-import hashlib, json, os, shutil
+import hashlib
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +19,29 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..core import AssetMismatch, BadInput, DatasetMissing, Progress, atomic_folder, silent, write_json
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    DatasetMissing,
+    Progress,
+    atomic_folder,
+    silent,
+    write_json,
+)
 from .codec import Codec, CodecConfig, make_codec, prepare_wav
-from .encoders import OPENCLIP_CONFIG, OPENCLIP_PICKLE, OPENCLIP_WEIGHTS, EncodersConfig, PretrainedSources
+from cop_repro.model.encoders import (
+    OPENCLIP_CONFIG,
+    OPENCLIP_PICKLE,
+    OPENCLIP_WEIGHTS,
+    EncodersConfig,
+    PretrainedSources,
+)
 
 # %% ../../nbs/model/47_weights.ipynb #39a302d1
 @dataclass(frozen=True)
 class Weights:
     "A network of others that the published model uses."
+
     name: str
     purpose: str
     repo: str  # on the model hub
@@ -41,14 +59,60 @@ class Weights:
         "Environment variable that names its folder."
         return f"COP_WEIGHTS_{self.name.upper()}"
 
-WEIGHTS: dict[str, Weights] = {w.name: w for w in (
-    Weights("encodec", "sound <-> latents", "facebook/encodec_24khz", "c1dbe2ae3f1de713481a3b3e7c47f357092ee040", (), ("model.safetensors",), 0.093,
-            "see the model card (MIT code, CC BY-NC weights)", {"encoder.layers.0.conv.weight_v": (32, 1, 7), "encoder.layers.15.conv.weight_v": (128, 512, 7)}),
-    Weights("flan_t5_large", "captions -> tokens", "google/flan-t5-large", "0613663d0d48ea86ba8cb3d7a44f0f65dc596a2a", ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model"),
-            ("model.safetensors",), 3.13, "Apache-2.0", {"shared.weight": (32128, 1024), "encoder.block.23.layer.1.DenseReluDense.wi_0.weight": (2816, 1024)}),
-    Weights("openclip_bigg", "film frames -> embeddings", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "743c27bd53dfe508a0ade0f50698f99b39d03bec", (OPENCLIP_CONFIG,), OPENCLIP_WEIGHTS, 10.2,
-            "MIT", {"visual.proj": (1664, 1280), "visual.conv1.weight": (1664, 3, 14, 14)}, "whether this commit holds open_clip safetensors", OPENCLIP_PICKLE),
-)}
+
+WEIGHTS: dict[str, Weights] = {
+    w.name: w
+    for w in (
+        Weights(
+            "encodec",
+            "sound <-> latents",
+            "facebook/encodec_24khz",
+            "c1dbe2ae3f1de713481a3b3e7c47f357092ee040",
+            (),
+            ("model.safetensors",),
+            0.093,
+            "see the model card (MIT code, CC BY-NC weights)",
+            {
+                "encoder.layers.0.conv.weight_v": (32, 1, 7),
+                "encoder.layers.15.conv.weight_v": (128, 512, 7),
+            },
+        ),
+        Weights(
+            "flan_t5_large",
+            "captions -> tokens",
+            "google/flan-t5-large",
+            "0613663d0d48ea86ba8cb3d7a44f0f65dc596a2a",
+            (
+                "config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "spiece.model",
+            ),
+            ("model.safetensors",),
+            3.13,
+            "Apache-2.0",
+            {
+                "shared.weight": (32128, 1024),
+                "encoder.block.23.layer.1.DenseReluDense.wi_0.weight": (2816, 1024),
+            },
+        ),
+        Weights(
+            "openclip_bigg",
+            "film frames -> embeddings",
+            "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+            "743c27bd53dfe508a0ade0f50698f99b39d03bec",
+            (OPENCLIP_CONFIG,),
+            OPENCLIP_WEIGHTS,
+            10.2,
+            "MIT",
+            {"visual.proj": (1664, 1280), "visual.conv1.weight": (1664, 3, 14, 14)},
+            "whether this commit holds open_clip safetensors",
+            OPENCLIP_PICKLE,
+        ),
+    )
+}
+
 
 def weights_folder(
     name: str,  # of WEIGHTS
@@ -57,11 +121,16 @@ def weights_folder(
     "The folder that the environment variable names, or the one below `root`."
     return Path(os.environ.get(_known(name).variable) or Path(root) / name)
 
+
 def _known(name: str) -> Weights:
-    if name not in WEIGHTS: raise BadInput(f"no weights {name!r} are known; known are {', '.join(WEIGHTS)}")
+    if name not in WEIGHTS:
+        raise BadInput(f"no weights {name!r} are known; known are {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
 
-def _main_file(one: Weights, folder: Path) -> Path | None: return next((folder / n for n in one.weights if (folder / n).is_file()), None)
+
+def _main_file(one: Weights, folder: Path) -> Path | None:
+    return next((folder / n for n in one.weights if (folder / n).is_file()), None)
+
 
 def weights_state(
     name: str,  # of WEIGHTS
@@ -69,52 +138,107 @@ def weights_state(
 ) -> str:  # "present", "missing", or what is lacking
     "What of some weights is there."
     one, folder = _known(name), weights_folder(name, root)
-    lack = [n for n in one.files if not (folder / n).is_file()] + ([] if _main_file(one, folder) else [one.weights[0]])
-    if not folder.is_dir() or len(lack) == len(one.files) + 1: return "pickle only" if one.pickle and (folder / one.pickle).is_file() else "missing"
-    return f"lacks {', '.join(lack)}" if lack else "present" if (folder / LOCK).is_file() else "present, no lock"
+    lack = [n for n in one.files if not (folder / n).is_file()] + (
+        [] if _main_file(one, folder) else [one.weights[0]]
+    )
+    if not folder.is_dir() or len(lack) == len(one.files) + 1:
+        return "pickle only" if one.pickle and (folder / one.pickle).is_file() else "missing"
+    return (
+        f"lacks {', '.join(lack)}"
+        if lack
+        else "present"
+        if (folder / LOCK).is_file()
+        else "present, no lock"
+    )
+
 
 LOCK = "weights.lock.json"
+
 
 def weights_rows(
     root: Path | str,  # folder of all weights
 ) -> list[dict]:  # one row each
     "The list with its state on this machine."
-    return [{"name": w.name, "purpose": w.purpose, "source": w.repo, "revision": w.revision, "files": [*w.files, " or ".join(w.weights)], "gigabytes": w.gigabytes, "licence": w.licence, "state": weights_state(w.name, root),
-             "looked_for": f"${w.variable} or {Path(root).name}/{w.name}", "unconfirmed": w.unconfirmed} for w in WEIGHTS.values()]
+    return [
+        {
+            "name": w.name,
+            "purpose": w.purpose,
+            "source": w.repo,
+            "revision": w.revision,
+            "files": [*w.files, " or ".join(w.weights)],
+            "gigabytes": w.gigabytes,
+            "licence": w.licence,
+            "state": weights_state(w.name, root),
+            "looked_for": f"${w.variable} or {Path(root).name}/{w.name}",
+            "unconfirmed": w.unconfirmed,
+        }
+        for w in WEIGHTS.values()
+    ]
 
 # %% ../../nbs/model/47_weights.ipynb #f868f846
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     "Refuse pickles, damaged files and other networks, without reading the numbers."
-    with open(path, "rb") as file: head = file.read(8)
-    if head[:2] == b"PK" or head[:1] == b"\x80": raise BadInput(f"{path.name} is a pickled checkpoint under another name: opening it could run code, so it is refused; get the safetensors file")
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise BadInput(
+            f"{path.name} is a pickled checkpoint under another name: opening it could run code, so it is refused; get the safetensors file"
+        )
     try:
-        with safe_open(path, framework="np") as file: found = {n: tuple(file.get_slice(n).get_shape()) if n in set(file.keys()) else None for n in shapes}
-    except SafetensorError as error: raise BadInput(f"{path.name} is not a readable safetensors file ({error}): was the download cut short?") from None
+        with safe_open(path, framework="np") as file:
+            found = {
+                n: tuple(file.get_slice(n).get_shape()) if n in set(file.keys()) else None
+                for n in shapes
+            }
+    except SafetensorError as error:
+        raise BadInput(
+            f"{path.name} is not a readable safetensors file ({error}): was the download cut short?"
+        ) from None
     for name, shape in shapes.items():
-        if found[name] != tuple(shape): raise AssetMismatch(f"{path.name}: tensor {name!r} is {found[name] or 'absent'}, {tuple(shape)} is needed: the weights of another network, or of another size?")
+        if found[name] != tuple(shape):
+            raise AssetMismatch(
+                f"{path.name}: tensor {name!r} is {found[name] or 'absent'}, {tuple(shape)} is needed: the weights of another network, or of another size?"
+            )
+
 
 def verify_weights(
     name: str,  # of WEIGHTS
     root: Path | str,  # folder of all weights
-    shapes: Mapping[str, tuple[int, ...]] | None = None,  # other shapes than the list's, for small networks of the same kind
+    shapes: Mapping[str, tuple[int, ...]]
+    | None = None,  # other shapes than the list's, for small networks of the same kind
 ) -> dict[str, str]:  # file -> SHA-256
     "Check format, shapes and, where there is a lock, every byte."
     one, folder = _known(name), weights_folder(name, root)
     state = weights_state(name, root)
-    if state == "pickle only": raise DatasetMissing(f"{name}: {folder.name} holds only the pickled {one.pickle}: convert it once with `convert_openclip`, which reads tensors only")
-    if not state.startswith("present"): raise DatasetMissing(f"{name}: {folder.name} {state if state != 'missing' else 'is missing'} (or set {one.variable}). How to get it: `cop weights fetch {name}` ({one.gigabytes:g} GB from {one.repo}). Licence: {one.licence}")
+    if state == "pickle only":
+        raise DatasetMissing(
+            f"{name}: {folder.name} holds only the pickled {one.pickle}: convert it once with `convert_openclip`, which reads tensors only"
+        )
+    if not state.startswith("present"):
+        raise DatasetMissing(
+            f"{name}: {folder.name} {state if state != 'missing' else 'is missing'} (or set {one.variable}). How to get it: `cop weights fetch {name}` ({one.gigabytes:g} GB from {one.repo}). Licence: {one.licence}"
+        )
     main = _main_file(one, folder)
     _check_shapes(main, one.shapes if shapes is None else shapes)
     hashes = {n: _sha256(folder / n) for n in (*one.files, main.name)}
     if (folder / LOCK).is_file():
         locked = json.loads((folder / LOCK).read_text())
-        if locked["revision"] != one.revision: raise AssetMismatch(f"{name}: fetched at revision {locked['revision']}, the list pins {one.revision}: remove {folder.name} and fetch again")
+        if locked["revision"] != one.revision:
+            raise AssetMismatch(
+                f"{name}: fetched at revision {locked['revision']}, the list pins {one.revision}: remove {folder.name} and fetch again"
+            )
         for file, digest in locked["sha256"].items():
-            if hashes.get(file) != digest: raise AssetMismatch(f"{name}: {file} is not the file that was locked (SHA-256 {str(hashes.get(file))[:12]}..., locked {digest[:12]}...): damaged or exchanged; remove {folder.name} and fetch again")
+            if hashes.get(file) != digest:
+                raise AssetMismatch(
+                    f"{name}: {file} is not the file that was locked (SHA-256 {str(hashes.get(file))[:12]}..., locked {digest[:12]}...): damaged or exchanged; remove {folder.name} and fetch again"
+                )
     return hashes
+
 
 def lock_weights(
     name: str,  # of WEIGHTS
@@ -124,20 +248,33 @@ def lock_weights(
     "Write down the hashes of files that you brought yourself, after checking format and shapes; an existing lock is checked, not replaced."
     folder, had = weights_folder(name, root), (weights_folder(name, root) / LOCK).is_file()
     hashes = verify_weights(name, root, shapes)
-    if not had: write_json(folder / LOCK, {"repo": WEIGHTS[name].repo, "revision": WEIGHTS[name].revision, "sha256": hashes, "brought": True})
+    if not had:
+        write_json(
+            folder / LOCK,
+            {
+                "repo": WEIGHTS[name].repo,
+                "revision": WEIGHTS[name].revision,
+                "sha256": hashes,
+                "brought": True,
+            },
+        )
     return folder / LOCK
 
 # %% ../../nbs/model/47_weights.ipynb #5a36a873
 def _download(repo: str, file: str, revision: str, folder: Path) -> Path:
     "One file from the model hub."
     from huggingface_hub import hf_hub_download
+
     return Path(hf_hub_download(repo, file, revision=revision, local_dir=folder))
+
 
 def fetch_weights(
     name: str,  # of WEIGHTS
     root: Path | str,  # folder of all weights
     progress: Progress = silent,  # files done, files in all, name
-    download: Callable[[str, str, str, Path], Path] = _download,  # repo, file, revision, folder -> path
+    download: Callable[
+        [str, str, str, Path], Path
+    ] = _download,  # repo, file, revision, folder -> path
     shapes: Mapping[str, tuple[int, ...]] | None = None,  # other shapes than the list's
 ) -> Path:  # the folder
     "Fetch some weights at their pinned revision, check and lock them; complete or absent."
@@ -147,22 +284,38 @@ def fetch_weights(
         lock_weights(name, root, shapes)
         return folder
     with atomic_folder(folder) as temporary:
-        for i, file in enumerate(one.files): _get(one, (file,), temporary, download); progress(i + 1, len(one.files) + 1, file)
+        for i, file in enumerate(one.files):
+            _get(one, (file,), temporary, download)
+            progress(i + 1, len(one.files) + 1, file)
         main = _get(one, one.weights, temporary, download)
         _check_shapes(temporary / main, one.shapes if shapes is None else shapes)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub's own notes
         hashes = {n: _sha256(temporary / n) for n in (*one.files, main)}
-        write_json(temporary / LOCK, {"repo": one.repo, "revision": one.revision, "sha256": hashes, "brought": False})
+        write_json(
+            temporary / LOCK,
+            {"repo": one.repo, "revision": one.revision, "sha256": hashes, "brought": False},
+        )
         progress(len(one.files) + 1, len(one.files) + 1, main)
     return folder
+
 
 def _get(one: Weights, names: Iterable[str], folder: Path, download: Callable) -> str:
     "The first of some files that the hub has."
     for name in names:
-        try: download(one.repo, name, one.revision, folder); return name
-        except Exception as error: last = error  # every client has errors of its own
-    raise DatasetMissing(f"{one.name}: {' or '.join(names)} of {one.repo} at {one.revision[:10]} could not be had ({type(last).__name__}: {str(last).splitlines()[0][:120]}). With no network bring the files yourself into {folder.parent.name}/{one.name} "
-                         f"(or a folder named by {one.variable}): {', '.join((*one.files, one.weights[0]))}" + (f"; a pickled {one.pickle} is turned into safetensors by `convert_openclip`" if one.pickle else "")) from None
+        try:
+            download(one.repo, name, one.revision, folder)
+            return name
+        except Exception as error:
+            last = error  # every client has errors of its own
+    raise DatasetMissing(
+        f"{one.name}: {' or '.join(names)} of {one.repo} at {one.revision[:10]} could not be had ({type(last).__name__}: {str(last).splitlines()[0][:120]}). With no network bring the files yourself into {folder.parent.name}/{one.name} "
+        f"(or a folder named by {one.variable}): {', '.join((*one.files, one.weights[0]))}"
+        + (
+            f"; a pickled {one.pickle} is turned into safetensors by `convert_openclip`"
+            if one.pickle
+            else ""
+        )
+    ) from None
 
 # %% ../../nbs/model/47_weights.ipynb #2f01819e
 def real_encoders(
@@ -170,8 +323,16 @@ def real_encoders(
     shapes: Mapping[str, Mapping] | None = None,  # name -> other shapes than the list's
 ) -> EncodersConfig:  # for `build_encoders`
     "FLAN-T5 and OpenCLIP from checked folders."
-    for name in ("flan_t5_large", "openclip_bigg"): verify_weights(name, root, (shapes or {}).get(name))
-    return EncodersConfig(kind="real", pretrained=PretrainedSources(text=str(weights_folder("flan_t5_large", root)), image=str(weights_folder("openclip_bigg", root))))
+    for name in ("flan_t5_large", "openclip_bigg"):
+        verify_weights(name, root, (shapes or {}).get(name))
+    return EncodersConfig(
+        kind="real",
+        pretrained=PretrainedSources(
+            text=str(weights_folder("flan_t5_large", root)),
+            image=str(weights_folder("openclip_bigg", root)),
+        ),
+    )
+
 
 def real_codec(
     root: Path | str,  # folder of all weights
@@ -180,5 +341,9 @@ def real_codec(
 ) -> Codec:  # with statistics
     "EnCodec from a checked folder, its statistics fitted on training sound."
     verify_weights("encodec", root, shapes)
-    codec = make_codec(CodecConfig(kind="encodec", encodec_source=str(weights_folder("encodec", root))))
-    return codec.fit_statistics(prepare_wav(torch.from_numpy(np.asarray(w, np.float32))) for w in waves)
+    codec = make_codec(
+        CodecConfig(kind="encodec", encodec_source=str(weights_folder("encodec", root)))
+    )
+    return codec.fit_statistics(
+        prepare_wav(torch.from_numpy(np.asarray(w, np.float32))) for w in waves
+    )

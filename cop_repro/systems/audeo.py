@@ -21,6 +21,7 @@ from ..model.roll import predict_roll
 # %% ../../nbs/systems/72_audeo.ipynb #8a1a0be7
 AUDEO_VELOCITY = 100  # constant velocity of arXiv 2006.14348
 
+
 def audeo_sound(
     notes: Notes,  # read from the film
     duration_s: float,  # seconds of sound
@@ -30,9 +31,11 @@ def audeo_sound(
     flat = notes.replace(velocities=np.full(len(notes), AUDEO_VELOCITY), pedal=())
     return prepare_level(synthesise(flat, duration_s, **({} if same_soundfont else OTHER_PIANO)))
 
+
 @dataclass
 class AudeoStyle:
     "Predicted roll through a synthesiser."
+
     roll: nn.Module  # a roll predictor, in eval mode
     same_soundfont: bool = False  # True: declared upper bound
     gives: frozenset = frozenset({"roll", "notes", "audio"})
@@ -43,7 +46,14 @@ class AudeoStyle:
     def predict(self, clip: Clip) -> Prediction:
         "Roll, notes and sound of one clip."
         began = time.monotonic()
-        if clip.strips is None: raise BadInput(f"clip {clip.clip_id} has no rectified film: Audeo reads the keyboard")
+        if clip.strips is None:
+            raise BadInput(f"clip {clip.clip_id} has no rectified film: Audeo reads the keyboard")
         made = predict_roll(self.roll, clip.strips)
         notes = roll_to_notes(made)
-        return Prediction(clip.clip_id, audeo_sound(notes, clip.duration_s, self.same_soundfont), notes, made, time.monotonic() - began)
+        return Prediction(
+            clip.clip_id,
+            audeo_sound(notes, clip.duration_s, self.same_soundfont),
+            notes,
+            made,
+            time.monotonic() - began,
+        )

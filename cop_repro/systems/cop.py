@@ -22,10 +22,36 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..core import RATES, BadInput, Progress, atomic_file, file_hash, silent, torch_rng, write_json
+from cop_repro.core import (
+    RATES,
+    BadInput,
+    Progress,
+    atomic_file,
+    file_hash,
+    silent,
+    torch_rng,
+    write_json,
+)
 from ..data.clips import Clip, LevelMeter, Prediction, Store, prepare_level
-from ..data.keyboard import Keyboard, check_still, find_keyboard, key_profile, keyboard_at, parse_corners, plot_keyboard, rectify
-from ..data.notes import NoteReader, Notes, Roll, drop_unstruck, make_roll, roll_to_notes, write_midi
+from cop_repro.data.keyboard import (
+    Keyboard,
+    check_still,
+    find_keyboard,
+    key_profile,
+    keyboard_at,
+    parse_corners,
+    plot_keyboard,
+    rectify,
+)
+from cop_repro.data.notes import (
+    NoteReader,
+    Notes,
+    Roll,
+    drop_unstruck,
+    make_roll,
+    roll_to_notes,
+    write_midi,
+)
 from ..data.video import iter_video, probe_video, write_video
 from ..measure.audio_metrics import plot_mels
 from ..model.codec import Codec, check_latents, load_codec
@@ -38,6 +64,7 @@ from ..model.roll import CONTEXT, RollLogits, logits_to_roll, predict_logits, so
 @dataclass
 class Performer:
     "Codec, encoders and piano model, ready to play."
+
     codec: Codec
     encoders: Encoders
     piano: CoPPiano
@@ -53,8 +80,15 @@ class Performer:
     def latents(self, strips: np.ndarray, logits: RollLogits, text: str, noise: Tensor) -> Tensor:
         "Sampled latents (n, c) for one window, on the CPU; `noise` (1, n, c) is drawn by the caller."
         tokens, mask = self.encoders.text.encode([text])
-        video, device = to_latent_rate(self.encoders.watch_strips(strips), noise.shape[1]), next(self.piano.parameters()).device
-        cond = self.piano.told(Conditions(text=tokens, text_mask=mask, video=video), soft_roll(logits, self.piano.velocity), noise.shape[1])
+        video, device = (
+            to_latent_rate(self.encoders.watch_strips(strips), noise.shape[1]),
+            next(self.piano.parameters()).device,
+        )
+        cond = self.piano.told(
+            Conditions(text=tokens, text_mask=mask, video=video),
+            soft_roll(logits, self.piano.velocity),
+            noise.shape[1],
+        )
         return sample(self.piano, noise.to(device), cond.to(device), self.sample).latents[0].cpu()
 
     @torch.inference_mode()
@@ -62,9 +96,11 @@ class Performer:
         "Decoded latents (n, c): float32 (s,), wherever the codec computes."
         return self.codec.decode(latents[None].to(self.codec.latent_mean.device))[0].cpu().numpy()
 
+
 @dataclass
 class CopSystem:
     "Chain-of-Perform as a system of the benchmark."
+
     performer: Performer
     text: str = "the sound of playing piano"
     seed: int = 0
@@ -76,13 +112,18 @@ class CopSystem:
     def predict(self, clip: Clip) -> Prediction:
         "Roll, notes and sound of one clip."
         began = time.monotonic()
-        if clip.strips is None: raise BadInput(f"clip {clip.clip_id} has no rectified film: CoP plays from the keyboard")
+        if clip.strips is None:
+            raise BadInput(
+                f"clip {clip.clip_id} has no rectified film: CoP plays from the keyboard"
+            )
         count = RATES.latents(clip.duration_s)
         logits = self.performer.rolls(clip.strips)
         noise = torch.randn(1, count, 128, generator=torch_rng(self.seed, "sample", clip.clip_id))
         wav = self.performer.sound(self.performer.latents(clip.strips, logits, self.text, noise))
         roll = drop_unstruck(logits_to_roll(logits))
-        return Prediction(clip.clip_id, prepare_level(wav), roll_to_notes(roll), roll, time.monotonic() - began)
+        return Prediction(
+            clip.clip_id, prepare_level(wav), roll_to_notes(roll), roll, time.monotonic() - began
+        )
 
 # %% ../../nbs/systems/71_cop.ipynb #3986d647
 def window_starts(
@@ -91,10 +132,13 @@ def window_starts(
     overlap: int,  # rows shared with the next
 ) -> list[int]:  # first row of each window
     "Starts of windows that cover everything; the last one is moved back to end with the film."
-    if not 0 <= overlap < window: raise BadInput(f"overlap {overlap} must be at least 0 and less than the window {window}")
-    if total <= window: return [0]
+    if not 0 <= overlap < window:
+        raise BadInput(f"overlap {overlap} must be at least 0 and less than the window {window}")
+    if total <= window:
+        return [0]
     starts = list(range(0, total - window, window - overlap))
     return [*starts, total - window]
+
 
 def window_weights(
     starts: list[int],  # of `window_starts`
@@ -103,26 +147,31 @@ def window_weights(
 ) -> Iterator[np.ndarray]:  # one weight a row, window by window; they sum to one
     "Linear cross-fades between neighbouring windows."
     length = min(window, total)
+
     def faded(i: int) -> np.ndarray:
         weight = np.ones(length)
         for near, side in ((i - 1, 1), (i + 1, -1)):
-            if not 0 <= near < len(starts): continue
+            if not 0 <= near < len(starts):
+                continue
             shared = length - abs(starts[near] - starts[i])
-            weight[::side][:shared] *= (np.arange(shared) + .5) / shared
+            weight[::side][:shared] *= (np.arange(shared) + 0.5) / shared
         return weight
+
     for i, start in enumerate(starts):
         everyone = np.zeros(length)
         for k in range(bisect_right(starts, start - length), bisect_left(starts, start + length)):
             low, high = max(start, starts[k]), min(start, starts[k]) + length
-            everyone[low - start:high - start] += faded(k)[low - starts[k]:high - starts[k]]
+            everyone[low - start : high - start] += faded(k)[low - starts[k] : high - starts[k]]
         yield faded(i) / everyone
 
 # %% ../../nbs/systems/71_cop.ipynb #f793e727
 @dataclass(frozen=True)
 class WindowConfig:
     "How long films are cut."
+
     window_s: float = 10.0  # as in the paper
     overlap_s: float = 2.0  # cross-faded
+
 
 def locate_keyboard(
     video: Path,  # film
@@ -130,11 +179,17 @@ def locate_keyboard(
     seconds: float = 20.0,  # how much of the beginning is looked at
 ) -> tuple[Keyboard, np.ndarray]:  # keyboard and a sample frame, in pixels of that frame
     "Find the keyboard in frames sampled from the beginning, or take the corners as given."
-    frames = np.stack(list(iter_video(video, frame_rate=3.0, end_s=seconds)) or [next(iter_video(video))])  # a film may end before a third of a second
-    if corners is None: return find_keyboard(frames), frames[len(frames) // 2]
+    frames = np.stack(
+        list(iter_video(video, frame_rate=3.0, end_s=seconds)) or [next(iter_video(video))]
+    )  # a film may end before a third of a second
+    if corners is None:
+        return find_keyboard(frames), frames[len(frames) // 2]
     info = probe_video(video)
-    points = parse_corners(corners) * (frames.shape[2] / info.width)  # in pixels of the film; large ones are shrunk
+    points = parse_corners(corners) * (
+        frames.shape[2] / info.width
+    )  # in pixels of the film; large ones are shrunk
     return keyboard_at(frames, points), frames[len(frames) // 2]
+
 
 def strip_windows(
     video: Path,  # film
@@ -145,23 +200,35 @@ def strip_windows(
 ) -> Iterator[tuple[int, np.ndarray]]:  # first row and strips of each window
     "Straightened keyboard, window by window, in one pass over the film."
     window, overlap = RATES.frames(windows.window_s), RATES.frames(windows.overlap_s)
-    starts, held, first, batch = window_starts(total, window, overlap), np.zeros((0, *size), np.uint8), 0, []
+    starts, held, first, batch = (
+        window_starts(total, window, overlap),
+        np.zeros((0, *size), np.uint8),
+        0,
+        [],
+    )
     source, seen = iter_video(video, frame_rate=RATES.frame_rate), None
     for start in starts:
         need = min(start + window, total)
-        held, first = held[start - first:], start
+        held, first = held[start - first :], start
         while first + len(held) < need:
             batch = [f for _, f in zip(range(min(50, need - first - len(held))), source)]
-            if not batch: batch = [last] * (need - first - len(held))  # the stream ends a frame early: hold the last picture
-            else: last = batch[-1]
+            if not batch:
+                batch = [last] * (
+                    need - first - len(held)
+                )  # the stream ends a frame early: hold the last picture
+            else:
+                last = batch[-1]
             fresh = rectify(np.stack(batch), corners, *size)
-            if seen is None: seen = key_profile(fresh)
-            elif len(batch) >= RATES.frame_rate: check_still(seen, fresh, (first + len(held)) / RATES.frame_rate)
+            if seen is None:
+                seen = key_profile(fresh)
+            elif len(batch) >= RATES.frame_rate:
+                check_still(seen, fresh, (first + len(held)) / RATES.frame_rate)
             held = np.concatenate([held, fresh])
         yield start, held
 
 # %% ../../nbs/systems/71_cop.ipynb #35c63dd7
 NOISE_BLOCK = 600  # latents of the noise track that one seed draws
+
 
 def film_noise(
     seed: int,  # of the film's noise
@@ -171,17 +238,25 @@ def film_noise(
 ) -> Tensor:  # (1, count, channels), standard normal
     "A stretch of one endless noise track: windows that overlap begin from the same noise where they overlap, so their cross-fade joins likes."
     blocks = range(start // NOISE_BLOCK, -(-(start + count) // NOISE_BLOCK))
-    track = torch.cat([torch.randn(NOISE_BLOCK, channels, generator=torch_rng(seed, "perform", k)) for k in blocks])
-    return track[start - blocks[0] * NOISE_BLOCK:][:count][None]
+    track = torch.cat(
+        [
+            torch.randn(NOISE_BLOCK, channels, generator=torch_rng(seed, "perform", k))
+            for k in blocks
+        ]
+    )
+    return track[start - blocks[0] * NOISE_BLOCK :][:count][None]
+
 
 @dataclass
 class Performance:
     "What was played from a film; its sound lies in a file."
+
     sound: Path  # WAV, mono, as long as the film
     duration_s: float
     notes: Notes
     keyboard: Keyboard
     frame: np.ndarray  # a sample frame
+
 
 def film_pieces(
     video: Path,  # film
@@ -194,20 +269,49 @@ def film_pieces(
     progress: Progress = silent,
 ) -> Iterator[tuple[Roll, Tensor]]:  # rows and latents (n, c), piece after piece
     "Keys and latents of a film, cross-faded; no more than a window is held."
-    total, per, cfg = max(RATES.frames(duration_s), 3), RATES.latents_per_frame, performer.piano.reader.cfg
-    starts, channels = window_starts(total, RATES.frames(windows.window_s), RATES.frames(windows.overlap_s)), performer.codec.channels
+    total, per, cfg = (
+        max(RATES.frames(duration_s), 3),
+        RATES.latents_per_frame,
+        performer.piano.reader.cfg,
+    )
+    starts, channels = (
+        window_starts(total, RATES.frames(windows.window_s), RATES.frames(windows.overlap_s)),
+        performer.codec.channels,
+    )
     length = min(RATES.frames(windows.window_s), total)
-    weights, held = window_weights(starts, total, length), np.zeros((length, 88 * 3 + 1 + per * channels), np.float32)
-    for i, (start, strips) in enumerate(strip_windows(video, corners, (cfg.height, cfg.strip_width), total, windows)):
+    weights, held = (
+        window_weights(starts, total, length),
+        np.zeros((length, 88 * 3 + 1 + per * channels), np.float32),
+    )
+    for i, (start, strips) in enumerate(
+        strip_windows(video, corners, (cfg.height, cfg.strip_width), total, windows)
+    ):
         logits = performer.rolls(strips)
-        part, made = logits_to_roll(logits), performer.latents(strips, logits, text, film_noise(seed, start * per, length * per, channels)).numpy()
-        columns = part.presence, part.onset, part.velocity, part.pedal[:, None], made.reshape(length, -1)
+        part, made = (
+            logits_to_roll(logits),
+            performer.latents(
+                strips, logits, text, film_noise(seed, start * per, length * per, channels)
+            ).numpy(),
+        )
+        columns = (
+            part.presence,
+            part.onset,
+            part.velocity,
+            part.pedal[:, None],
+            made.reshape(length, -1),
+        )
         held += next(weights).astype(np.float32)[:, None] * np.concatenate(columns, 1)
-        ready = (starts[i + 1] if i + 1 < len(starts) else total) - start  # rows that no later window reaches
+        ready = (
+            starts[i + 1] if i + 1 < len(starts) else total
+        ) - start  # rows that no later window reaches
         *keys, pedal, latents = np.split(held[:ready], (88, 176, 264, 265), 1)
-        yield make_roll(*(k.clip(0, 1) for k in keys), pedal[:, 0].clip(0, 1), RATES.frame_rate), torch.from_numpy(latents.reshape(ready * per, channels))  # weights sum to one but for the last bit
+        yield (
+            make_roll(*(k.clip(0, 1) for k in keys), pedal[:, 0].clip(0, 1), RATES.frame_rate),
+            torch.from_numpy(latents.reshape(ready * per, channels)),
+        )  # weights sum to one but for the last bit
         held = np.concatenate([held[ready:], np.zeros_like(held[:ready])])
         progress(i + 1, len(starts), "playing: windows of film")
+
 
 def decode_pieces(
     performer: Performer,
@@ -218,20 +322,27 @@ def decode_pieces(
 ) -> Iterator[np.ndarray]:  # float32, piece after piece, `samples` in all
     "Sound of latents that come in pieces, without seams; silence beyond the last latent."
     hop, held, base, start, made = performer.codec.hop_length, None, 0, 0, 0
+
     def decoded(until: int) -> Iterator[np.ndarray]:
         nonlocal start, made
         while start < until:
             low, high = max(0, start - context), min(base + len(held), start + chunk + context)
-            part = performer.sound(held[low - base:high - base])[(start - low) * hop:][:min(chunk * hop, samples - made)]
+            part = performer.sound(held[low - base : high - base])[(start - low) * hop :][
+                : min(chunk * hop, samples - made)
+            ]
             start, made = start + chunk, made + len(part)
             yield part
+
     for piece in pieces:
         held = piece if held is None else torch.cat([held, piece])
         yield from decoded(base + len(held) - chunk - context + 1)
         gone = max(0, start - context - base)
         held, base = held[gone:], base + gone
-    if held is not None: yield from decoded(base + len(held))
-    if made < samples: yield np.zeros(samples - made, np.float32)
+    if held is not None:
+        yield from decoded(base + len(held))
+    if made < samples:
+        yield np.zeros(samples - made, np.float32)
+
 
 def play(
     video: Path,  # film
@@ -247,19 +358,33 @@ def play(
     info = probe_video(video)
     keyboard, frame = locate_keyboard(video, corners)
     reader, meter, raw = NoteReader(), LevelMeter(), sound.with_suffix(".raw.wav")
+
     def latents() -> Iterator[Tensor]:
-        for roll, piece in film_pieces(video, keyboard.corners, info.duration_s, performer, text, seed, windows, progress):
+        for roll, piece in film_pieces(
+            video, keyboard.corners, info.duration_s, performer, text, seed, windows, progress
+        ):
             reader.read(roll)
             yield piece
+
     try:
         with soundfile.SoundFile(raw, "w", RATES.sample_rate, 1, "FLOAT") as file:
-            for part in decode_pieces(performer, latents(), round(info.duration_s * RATES.sample_rate)):
+            for part in decode_pieces(
+                performer, latents(), round(info.duration_s * RATES.sample_rate)
+            ):
                 meter.add(part)
                 file.write(part)
-        with atomic_file(sound) as temporary, soundfile.SoundFile(temporary, "w", RATES.sample_rate, 1, "PCM_16", format="WAV") as file:
-            for part in sound_blocks(raw): file.write(meter.level(part))
-    finally: raw.unlink(missing_ok=True)
+        with (
+            atomic_file(sound) as temporary,
+            soundfile.SoundFile(
+                temporary, "w", RATES.sample_rate, 1, "PCM_16", format="WAV"
+            ) as file,
+        ):
+            for part in sound_blocks(raw):
+                file.write(meter.level(part))
+    finally:
+        raw.unlink(missing_ok=True)
     return Performance(sound, info.duration_s, reader.finish(), keyboard, frame)
+
 
 def sound_blocks(
     path: Path,  # WAV
@@ -271,22 +396,36 @@ def sound_blocks(
 # %% ../../nbs/systems/71_cop.ipynb #b5a5ffe4
 ASSETS = ("codec.safetensors", "encoders.safetensors", "piano.safetensors")
 
+
 def load_performer(
     folder: Path | str,  # with the assets
-    sample: SampleConfig = SampleConfig(num_steps=16, cfg_strength=0.0, roll_strength=2.0),  # solver
+    sample: SampleConfig = SampleConfig(
+        num_steps=16, cfg_strength=0.0, roll_strength=2.0
+    ),  # solver
 ) -> Performer:
     "Codec, encoders and piano model from a folder; all must come from one split, and the model must know the codec's latents."
     folder = Path(folder)
     paths = [folder / name for name in ASSETS]
     for path in paths:
-        if not path.is_file(): raise BadInput(f"asset {path.name} is missing in {folder.name}/: `make setup` fetches the shipped ones")
+        if not path.is_file():
+            raise BadInput(
+                f"asset {path.name} is missing in {folder.name}/: `make setup` fetches the shipped ones"
+            )
     piano, meta = load_piano(paths[2])
     split = meta["split_hash"]
     codec = load_codec(paths[0], split)
     check_latents(paths[2].name, meta, codec.latent_id)
-    return Performer(codec, load_encoders(paths[1], split_hash=split), piano, sample, {p.name: file_hash(p) for p in paths})
+    return Performer(
+        codec,
+        load_encoders(paths[1], split_hash=split),
+        piano,
+        sample,
+        {p.name: file_hash(p) for p in paths},
+    )
+
 
 SHOWN_S = 60.0  # of a film, in its picture
+
 
 def draw_performance(
     path: Path,  # PNG to write
@@ -295,18 +434,38 @@ def draw_performance(
 ) -> None:
     "Keyboard found, notes read, sound made: one picture of the film's first minute."
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(3, 1, height_ratios=(1.2, 2, 1.6))
     plot_keyboard(axes[0], made.frame.mean(-1).astype(np.uint8), made.keyboard)
     axes[0].set(title=title, xticks=[], yticks=[])
     seen = min(made.duration_s, SHOWN_S)
     shown = made.notes.crop(0, seen)
-    axes[1].hlines(shown.pitches, shown.onsets_s, shown.offsets_s, lw=3, colors=[str(1 - v / 140) for v in shown.velocities])
-    for down, up in shown.pedal: axes[1].axvspan(down, up, color="#56B4E9", alpha=.15)
+    axes[1].hlines(
+        shown.pitches,
+        shown.onsets_s,
+        shown.offsets_s,
+        lw=3,
+        colors=[str(1 - v / 140) for v in shown.velocities],
+    )
+    for down, up in shown.pedal:
+        axes[1].axvspan(down, up, color="#56B4E9", alpha=0.15)
     part = "" if seen == made.duration_s else f", of which the first {seen:.0f} s are shown"
-    axes[1].set(ylabel="MIDI pitch", title=f"{len(made.notes)} notes read from the film{part} (darker is louder; blue: pedal)", xlim=(0, seen))
-    plot_mels([axes[2]], {"The sound that was made": soundfile.read(made.sound, round(seen * RATES.sample_rate), dtype="float32")[0]})
+    axes[1].set(
+        ylabel="MIDI pitch",
+        title=f"{len(made.notes)} notes read from the film{part} (darker is louder; blue: pedal)",
+        xlim=(0, seen),
+    )
+    plot_mels(
+        [axes[2]],
+        {
+            "The sound that was made": soundfile.read(
+                made.sound, round(seen * RATES.sample_rate), dtype="float32"
+            )[0]
+        },
+    )
     figure.savefig(path, dpi=90)
+
 
 def perform_video(
     video: Path,  # film, with or without sound
@@ -318,17 +477,35 @@ def perform_video(
     progress: Progress = silent,
 ) -> dict[str, str]:  # file -> what it is
     "Silent film in; WAV, MIDI, film with sound, picture and report out."
-    if out.exists() and not out.is_dir(): raise BadInput(f"{out.name} is a file; a folder is needed for the results")
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out.name} is a file; a folder is needed for the results")
     began = time.monotonic()
     with _new_folder(out) as temporary:
-        made = play(video, temporary / "sound.wav", performer, text, seed, corners, WindowConfig(), progress)
+        made = play(
+            video, temporary / "sound.wav", performer, text, seed, corners, WindowConfig(), progress
+        )
         write_midi(made.notes, temporary / "notes.mid")
         rate = min(probe_video(video).frame_rate, 60.0)
-        write_video(temporary / "video.mp4", iter_video(video, rate), rate, sound_blocks(made.sound), RATES.sample_rate)
+        write_video(
+            temporary / "video.mp4",
+            iter_video(video, rate),
+            rate,
+            sound_blocks(made.sound),
+            RATES.sample_rate,
+        )
         draw_performance(temporary / "picture.png", made, f"Keyboard found in {video.name}")
-        write_json(temporary / "report.json", _report(video, made, performer, text, seed, time.monotonic() - began))
-    return {"sound.wav": f"{made.duration_s:.1f} s of sound", "notes.mid": f"{len(made.notes)} notes, {len(made.notes.pedal)} pedal spans",
-            "video.mp4": "the film with its new sound", "picture.png": "keyboard, notes and spectrogram", "report.json": "what was done, with which weights"}
+        write_json(
+            temporary / "report.json",
+            _report(video, made, performer, text, seed, time.monotonic() - began),
+        )
+    return {
+        "sound.wav": f"{made.duration_s:.1f} s of sound",
+        "notes.mid": f"{len(made.notes)} notes, {len(made.notes.pedal)} pedal spans",
+        "video.mp4": "the film with its new sound",
+        "picture.png": "keyboard, notes and spectrogram",
+        "report.json": "what was done, with which weights",
+    }
+
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
@@ -339,19 +516,44 @@ def _new_folder(out: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             yield Path(folder)
             made = sorted(Path(folder).iterdir())
-            if blocked := [p.name for p in made if (out / p.name).is_dir()]: raise BadInput(f"{out.name}/{blocked[0]} is a folder; a file of that name is to be written: give another folder for the results")
+            if blocked := [p.name for p in made if (out / p.name).is_dir()]:
+                raise BadInput(
+                    f"{out.name}/{blocked[0]} is a folder; a file of that name is to be written: give another folder for the results"
+                )
             out.mkdir(exist_ok=True)
-            for path in made: path.replace(out / path.name)
+            for path in made:
+                path.replace(out / path.name)
     except BaseException:
         with suppress(OSError):  # somebody else's file in it keeps a folder
-            for path in missing: path.rmdir()
+            for path in missing:
+                path.rmdir()
         raise
 
-def _report(video: Path, made: Performance, performer: Performer, text: str, seed: int, seconds: float) -> dict:
+
+def _report(
+    video: Path, made: Performance, performer: Performer, text: str, seed: int, seconds: float
+) -> dict:
     "What was done, for machines."
     info = probe_video(video)
-    corners = made.keyboard.corners * (info.width / made.frame.shape[1])  # in pixels of the film, as `--corners` takes them
-    return {"video": video.name, "duration_s": round(info.duration_s, 3), "frame_rate": round(float(info.frame_rate), 3), "size": [info.width, info.height], "text": text, "seed": seed,
-            "keyboard": {"corners": np.round(corners, 1).tolist(), "confidence": round(float(made.keyboard.confidence), 3)},
-            "notes": len(made.notes), "pedal_spans": len(made.notes.pedal), "solver": asdict(performer.sample), "weights": performer.hashes,
-            "velocity_guidance": performer.piano.velocity, "pedal_source": "inferred from the top view's hands and keys; the foot is not seen", "seconds": round(seconds, 1)}
+    corners = made.keyboard.corners * (
+        info.width / made.frame.shape[1]
+    )  # in pixels of the film, as `--corners` takes them
+    return {
+        "video": video.name,
+        "duration_s": round(info.duration_s, 3),
+        "frame_rate": round(float(info.frame_rate), 3),
+        "size": [info.width, info.height],
+        "text": text,
+        "seed": seed,
+        "keyboard": {
+            "corners": np.round(corners, 1).tolist(),
+            "confidence": round(float(made.keyboard.confidence), 3),
+        },
+        "notes": len(made.notes),
+        "pedal_spans": len(made.notes.pedal),
+        "solver": asdict(performer.sample),
+        "weights": performer.hashes,
+        "velocity_guidance": performer.piano.velocity,
+        "pedal_source": "inferred from the top view's hands and keys; the foot is not seen",
+        "seconds": round(seconds, 1),
+    }

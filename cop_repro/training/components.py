@@ -15,13 +15,23 @@ from torch import Tensor, nn
 from ..core import RATES, torch_rng
 from ..data.clips import Store
 from ..model.codec import EmbeddedCodec, codec_step, prepare_wav
-from ..model.encoders import EncodersBatch, EncodersTrainer, encoders_step, fit_square, learn_words, log_mel, prompt
+from cop_repro.model.encoders import (
+    EncodersBatch,
+    EncodersTrainer,
+    encoders_step,
+    fit_square,
+    learn_words,
+    log_mel,
+    prompt,
+)
 from ..model.roll import RollTarget, augment_strips, roll_loss
 from .features import roll_target
 from .loop import StepFn, TrainConfig, rows_for_step
 
 # %% ../../nbs/training/53_components.ipynb #f9a8be0f
-def _located(stores: Sequence[tuple[Mapping, Sequence[int]]], places: Sequence[int]) -> list[tuple[Mapping, int]]:
+def _located(
+    stores: Sequence[tuple[Mapping, Sequence[int]]], places: Sequence[int]
+) -> list[tuple[Mapping, int]]:
     "Store and row of positions in the concatenation of all stores' rows."
     ends = np.cumsum([0, *(len(rows) for _, rows in stores)])
     found = []
@@ -29,6 +39,7 @@ def _located(stores: Sequence[tuple[Mapping, Sequence[int]]], places: Sequence[i
         which = int(np.searchsorted(ends, place, side="right")) - 1
         found.append((stores[which][0], int(stores[which][1][place - ends[which]])))
     return found
+
 
 def codec_step_fn(
     codec: EmbeddedCodec,  # in training
@@ -38,21 +49,41 @@ def codec_step_fn(
 ) -> StepFn:  # for `train`
     "Random crops of sound, prepared, into the codec's own loss."
     count, length = sum(len(rows) for _, rows in stores), RATES.samples(crop_s)
+
     def step_fn(step: int, part: int, parts: int):
         rng = torch_rng(cfg.seed, "codec", step, part)
-        found = _located(stores, rows_for_step(range(count), step, cfg.batch_size, cfg.seed, part, parts).tolist())
-        starts = [int(torch.randint(s["wav"].shape[1] - length + 1, (), generator=rng)) for s, _ in found]
-        crops = np.stack([s["wav"][r, a:a + length].astype(np.float32) / 32767 for (s, r), a in zip(found, starts)])
+        found = _located(
+            stores,
+            rows_for_step(range(count), step, cfg.batch_size, cfg.seed, part, parts).tolist(),
+        )
+        starts = [
+            int(torch.randint(s["wav"].shape[1] - length + 1, (), generator=rng)) for s, _ in found
+        ]
+        crops = np.stack(
+            [
+                s["wav"][r, a : a + length].astype(np.float32) / 32767
+                for (s, r), a in zip(found, starts)
+            ]
+        )
         return codec_step(codec, prepare_wav(torch.from_numpy(crops)), rng)
+
     return step_fn
 
 # %% ../../nbs/training/53_components.ipynb #38de74b4
 def _frame(store: Mapping, row: int, rng: torch.Generator, size: int) -> Tensor:
     "One frame of a clip as (size, size, 3) uint8, letterboxed."
     film = store["frames"] if "frames" in store else store["strips"]
-    frame = torch.from_numpy(np.array(film[row][int(torch.randint(film.shape[1], (), generator=rng))]))
+    frame = torch.from_numpy(
+        np.array(film[row][int(torch.randint(film.shape[1], (), generator=rng))])
+    )
     frame = frame if frame.ndim == 3 else frame[..., None].expand(-1, -1, 3)
-    return (fit_square(frame[None], size, "letterbox")[0] * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return (
+        (fit_square(frame[None], size, "letterbox")[0] * 255)
+        .round()
+        .to(torch.uint8)
+        .permute(1, 2, 0)
+    )
+
 
 def encoders_step_fn(
     trainer: EncodersTrainer,  # in training
@@ -63,16 +94,32 @@ def encoders_step_fn(
     "Captioned frames and captioned sounds into the encoders' own loss."
     counts = [sum(len(rows) for _, rows in side) for side in (films, sounds)]
     size = trainer.encoders.image.size
+
     def step_fn(step: int, part: int, parts: int):
         rng = torch_rng(cfg.seed, "encoders", step, part)
-        seen, heard = (_located(side, rows_for_step(range(n), step, cfg.batch_size, cfg.seed + k, part, parts).tolist())
-                       for k, (side, n) in enumerate(zip((films, sounds), counts)))
-        mel = log_mel(torch.from_numpy(np.stack([s["wav"][r].astype(np.float32) / 32767 for s, r in heard])))
+        seen, heard = (
+            _located(
+                side,
+                rows_for_step(range(n), step, cfg.batch_size, cfg.seed + k, part, parts).tolist(),
+            )
+            for k, (side, n) in enumerate(zip((films, sounds), counts))
+        )
+        mel = log_mel(
+            torch.from_numpy(np.stack([s["wav"][r].astype(np.float32) / 32767 for s, r in heard]))
+        )
         entry = lambda pair, key: pair[0].index[pair[1]][key]
-        batch = EncodersBatch(torch.stack([_frame(s, r, rng, size) for s, r in seen]), [entry(p, "text") for p in seen], [entry(p, "label") for p in seen],
-                              mel, [entry(p, "text") for p in heard], [entry(p, "label") for p in heard])
+        batch = EncodersBatch(
+            torch.stack([_frame(s, r, rng, size) for s, r in seen]),
+            [entry(p, "text") for p in seen],
+            [entry(p, "label") for p in seen],
+            mel,
+            [entry(p, "text") for p in heard],
+            [entry(p, "label") for p in heard],
+        )
         return encoders_step(trainer, batch, rng)
+
     return step_fn
+
 
 def caption_words(
     stores: Sequence[Store],  # whose captions are known
@@ -85,6 +132,7 @@ def caption_words(
 # %% ../../nbs/training/53_components.ipynb #bc8f9560
 BACKGROUND_FRAMES = 16  # frames of the whole clip that make its mean picture in training
 
+
 def roll_step_fn(
     model: nn.Module,  # a roll predictor
     store: Mapping,  # columns strips and rolls
@@ -95,14 +143,29 @@ def roll_step_fn(
 ) -> StepFn:  # for `train`
     "Windows of film and roll into the predictor's own loss."
     length, device = RATES.frames(crop_s), next(model.parameters()).device
+
     def step_fn(step: int, part: int, parts: int):
         rng = torch_rng(cfg.seed, "roll", step, part)
         chosen = rows_for_step(rows, step, cfg.batch_size, cfg.seed, part, parts).tolist()
-        starts = torch.randint(store["strips"].shape[1] - length + 1, (len(chosen),), generator=rng).tolist()
-        whole = np.linspace(0, store["strips"].shape[1] - 1, BACKGROUND_FRAMES).astype(int)  # the clip's mean picture, varied like its window
-        strips = torch.from_numpy(np.stack([np.concatenate([store["strips"][r, a:a + length], store["strips"][r][whole]]) for r, a in zip(chosen, starts)]))
-        window, rest = (augment_strips(strips, rng) if augment else strips).split([length, BACKGROUND_FRAMES], 1)
+        starts = torch.randint(
+            store["strips"].shape[1] - length + 1, (len(chosen),), generator=rng
+        ).tolist()
+        whole = np.linspace(0, store["strips"].shape[1] - 1, BACKGROUND_FRAMES).astype(
+            int
+        )  # the clip's mean picture, varied like its window
+        strips = torch.from_numpy(
+            np.stack(
+                [
+                    np.concatenate([store["strips"][r, a : a + length], store["strips"][r][whole]])
+                    for r, a in zip(chosen, starts)
+                ]
+            )
+        )
+        window, rest = (augment_strips(strips, rng) if augment else strips).split(
+            [length, BACKGROUND_FRAMES], 1
+        )
         target = RollTarget(*(x.to(device) for x in roll_target(store, chosen, starts, length)))
         parts = roll_loss(model(window.to(device), rest.float().mean(1).to(device)), target)
         return parts["loss"], {k: v.detach() for k, v in parts.items() if k != "loss"}
+
     return step_fn

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from ..core import BadInput, ParamsError, torch_rng
 from ..data.clips import Store
 from ..model.dit import Features, MultiStreamDiT, load_dit, save_dit
-from ..model.flow import Conditions, DropoutConfig, draw_noise_and_time, drop_conditions, fm_loss, path
+from cop_repro.model.flow import (
+    Conditions,
+    DropoutConfig,
+    draw_noise_and_time,
+    drop_conditions,
+    fm_loss,
+    path,
+)
 from .features import Batch, Columns, Source, mixed_batch
 from .general import by_time
 from .loop import StepFn, TrainConfig, rows_for_step
@@ -31,11 +38,17 @@ from .planning import Job, Load, NetworkCosts, as_written
 def _log_shares(a: Tensor, v: Tensor, tau: float) -> Float[Tensor, "b m l"]:
     "log of the softmax over all video frames, at the frames of the own clip."
     if a.ndim != 3 or v.ndim != 3 or len(a) != len(v) or a.shape[2] != v.shape[2]:
-        raise BadInput(f"audio {tuple(a.shape)} and video {tuple(v.shape)} need (clips, frames, width) with equal clips and width: heads forgotten?")
-    if len(a) < 2: raise BadInput("a contrast needs at least two filmed clips in the batch: larger batch_size, or fewer parts?")
+        raise BadInput(
+            f"audio {tuple(a.shape)} and video {tuple(v.shape)} need (clips, frames, width) with equal clips and width: heads forgotten?"
+        )
+    if len(a) < 2:
+        raise BadInput(
+            "a contrast needs at least two filmed clips in the batch: larger batch_size, or fewer parts?"
+        )
     logits = torch.einsum("imd,kld->imkl", a, v) / tau
     own = logits.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # clip i with itself: (b, m, l)
     return own - logits.flatten(2).logsumexp(-1)[..., None]
+
 
 def eq5_terms(
     a: Float[Tensor, "b m d"],  # unit audio vectors, m frames of each clip
@@ -45,6 +58,7 @@ def eq5_terms(
     "Terms of the contrastive loss, log of sums (arXiv 2503.22200, Eq. 5)."
     return -_log_shares(a, v, tau).logsumexp(-1)
 
+
 def supcon_out_terms(
     a: Float[Tensor, "b m d"],  # unit audio vectors
     v: Float[Tensor, "b l d"],  # unit video vectors
@@ -53,12 +67,14 @@ def supcon_out_terms(
     "Mean of logs (SupCon 'out', arXiv 2004.11362, Eq. 2): what the released code computes."
     return -_log_shares(a, v, tau).mean(-1)
 
+
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 OBJECTIVES: dict[str, Objective] = {"eq5": eq5_terms, "supcon_out": supcon_out_terms}
 
 # %% ../../nbs/training/56_contrast.ipynb #ad16b3d5
 class ContrastHeads(nn.Module):
     "Linear maps of audio and video features to unit vectors (arXiv 2503.22200, f of Eq. 5)."
+
     def __init__(self, audio_width: int, video_width: int, width: int = 512):
         super().__init__()
         self.audio, self.video = nn.Linear(audio_width, width), nn.Linear(video_width, width)
@@ -69,7 +85,9 @@ class ContrastHeads(nn.Module):
         video: Float[Tensor, "b l dv"],  # features of the first video layer
     ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b l d"]]:  # unit vectors
         "Project, then unit length."
-        return nn.functional.normalize(self.audio(audio), dim=-1), nn.functional.normalize(self.video(video), dim=-1)
+        return nn.functional.normalize(self.audio(audio), dim=-1), nn.functional.normalize(
+            self.video(video), dim=-1
+        )
 
 # %% ../../nbs/training/56_contrast.ipynb #35d01ec9
 def first_layers(
@@ -80,14 +98,20 @@ def first_layers(
     see_all: bool = False,  # True: the audio layer hears text and video, as in an ordinary pass
 ) -> Features:  # first audio and first video layer
     "Features for Eq. 5; by default the audio side knows the noisy sound alone."
-    if model.config.video is None: raise BadInput("a contrast of sound and picture needs a model with a video stream")
+    if model.config.video is None:
+        raise BadInput("a contrast of sound and picture needs a model with a video stream")
     full = model(xt, t, cond, features=True, depth=1)[1]
-    return full if see_all else Features(model(xt, t, Conditions(), features=True, depth=1)[1].audio, full.video)
+    return (
+        full
+        if see_all
+        else Features(model(xt, t, Conditions(), features=True, depth=1)[1].audio, full.video)
+    )
 
 # %% ../../nbs/training/56_contrast.ipynb #05bf1505
 @dataclass(frozen=True)
 class ContrastConfig:
     "Contrastive objective of stage 3 (arXiv 2503.22200, Eq. 5)."
+
     objective: str = "eq5"  # a key of OBJECTIVES
     weight: float = 0.04  # w
     tau: float = 0.07  # temperature
@@ -97,8 +121,11 @@ class ContrastConfig:
     width: int = 512  # of the heads
 
     def __post_init__(self):
-        if self.objective not in OBJECTIVES: raise ParamsError(f"objective is {self.objective!r}; known are {', '.join(OBJECTIVES)}")
-        if min(self.frames, self.stride, self.width) < 1 or not self.tau > 0: raise ParamsError(f"{self}: frames, stride, width and tau must be positive")
+        if self.objective not in OBJECTIVES:
+            raise ParamsError(f"objective is {self.objective!r}; known are {', '.join(OBJECTIVES)}")
+        if min(self.frames, self.stride, self.width) < 1 or not self.tau > 0:
+            raise ParamsError(f"{self}: frames, stride, width and tau must be positive")
+
 
 def build_heads(
     model: MultiStreamDiT,  # with a video stream
@@ -108,7 +135,10 @@ def build_heads(
     "Heads that fit the model, from a seed."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return ContrastHeads(model.config.audio.width, model.config.video.width, cfg.width).to(next(model.parameters()).device)
+        return ContrastHeads(model.config.audio.width, model.config.video.width, cfg.width).to(
+            next(model.parameters()).device
+        )
+
 
 def stretch(
     features: Sequence[Float[Tensor, "b n _"]],  # all at the latent rate
@@ -118,17 +148,26 @@ def stretch(
     "One random stretch of consecutive frames per clip."
     b, n, _ = features[0].shape
     reach = (cfg.frames - 1) * cfg.stride + 1
-    if reach > n: raise BadInput(f"{cfg.frames} frames {cfg.stride} latents apart need {reach} latents; the window has {n}: longer crop_latents or fewer frames")
+    if reach > n:
+        raise BadInput(
+            f"{cfg.frames} frames {cfg.stride} latents apart need {reach} latents; the window has {n}: longer crop_latents or fewer frames"
+        )
     starts = torch.randint(n - reach + 1, (b, 1), generator=rng)
     index = (starts + cfg.stride * torch.arange(cfg.frames)).to(features[0].device)
     return [f.gather(1, index[..., None].expand(-1, -1, f.shape[2])) for f in features]
+
 
 def filmed(
     cond: Conditions,  # of a batch
 ) -> Bool[Tensor, " b"]:  # True where there is a picture
     "Which clips can take part in the contrast."
-    if cond.video is None: raise BadInput("no clip of this batch has pictures: the contrast needs filmed clips")
-    return torch.ones(len(cond.video), dtype=torch.bool, device=cond.video.device) if cond.video_keep is None else cond.video_keep
+    if cond.video is None:
+        raise BadInput("no clip of this batch has pictures: the contrast needs filmed clips")
+    return (
+        torch.ones(len(cond.video), dtype=torch.bool, device=cond.video.device)
+        if cond.video_keep is None
+        else cond.video_keep
+    )
 
 # %% ../../nbs/training/56_contrast.ipynb #bdff23cd
 def contrast_loss(
@@ -148,7 +187,12 @@ def contrast_loss(
     audio, video = stretch([first.audio, first.video], cfg, rng)
     clips = OBJECTIVES[cfg.objective](*(z.float() for z in heads(audio, video)), cfg.tau).mean(1)
     loss = flow + cfg.weight * clips.mean()
-    return loss, {"fm": flow.detach(), "contrast": clips.detach().mean(), "chance": torch.tensor(math.log(len(clips)))} | by_time(clips, t[seen], "contrast")
+    return loss, {
+        "fm": flow.detach(),
+        "contrast": clips.detach().mean(),
+        "chance": torch.tensor(math.log(len(clips))),
+    } | by_time(clips, t[seen], "contrast")
+
 
 def contrast_step(
     model: MultiStreamDiT,  # stage-1 model; train {"dit": model, "heads": heads}
@@ -161,36 +205,58 @@ def contrast_step(
 ) -> StepFn:  # for `train`
     "Batch and loss of one step of contrastive post-training."
     count, device = sum(len(rows) for _, rows in sources), next(model.parameters()).device
+
     def step_fn(step: int, part: int, parts: int):
-        places = rows_for_step(range(count), step, train_cfg.batch_size, train_cfg.seed, part, parts)
+        places = rows_for_step(
+            range(count), step, train_cfg.batch_size, train_cfg.seed, part, parts
+        )
         rng = torch_rng(train_cfg.seed, "contrast", step, part)
-        return contrast_loss(model, heads, mixed_batch(sources, places.tolist(), rng, crop_latents, device), rng, cfg, dropout)
+        return contrast_loss(
+            model,
+            heads,
+            mixed_batch(sources, places.tolist(), rng, crop_latents, device),
+            rng,
+            cfg,
+            dropout,
+        )
+
     return step_fn
 
 # %% ../../nbs/training/56_contrast.ipynb #cc268182
 @dataclass(frozen=True)
 class Run:
     "What `train` needs of one post-training."
+
     modules: dict[str, nn.Module]  # what is trained
     step_fn: StepFn
     stop: Callable | None = None  # rule that ends the run early
 
+
 @dataclass(frozen=True)
 class PostTrainingData:
     "What an objective of stage 3 may learn from."
+
     piano: Columns  # features, strips and rolls of the piano clips
-    pairs: Sequence[tuple[int, int]]  # rows of `piano` that share a video: preferred pianist, other pianist
+    pairs: Sequence[
+        tuple[int, int]
+    ]  # rows of `piano` that share a video: preferred pianist, other pianist
     general: Store  # features of the general clips
     crop_latents: int  # window
     dropout: DropoutConfig  # of conditions
 
+
 @dataclass(frozen=True)
 class Objective:
     "An objective of stage 3: what it is built from, what it costs, how it is saved."
+
     settings: type  # dataclass of its parameters
     asset: Literal["general", "piano"]  # kind of model that it post-trains
-    build: Callable[[Path, PostTrainingData, TrainConfig, object, int, torch.device], Run]  # start, data, training, settings, seed, device
-    cost: Callable[[str, NetworkCosts, TrainConfig, object], Job]  # name, counted networks, training, settings
+    build: Callable[
+        [Path, PostTrainingData, TrainConfig, object, int, torch.device], Run
+    ]  # start, data, training, settings, seed, device
+    cost: Callable[
+        [str, NetworkCosts, TrainConfig, object], Job
+    ]  # name, counted networks, training, settings
     save: Callable[[Path, Mapping[str, nn.Module], Mapping], None]  # file, modules, description
 
 # %% ../../nbs/training/56_contrast.ipynb #c5fd2e42
@@ -206,7 +272,11 @@ def contrast_run(
     model = load_dit(start)[0].to(device)
     heads = build_heads(model, cfg, seed)
     sources = [(data.general, data.general.select(split="train", domain="foley"))]
-    return Run({"dit": model, "heads": heads}, contrast_step(model, heads, sources, train_cfg, cfg, data.crop_latents, data.dropout))
+    return Run(
+        {"dit": model, "heads": heads},
+        contrast_step(model, heads, sources, train_cfg, cfg, data.crop_latents, data.dropout),
+    )
+
 
 def contrast_cost(
     name: str,  # of the run
@@ -216,10 +286,21 @@ def contrast_cost(
 ) -> Job:
     "Flow matching and the contrast of first-layer features: one layer of the DiT a second time."
     cost, depth = costs.base, costs.dit.depth
-    with torch.device("meta"): heads = ContrastHeads(costs.dit.audio.width, costs.dit.video.width, cfg.width)
-    extra = replace(cost, flops=cost.flops // depth, kept_bytes=cost.kept_bytes // depth, fixed_bytes=0)
+    with torch.device("meta"):
+        heads = ContrastHeads(costs.dit.audio.width, costs.dit.video.width, cfg.width)
+    extra = replace(
+        cost, flops=cost.flops // depth, kept_bytes=cost.kept_bytes // depth, fixed_bytes=0
+    )
     trained = cost.parameters + sum(p.numel() for p in heads.parameters())
-    return Job(name, train.steps, (Load(cost, train.batch_size), Load(extra, train.batch_size)), trained, **as_written(train), batch=train.batch_size)
+    return Job(
+        name,
+        train.steps,
+        (Load(cost, train.batch_size), Load(extra, train.batch_size)),
+        trained,
+        **as_written(train),
+        batch=train.batch_size,
+    )
+
 
 def save_contrast(
     path: Path,  # file to write
@@ -229,6 +310,7 @@ def save_contrast(
     "The post-trained stage-1 model; its heads have served."
     save_dit(path, modules["dit"].eval(), {**meta, "kind": "general"})
 
+
 CONTRAST = Objective(ContrastConfig, "general", contrast_run, contrast_cost, save_contrast)
 
 # %% ../../nbs/training/56_contrast.ipynb #c9212fe2
@@ -237,8 +319,10 @@ def nce_bound(
     symmetric: bool = False,  # mean of rows and columns
 ) -> Float[Tensor, ""]:  # nats, at most log n
     "InfoNCE lower bound of mutual information (arXiv 1807.03748; FactorCL, arXiv 2306.05268)."
-    if symmetric: return (nce_bound(scores) + nce_bound(scores.T)) / 2
+    if symmetric:
+        return (nce_bound(scores) + nce_bound(scores.T)) / 2
     return scores.diagonal().mean() - (scores.logsumexp(1) - math.log(len(scores))).mean()
+
 
 def club_bound(
     scores: Float[Tensor, "n n"],  # F_ij, pairs on the diagonal

@@ -22,7 +22,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..core import RATES, BadInput, ParamsError, Progress, silent
-from ..data.clips import Item, SetSizes, Store, fill_store, general_clip, general_items, general_store, store_wav
+from cop_repro.data.clips import (
+    Item,
+    SetSizes,
+    Store,
+    fill_store,
+    general_clip,
+    general_items,
+    general_store,
+    store_wav,
+)
 from ..data.shards import ShardedStore, fill_shards
 from ..model.codec import Codec, prepare_wav
 from ..model.encoders import Encoders
@@ -33,6 +42,7 @@ from ..model.roll import RollTarget, soft_roll
 Columns = Mapping[str, np.ndarray]
 Batch = tuple[Float[Tensor, "b n c"], Conditions]
 
+
 def crop_starts(
     total: int,  # latents in a stored clip
     length: int,  # latents in a window
@@ -40,8 +50,12 @@ def crop_starts(
     rng: torch.Generator,  # CPU generator of this step
 ) -> list[int]:  # first latent of each window
     "Uniform random first latents of windows that fit into the clip."
-    if not 0 < length <= total: raise BadInput(f"windows of {length} latents do not fit into clips of {total}: seconds instead of latents?")
+    if not 0 < length <= total:
+        raise BadInput(
+            f"windows of {length} latents do not fit into clips of {total}: seconds instead of latents?"
+        )
     return torch.randint(total - length + 1, (count,), generator=rng).tolist()
+
 
 def cut(
     column: np.ndarray,  # (clips, f, ...) frames at any rate that span the same time as the latents
@@ -52,8 +66,11 @@ def cut(
 ) -> Tensor:  # (b, length, ...) one row per latent
     "Windows at the latent rate, nearest frame in time; reads only the frames it needs."
     inside, frames = np.arange(length), column.shape[1]
-    picked = [column[r][(2 * (s + inside) + 1) * frames // (2 * total)] for r, s in zip(rows, starts)]
+    picked = [
+        column[r][(2 * (s + inside) + 1) * frames // (2 * total)] for r, s in zip(rows, starts)
+    ]
     return torch.from_numpy(np.stack(picked))
+
 
 def general_batch(
     store: Columns,  # features
@@ -64,16 +81,27 @@ def general_batch(
 ) -> Batch:  # x1 (float32) and conditions, nothing dropped by chance yet
     "Random windows of stored clips with their text and pictures; clips without pictures have them marked as dropped."
     latents = store["latents"]
-    if len(rows) and not 0 <= min(rows) <= max(rows) < len(latents): raise BadInput(f"row {max(rows)} of a store with {len(latents)} clips: rows of another store?")
+    if len(rows) and not 0 <= min(rows) <= max(rows) < len(latents):
+        raise BadInput(
+            f"row {max(rows)} of a store with {len(latents)} clips: rows of another store?"
+        )
     total = latents.shape[1]
     length = crop_latents or total
     starts = crop_starts(total, length, len(rows), rng)
     given: dict[str, Tensor] = {}
-    if "text" in store: given |= {"text": _take(store["text"], rows).float(), "text_mask": _take(store["text_mask"], rows).bool()}
+    if "text" in store:
+        given |= {
+            "text": _take(store["text"], rows).float(),
+            "text_mask": _take(store["text_mask"], rows).bool(),
+        }
     if "video" in store:
         given["video"] = cut(store["video"], rows, starts, length, total).float()
-        if "has_video" in store: given["video_keep"] = _take(store["has_video"], rows).bool()
-    return cut(latents, rows, starts, length, total).float().to(device), Conditions(**given).to(device)
+        if "has_video" in store:
+            given["video_keep"] = _take(store["has_video"], rows).bool()
+    return cut(latents, rows, starts, length, total).float().to(device), Conditions(**given).to(
+        device
+    )
+
 
 def _take(column: np.ndarray, rows: Sequence[int]) -> Tensor:
     "Some rows of a column, copied."
@@ -82,12 +110,17 @@ def _take(column: np.ndarray, rows: Sequence[int]) -> Tensor:
 # %% ../../nbs/training/51_features.ipynb #1f5aac12
 Source = tuple[Columns, Sequence[int]]
 
+
 def join_batches(
     batches: Sequence[Batch],  # of one window length
 ) -> Batch:  # one batch
     "Put batches behind each other; conditions that one of them lacks are dropped there."
-    if len({x.shape[1:] for x, _ in batches}) != 1: raise BadInput(f"batches of latents {[tuple(x.shape) for x, _ in batches]} cannot be joined: one crop_latents for all")
+    if len({x.shape[1:] for x, _ in batches}) != 1:
+        raise BadInput(
+            f"batches of latents {[tuple(x.shape) for x, _ in batches]} cannot be joined: one crop_latents for all"
+        )
     return torch.cat([x for x, _ in batches]), concat_conditions([c for _, c in batches])
+
 
 def mixed_batch(
     sources: Sequence[Source],  # stores with the rows in use
@@ -98,23 +131,31 @@ def mixed_batch(
 ) -> Batch:  # grouped by source
     "One batch from several stores."
     ends = np.cumsum([0, *(len(rows) for _, rows in sources)])
-    if max(places) >= ends[-1]: raise BadInput(f"place {max(places)}, but the sources hold {ends[-1]} rows together")
+    if max(places) >= ends[-1]:
+        raise BadInput(f"place {max(places)}, but the sources hold {ends[-1]} rows together")
     parts = []
     for (store, rows), start, stop in zip(sources, ends, ends[1:]):
         here = [rows[p - start] for p in places if start <= p < stop]
-        if here: parts.append(general_batch(store, here, rng, crop_latents, device))
+        if here:
+            parts.append(general_batch(store, here, rng, crop_latents, device))
     return parts[0] if len(parts) == 1 else join_batches(parts)
 
 # %% ../../nbs/training/51_features.ipynb #6d9e5eaf
 class PianoBatch(NamedTuple):
     "Windows of piano clips, all of one length."
+
     x1: Float[Tensor, "b n c"]  # latents
     cond: Conditions  # text and video, no roll yet
     target: RollTarget  # true rolls, b f 88
     strips: UInt8[Tensor, "k f h w"] | None  # of the first k clips
     cached: Float[Tensor, "b f 88"] | None  # stored soft rolls
 
-ROLL_COLUMNS = {True: "soft_velocity", False: "soft_presence"}  # by whether the roll carries velocity
+
+ROLL_COLUMNS = {
+    True: "soft_velocity",
+    False: "soft_presence",
+}  # by whether the roll carries velocity
+
 
 def aligned_starts(
     latents: int,  # latents in a stored clip
@@ -125,32 +166,60 @@ def aligned_starts(
 ) -> list[int]:  # first latent of each window, on a frame boundary
     "Random windows that begin and end where a latent and a frame begin together."
     grid = latents // math.gcd(latents, frames)
-    if not 0 < length <= latents: raise BadInput(f"windows of {length} latents do not fit into clips of {latents}: seconds instead of latents?")
-    if length % grid: raise BadInput(f"a window of {length} latents does not end with a frame; {latents} latents on {frames} frames need a multiple of {grid}")
+    if not 0 < length <= latents:
+        raise BadInput(
+            f"windows of {length} latents do not fit into clips of {latents}: seconds instead of latents?"
+        )
+    if length % grid:
+        raise BadInput(
+            f"a window of {length} latents does not end with a frame; {latents} latents on {frames} frames need a multiple of {grid}"
+        )
     return (grid * torch.randint((latents - length) // grid + 1, (count,), generator=rng)).tolist()
+
 
 def piano_batch(
     store: Columns,  # features, strips and rolls
     rows: Sequence[int],  # clips
     rng: torch.Generator,  # CPU generator of this step, for the windows
-    crop_latents: int | None = None,  # window length, a multiple of the latents per frame; None = whole clips
+    crop_latents: int
+    | None = None,  # window length, a multiple of the latents per frame; None = whole clips
     num_strips: int | None = None,  # how many clips' pictures are needed; None = all
     cached: str | None = None,  # column of stored soft rolls, if they are wanted
     device: torch.device | str = "cpu",  # where the network lives
 ) -> PianoBatch:
     "Random aligned windows of piano clips."
-    (total, frames), k = (store[n].shape[1] for n in ("latents", "presence")), len(rows) if num_strips is None else num_strips
+    (total, frames), k = (
+        (store[n].shape[1] for n in ("latents", "presence")),
+        len(rows) if num_strips is None else num_strips,
+    )
     length = crop_latents or total
     starts = aligned_starts(total, frames, length, len(rows), rng)
     spans = [(r, s * frames // total, (s + length) * frames // total) for r, s in zip(rows, starts)]
-    def window(name, spans): return torch.from_numpy(np.stack([store[name][r][a:b] for r, a, b in spans]))
-    given = {n: torch.from_numpy(np.stack([store[n][r] for r in rows])) for n in ("text", "text_mask") if n in store}
-    if "text" in given: given |= {"text": given["text"].float(), "text_mask": given["text_mask"].bool()}
-    if "video" in store: given["video"] = cut(store["video"], rows, starts, length, total).float()
-    if cached and cached not in store: raise BadInput(f"stored rolls are wanted, but the store has no column {cached!r}: run store_rolls after the reader's training")
+
+    def window(name, spans):
+        return torch.from_numpy(np.stack([store[name][r][a:b] for r, a, b in spans]))
+
+    given = {
+        n: torch.from_numpy(np.stack([store[n][r] for r in rows]))
+        for n in ("text", "text_mask")
+        if n in store
+    }
+    if "text" in given:
+        given |= {"text": given["text"].float(), "text_mask": given["text_mask"].bool()}
+    if "video" in store:
+        given["video"] = cut(store["video"], rows, starts, length, total).float()
+    if cached and cached not in store:
+        raise BadInput(
+            f"stored rolls are wanted, but the store has no column {cached!r}: run store_rolls after the reader's training"
+        )
     target = RollTarget(*(window(n, spans).float().to(device) for n in RollTarget._fields))
-    return PianoBatch(cut(store["latents"], rows, starts, length, total).float().to(device), Conditions(**given).to(device), target,
-                      window("strips", spans[:k]).to(device) if k else None, window(cached, spans).float().to(device) if cached else None)
+    return PianoBatch(
+        cut(store["latents"], rows, starts, length, total).float().to(device),
+        Conditions(**given).to(device),
+        target,
+        window("strips", spans[:k]).to(device) if k else None,
+        window(cached, spans).float().to(device) if cached else None,
+    )
 
 # %% ../../nbs/training/51_features.ipynb #e27f0469
 def roll_target(
@@ -160,24 +229,47 @@ def roll_target(
     length: int,  # frames
 ) -> RollTarget:  # float32 (b, length, 88), pedal (b, length)
     "True rolls of windows."
-    return RollTarget(*(torch.from_numpy(np.stack([store[name][r, a:a + length] for r, a in zip(rows, starts)])).float() for name in RollTarget._fields))
+    return RollTarget(
+        *(
+            torch.from_numpy(
+                np.stack([store[name][r, a : a + length] for r, a in zip(rows, starts)])
+            ).float()
+            for name in RollTarget._fields
+        )
+    )
 
 # %% ../../nbs/training/51_features.ipynb #dcaa1406
 @dataclass(frozen=True)
 class SceneData:
     "Scenes rendered for one network alone, beside those of the corpus: visible events and captioned sounds are cheap to have in any number."
+
     seed: int = 2001  # of the scenes; not the corpus's
     foley: int = 0  # scenes per class of visible events
     t2a: int = 0  # captioned sounds
     duration_s: float = 4.0  # of each
-    repeats: dict[str, int] = field(default_factory=dict)  # store -> how often its clips count; 1 where not named
+    repeats: dict[str, int] = field(
+        default_factory=dict
+    )  # store -> how often its clips count; 1 where not named
 
     def __post_init__(self):
-        if min(self.foley, self.t2a) < 0 or min(self.repeats.values(), default=1) < 0: raise ParamsError(f"scenes: foley {self.foley}, t2a {self.t2a} and repeats {self.repeats} must not be negative")
+        if min(self.foley, self.t2a) < 0 or min(self.repeats.values(), default=1) < 0:
+            raise ParamsError(
+                f"scenes: foley {self.foley}, t2a {self.t2a} and repeats {self.repeats} must not be negative"
+            )
 
     @property
     def items(self) -> list[Item]:  # training clips
-        return general_items(SetSizes({}, 0, {"train": self.foley, "val": 0, "test": 0}, {"train": self.t2a, "val": 0, "test": 0}), self.duration_s, self.seed)
+        return general_items(
+            SetSizes(
+                {},
+                0,
+                {"train": self.foley, "val": 0, "test": 0},
+                {"train": self.t2a, "val": 0, "test": 0},
+            ),
+            self.duration_s,
+            self.seed,
+        )
+
 
 def codec_sounds(
     data: SceneData,  # how many
@@ -192,22 +284,44 @@ def codec_sounds(
     return {"wav": made}
 
 # %% ../../nbs/training/51_features.ipynb #b400483f
-def _text_rows(encoders: Encoders, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def _text_rows(
+    encoders: Encoders, texts: Sequence[str], max_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Text features padded to one length, and masks; a caption that does not fit is an error."
     known = {}
     for text in dict.fromkeys(texts):
         tokens, mask = encoders.text.encode([text])
-        if tokens.shape[1] > max_tokens: raise BadInput(f"caption {text!r} has {tokens.shape[1]} tokens, max_tokens is {max_tokens}: raise it")
-        known[text] = (F.pad(tokens[0], (0, 0, 0, max_tokens - tokens.shape[1])).cpu().numpy(), F.pad(mask[0], (0, max_tokens - mask.shape[1])).cpu().numpy())
+        if tokens.shape[1] > max_tokens:
+            raise BadInput(
+                f"caption {text!r} has {tokens.shape[1]} tokens, max_tokens is {max_tokens}: raise it"
+            )
+        known[text] = (
+            F.pad(tokens[0], (0, 0, 0, max_tokens - tokens.shape[1])).cpu().numpy(),
+            F.pad(mask[0], (0, max_tokens - mask.shape[1])).cpu().numpy(),
+        )
     return tuple(np.stack(part) for part in zip(*(known[t] for t in texts)))
+
 
 @torch.inference_mode()
 def _encode_row(store: Store, row: int, codec: Codec, encoders: Encoders) -> dict:
     "Latents and picture features of one clip, wherever codec and encoders compute."
-    made = {"latents": codec.encode(prepare_wav(torch.from_numpy(store_wav(store, [row]))).to(codec.latent_mean.device))[0].cpu().numpy()}
-    if "frames" in store: made["video"] = encoders.image.encode(torch.from_numpy(np.array(store["frames"][row]))[None])[0].cpu().numpy()
-    elif "strips" in store: made["video"] = encoders.watch_strips(store["strips"][row])[0].cpu().numpy()
+    made = {
+        "latents": codec.encode(
+            prepare_wav(torch.from_numpy(store_wav(store, [row]))).to(codec.latent_mean.device)
+        )[0]
+        .cpu()
+        .numpy()
+    }
+    if "frames" in store:
+        made["video"] = (
+            encoders.image.encode(torch.from_numpy(np.array(store["frames"][row]))[None])[0]
+            .cpu()
+            .numpy()
+        )
+    elif "strips" in store:
+        made["video"] = encoders.watch_strips(store["strips"][row])[0].cpu().numpy()
     return made | {"has_video": "video" in made}
+
 
 def encode_stores(
     folder: Path | str,  # store to make
@@ -222,11 +336,18 @@ def encode_stores(
     rows = [(s, r) for s in stores for r in range(len(s))]
     samples = stores[0]["wav"].shape[1]
     frames = RATES.frames(samples / RATES.sample_rate)
-    if all("strips" in s for s in stores): frames = len(range(frames)[encoders.strip_rows(frames)])
+    if all("strips" in s for s in stores):
+        frames = len(range(frames)[encoders.strip_rows(frames)])
     text, mask = _text_rows(encoders, [s.index[r]["text"] for s, r in rows], max_tokens)
     columns = _feature_columns(codec, encoders, samples, frames, text, mask)
-    def make(i: int) -> dict: return _encode_row(*rows[i], codec, encoders) | {"text": text[i], "text_mask": mask[i]}
-    return fill_store(folder, [s.index[r] for s, r in rows], columns, make, range(len(rows)), 1, progress, **about)
+
+    def make(i: int) -> dict:
+        return _encode_row(*rows[i], codec, encoders) | {"text": text[i], "text_mask": mask[i]}
+
+    return fill_store(
+        folder, [s.index[r] for s, r in rows], columns, make, range(len(rows)), 1, progress, **about
+    )
+
 
 def scene_features(
     folder: Path | str,  # store to make; one that the same scenes and assets made is kept
@@ -239,19 +360,39 @@ def scene_features(
     **about,  # split hash, asset hashes
 ) -> Store:  # columns as of `encode_stores`, split "train" throughout
     "Features of scenes rendered for the generator alone (arXiv 2503.22200, stage 1: text and video from sets beside the benchmark's)."
-    if not data.items: raise BadInput("no scenes are asked for: foley and t2a are 0")
-    if data.repeats: raise ParamsError(f"repeats {data.repeats} count the codec's stores; the generator draws every clip alike")
+    if not data.items:
+        raise BadInput("no scenes are asked for: foley and t2a are 0")
+    if data.repeats:
+        raise ParamsError(
+            f"repeats {data.repeats} count the codec's stores; the generator draws every clip alike"
+        )
     about = {**about, "data": {k: v for k, v in asdict(data).items() if k != "repeats"}}
-    if (Path(folder) / "index.json").is_file() and (known := Store(folder)).about == about: return known
+    if (Path(folder) / "index.json").is_file() and (known := Store(folder)).about == about:
+        return known
     with tempfile.TemporaryDirectory(dir=Path(folder).parent) as raw:
-        groups = {domain: [i for i in data.items if i.domain == domain] for domain in ("foley", "t2a")}
-        stores = [general_store(Path(raw) / domain, items, workers, progress) for domain, items in groups.items() if items]
+        groups = {
+            domain: [i for i in data.items if i.domain == domain] for domain in ("foley", "t2a")
+        }
+        stores = [
+            general_store(Path(raw) / domain, items, workers, progress)
+            for domain, items in groups.items()
+            if items
+        ]
         return encode_stores(folder, stores, codec, encoders, max_tokens, progress, **about)
 
-def _feature_columns(codec: Codec, encoders: Encoders, samples: int, frames: int, text: np.ndarray, mask: np.ndarray) -> dict:
+
+def _feature_columns(
+    codec: Codec, encoders: Encoders, samples: int, frames: int, text: np.ndarray, mask: np.ndarray
+) -> dict:
     "Columns of a store of features."
-    return {"latents": ((samples // RATES.hop_length, codec.channels), "float16"), "video": ((frames, encoders.image.dim), "float16"), "has_video": ((), "bool"),
-            "text": (text.shape[1:], "float16"), "text_mask": (mask.shape[1:], "bool")}
+    return {
+        "latents": ((samples // RATES.hop_length, codec.channels), "float16"),
+        "video": ((frames, encoders.image.dim), "float16"),
+        "has_video": ((), "bool"),
+        "text": (text.shape[1:], "float16"),
+        "text_mask": (mask.shape[1:], "bool"),
+    }
+
 
 def encode_shards(
     folder: Path | str,  # sharded store to make, or to go on with
@@ -264,28 +405,54 @@ def encode_shards(
     **about,  # split hash, asset hashes: others than those of finished shards are an error
 ) -> ShardedStore:  # columns as of `encode_stores`
     "The same features for a recorded set of any size, resumable, in one process; the set's bytes are checked first."
-    if isinstance(store, ShardedStore): store.verify_once(progress)
+    if isinstance(store, ShardedStore):
+        store.verify_once(progress)
     samples = store["wav"].shape[1]
     frames = RATES.frames(samples / RATES.sample_rate)
-    if "strips" in store: frames = len(range(frames)[encoders.strip_rows(frames)])
-    columns = _feature_columns(codec, encoders, samples, frames, *_text_rows(encoders, ["a"], max_tokens))
+    if "strips" in store:
+        frames = len(range(frames)[encoders.strip_rows(frames)])
+    columns = _feature_columns(
+        codec, encoders, samples, frames, *_text_rows(encoders, ["a"], max_tokens)
+    )
+
     def make(row: int) -> dict:
         text, mask = _text_rows(encoders, [store.index[row]["text"]], max_tokens)
-        return _encode_row(store, row, codec, encoders) | {"text": text[0], "text_mask": mask[0], "index": store.index[row]}
-    return fill_shards(folder, {entry["clip_id"]: row for row, entry in enumerate(store.index)}, columns, make, shard_size, 1, progress, **about)
+        return _encode_row(store, row, codec, encoders) | {
+            "text": text[0],
+            "text_mask": mask[0],
+            "index": store.index[row],
+        }
+
+    return fill_shards(
+        folder,
+        {entry["clip_id"]: row for row, entry in enumerate(store.index)},
+        columns,
+        make,
+        shard_size,
+        1,
+        progress,
+        **about,
+    )
 
 # %% ../../nbs/training/51_features.ipynb #9c1df9af
 @torch.no_grad()
 def store_rolls(
     reader: nn.Module,  # trained roll predictor
     strips: UInt8[np.ndarray, "f h w"],  # one clip
-) -> dict[str, Float[np.ndarray, "f 88"]]:  # soft_presence and, if the reader has it, soft_velocity, float16
+) -> dict[
+    str, Float[np.ndarray, "f 88"]
+]:  # soft_presence and, if the reader has it, soft_velocity, float16
     "Soft rolls of one clip for the store's columns."
     training = reader.training
-    logits = reader.eval()(torch.from_numpy(np.array(strips))[None].to(next(reader.parameters()).device))
+    logits = reader.eval()(
+        torch.from_numpy(np.array(strips))[None].to(next(reader.parameters()).device)
+    )
     reader.train(training)
     kinds = [False] if logits.velocity is None else [False, True]
-    return {ROLL_COLUMNS[kind]: soft_roll(logits, kind)[0].float().cpu().numpy().astype(np.float16) for kind in kinds}
+    return {
+        ROLL_COLUMNS[kind]: soft_roll(logits, kind)[0].float().cpu().numpy().astype(np.float16)
+        for kind in kinds
+    }
 
 # %% ../../nbs/training/51_features.ipynb #5c91f440
 def soft_store(
@@ -299,6 +466,12 @@ def soft_store(
     "Soft rolls of the trained predictor, for training steps that do not run it."
     wanted, (_, frames) = {int(r) for r in rows}, store["presence"].shape[:2]
     columns = {name: ((frames, 88), "float16") for name in ROLL_COLUMNS.values()}
+
     def make(row: int) -> dict:
-        return store_rolls(reader, store["strips"][row]) if row in wanted else {name: np.full((frames, 88), np.nan, np.float16) for name in columns}
+        return (
+            store_rolls(reader, store["strips"][row])
+            if row in wanted
+            else {name: np.full((frames, 88), np.nan, np.float16) for name in columns}
+        )
+
     return fill_store(folder, store.index, columns, make, range(len(store)), 1, progress, **about)

@@ -8,13 +8,18 @@ __all__ = ['by_time', 'general_loss', 'general_step']
 # %% ../../nbs/training/54_general.ipynb #f03c7956
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core import torch_rng
-from ..model.flow import DropoutConfig, VelocityModel, draw_noise_and_time, drop_conditions, fm_loss
+from cop_repro.model.flow import (
+    DropoutConfig,
+    VelocityModel,
+    draw_noise_and_time,
+    drop_conditions,
+    fm_loss,
+)
 from .features import Batch, Source, mixed_batch
 from .loop import StepFn, TrainConfig, rows_for_step
 
@@ -28,6 +33,7 @@ def by_time(
     "Means of a per-clip value by time."
     which = (t * bins).long().clamp_max(bins - 1)
     return {f"{name}_t{i}": values.detach()[which == i].mean() for i in range(bins)}
+
 
 def general_loss(
     model: VelocityModel,  # (xt, t, cond) -> velocity
@@ -51,8 +57,12 @@ def general_step(
 ) -> StepFn:  # for `train`
     "Batch and loss of one step of stage 1."
     count, device = sum(len(rows) for _, rows in sources), next(model.parameters()).device
+
     def step_fn(step: int, part: int, parts: int):
         places = rows_for_step(range(count), step, cfg.batch_size, cfg.seed, part, parts)
         rng = torch_rng(cfg.seed, "general", step, part)
-        return general_loss(model, mixed_batch(sources, places.tolist(), rng, crop_latents, device), rng, dropout)
+        return general_loss(
+            model, mixed_batch(sources, places.tolist(), rng, crop_latents, device), rng, dropout
+        )
+
     return step_fn

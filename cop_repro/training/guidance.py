@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,7 +19,16 @@ from ..core import ParamsError, torch_rng
 from ..model.cop_piano import CoPPiano
 from ..model.flow import DropoutConfig, draw_noise_and_time, drop_conditions, fm_loss
 from ..model.roll import RollTarget, roll_loss, soft_roll
-from .features import ROLL_COLUMNS, Batch, Columns, PianoBatch, Source, join_batches, mixed_batch, piano_batch
+from cop_repro.training.features import (
+    ROLL_COLUMNS,
+    Batch,
+    Columns,
+    PianoBatch,
+    Source,
+    join_batches,
+    mixed_batch,
+    piano_batch,
+)
 from .general import by_time
 from .loop import StepFn, TrainConfig, rows_for_step
 from .planning import Cost, Job, Load, as_written, common_divisor
@@ -29,6 +37,7 @@ from .planning import Cost, Job, Load, as_written, common_divisor
 @dataclass(frozen=True)
 class GuidanceConfig:
     "Joint training of roll predictor and DiT (arXiv 2503.22200, stage 2)."
+
     guidance: Literal["none", "presence", "velocity"] = "velocity"  # what the DiT is told
     roll_source: Literal["predicted", "cached"] = "predicted"  # rolls that need no gradient
     joint_every: int = 1  # every k-th step trains the reader too
@@ -37,23 +46,48 @@ class GuidanceConfig:
     heads_weight: float = 1.0  # weight of the reader's own loss, which keeps onset and pedal alive
     reader_share: float = 1.0  # the reader's learning rate, as a share of the new weights'
     base_share: float = 1.0  # that of what stage 1 taught, outside the fusion that the roll joins
-    restart_fusion: bool = False  # compat: the fusion that the roll joins forgets what stage 1 taught it
+    restart_fusion: bool = (
+        False  # compat: the fusion that the roll joins forgets what stage 1 taught it
+    )
 
     def __post_init__(self):
-        if self.joint_every < 1 or (self.joint_items is not None and self.joint_items < 1): raise ParamsError(f"joint_every {self.joint_every} and joint_items {self.joint_items} must be at least 1")
-        if self.guidance == "none" and self.roll_source == "cached": raise ParamsError("guidance 'none' trains its reader from scratch: stored rolls of a trained one would be guidance")
+        if self.joint_every < 1 or (self.joint_items is not None and self.joint_items < 1):
+            raise ParamsError(
+                f"joint_every {self.joint_every} and joint_items {self.joint_items} must be at least 1"
+            )
+        if self.guidance == "none" and self.roll_source == "cached":
+            raise ParamsError(
+                "guidance 'none' trains its reader from scratch: stored rolls of a trained one would be guidance"
+            )
         for name in ("reader_share", "base_share"):
-            if not 0 <= getattr(self, name) <= 1: raise ParamsError(f"{name} is {getattr(self, name)}; a number in [0, 1] is needed, 0 = the weights stay as they came")
-        if min(self.lambda_roll, self.heads_weight) < 0: raise ParamsError(f"lambda_roll {self.lambda_roll} and heads_weight {self.heads_weight} must not be negative")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ParamsError(
+                    f"{name} is {getattr(self, name)}; a number in [0, 1] is needed, 0 = the weights stay as they came"
+                )
+        if min(self.lambda_roll, self.heads_weight) < 0:
+            raise ParamsError(
+                f"lambda_roll {self.lambda_roll} and heads_weight {self.heads_weight} must not be negative"
+            )
 
 # %% ../../nbs/training/55_guidance.ipynb #7f74d1fd
 def learning_shares(
     model: CoPPiano,  # to be trained as {"piano": model}
     cfg: GuidanceConfig,  # variant
-) -> dict[str, float]:  # for `TrainConfig.shares`: start of a weight's name -> share of the learning rate
+) -> dict[
+    str, float
+]:  # for `TrainConfig.shares`: start of a weight's name -> share of the learning rate
     "What stage 2 adds learns at the full rate, what came trained at its share (D-reader-share, D-base-share)."
-    added = [f"piano.dit.{n}" for n, _ in model.dit.named_parameters() if {"roll", "roll_input", "fusion"} & set(n.split("."))]
-    return {"piano.reader": cfg.reader_share, **dict.fromkeys(added, 1.0), "piano.dit": cfg.base_share}
+    added = [
+        f"piano.dit.{n}"
+        for n, _ in model.dit.named_parameters()
+        if {"roll", "roll_input", "fusion"} & set(n.split("."))
+    ]
+    return {
+        "piano.reader": cfg.reader_share,
+        **dict.fromkeys(added, 1.0),
+        "piano.dit": cfg.base_share,
+    }
+
 
 @contextmanager
 def reading(
@@ -62,10 +96,13 @@ def reading(
 ) -> Iterator[None]:
     "Batch-norm statistics as at inference, unless they are being learnt; the former modes come back."
     modes = {m: m.training for m in reader.modules()}
-    for m in modes: m.training = from_scratch if isinstance(m, nn.modules.batchnorm._BatchNorm) else m.training
-    try: yield
+    for m in modes:
+        m.training = from_scratch if isinstance(m, nn.modules.batchnorm._BatchNorm) else m.training
+    try:
+        yield
     finally:
-        for m, mode in modes.items(): m.training = mode
+        for m, mode in modes.items():
+            m.training = mode
 
 # %% ../../nbs/training/55_guidance.ipynb #ea124102
 def batch_roll(
@@ -73,20 +110,29 @@ def batch_roll(
     batch: PianoBatch,  # strips or stored rolls
     cfg: GuidanceConfig,  # variant
     joint: int,  # how many clips are read with gradient
-) -> tuple[Float[Tensor, "b f 88"], Tensor | dict[str, Tensor]]:  # soft rolls of all clips; roll losses of the joint ones
+) -> tuple[
+    Float[Tensor, "b f 88"], Tensor | dict[str, Tensor]
+]:  # soft rolls of all clips; roll losses of the joint ones
     "Soft rolls of a batch, with gradient for the first `joint` clips, and their losses (arXiv 2503.22200, L_roll)."
     rolls, losses, count = [], {}, len(batch.x1)
     if joint:
-        with reading(model.reader, from_scratch=cfg.guidance == "none"): logits = model.reader(batch.strips[:joint])
+        with reading(model.reader, from_scratch=cfg.guidance == "none"):
+            logits = model.reader(batch.strips[:joint])
         rolls.append(soft_roll(logits, model.velocity))
         target = RollTarget(*(x[:joint] for x in batch.target))
         told = logits if model.velocity else logits._replace(velocity=None)
-        losses = {"roll": roll_loss(told, target, "joint")["loss"], "heads": roll_loss(logits, target, "bce")["loss"]}
+        losses = {
+            "roll": roll_loss(told, target, "joint")["loss"],
+            "heads": roll_loss(logits, target, "bce")["loss"],
+        }
     if joint < count:
-        if cfg.roll_source == "cached": rolls.append(batch.cached[joint:])
+        if cfg.roll_source == "cached":
+            rolls.append(batch.cached[joint:])
         else:
-            with torch.no_grad(), reading(model.reader): rolls.append(model.read(batch.strips[joint:]))
+            with torch.no_grad(), reading(model.reader):
+                rolls.append(model.read(batch.strips[joint:]))
     return torch.cat(rolls), losses
+
 
 def guidance_loss(
     model: CoPPiano,  # reader and DiT
@@ -99,14 +145,23 @@ def guidance_loss(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # loss and logs
     "L_fm + lambda L_roll on piano clips, L_fm on general ones (arXiv 2503.22200, stage 2)."
     piano = len(batch.x1)
-    rolls, roll_losses = batch_roll(model, batch, cfg, piano if joint is None else min(joint, piano))
+    rolls, roll_losses = batch_roll(
+        model, batch, cfg, piano if joint is None else min(joint, piano)
+    )
     told = batch.x1, model.told(batch.cond, rolls, batch.x1.shape[1])
     x1, cond = told if general is None else join_batches([told, general])
     x0, t = draw_noise_and_time(x1, rng)
     clips = fm_loss(model, x1, drop_conditions(cond, dropout, rng), x0, t, per_example=True)
     loss = clips.mean()
-    if roll_losses and cfg.guidance != "none": loss = loss + cfg.lambda_roll * roll_losses["roll"] + cfg.heads_weight * roll_losses["heads"]
-    logs = {"fm_piano": clips[:piano].detach().mean(), **by_time(clips[:piano], t[:piano], "fm"), **{k: v.detach() for k, v in roll_losses.items()}}
+    if roll_losses and cfg.guidance != "none":
+        loss = (
+            loss + cfg.lambda_roll * roll_losses["roll"] + cfg.heads_weight * roll_losses["heads"]
+        )
+    logs = {
+        "fm_piano": clips[:piano].detach().mean(),
+        **by_time(clips[:piano], t[:piano], "fm"),
+        **{k: v.detach() for k, v in roll_losses.items()},
+    }
     return loss, logs | ({} if general is None else {"fm_general": clips[piano:].detach().mean()})
 
 # %% ../../nbs/training/55_guidance.ipynb #ac49e672
@@ -122,20 +177,44 @@ def guidance_step(
     dropout: DropoutConfig = DropoutConfig(),  # of conditions
 ) -> StepFn:  # for `train`
     "Batch and loss of one step of stage 2."
-    if model.velocity != (cfg.guidance == "velocity") and cfg.guidance != "none": raise ParamsError(f"guidance {cfg.guidance!r} with a model whose roll has velocity={model.velocity}")
-    if general_items and not general: raise ParamsError(f"general_items is {general_items}, but no general store was given")
+    if model.velocity != (cfg.guidance == "velocity") and cfg.guidance != "none":
+        raise ParamsError(
+            f"guidance {cfg.guidance!r} with a model whose roll has velocity={model.velocity}"
+        )
+    if general_items and not general:
+        raise ParamsError(f"general_items is {general_items}, but no general store was given")
     device, count = next(model.parameters()).device, sum(len(r) for _, r in general)
+
     def step_fn(step: int, part: int, parts: int):
-        chosen, rng = rows_for_step(rows, step, train_cfg.batch_size, train_cfg.seed, part, parts), torch_rng(train_cfg.seed, "guidance", step, part)
+        chosen, rng = (
+            rows_for_step(rows, step, train_cfg.batch_size, train_cfg.seed, part, parts),
+            torch_rng(train_cfg.seed, "guidance", step, part),
+        )
         joint = 0 if step % cfg.joint_every else min(len(chosen), cfg.joint_items or len(chosen))
-        cached = ROLL_COLUMNS[model.velocity] if cfg.roll_source == "cached" and joint < len(chosen) else None
-        batch = piano_batch(store, chosen.tolist(), rng, crop_latents, joint if cfg.roll_source == "cached" else None, cached, device)
+        cached = (
+            ROLL_COLUMNS[model.velocity]
+            if cfg.roll_source == "cached" and joint < len(chosen)
+            else None
+        )
+        batch = piano_batch(
+            store,
+            chosen.tolist(),
+            rng,
+            crop_latents,
+            joint if cfg.roll_source == "cached" else None,
+            cached,
+            device,
+        )
         extra = None
         if general_items:
-            places = rows_for_step(range(count), step, general_items, train_cfg.seed + 1, part, parts)
+            places = rows_for_step(
+                range(count), step, general_items, train_cfg.seed + 1, part, parts
+            )
             extra = mixed_batch(general, places.tolist(), rng, crop_latents, device)
         return guidance_loss(model, batch, rng, cfg, joint, extra, dropout)
+
     return step_fn
+
 
 def guidance_job(
     name: str,  # of the variant
@@ -147,5 +226,15 @@ def guidance_job(
 ) -> Job:
     "Stage 2.2: DiT and roll predictor together."
     joint = min(train.batch_size, guidance.joint_items or train.batch_size)
-    loads = (Load(dit, train.batch_size + general_items), Load(reader, joint / guidance.joint_every, peak_clips=joint))
-    return Job(name, train.steps, loads, dit.parameters + reader.parameters, **as_written(train), batch=common_divisor(train.batch_size, general_items))
+    loads = (
+        Load(dit, train.batch_size + general_items),
+        Load(reader, joint / guidance.joint_every, peak_clips=joint),
+    )
+    return Job(
+        name,
+        train.steps,
+        loads,
+        dit.parameters + reader.parameters,
+        **as_written(train),
+        batch=common_divisor(train.batch_size, general_items),
+    )

@@ -6,7 +6,12 @@
 __all__ = ['CONNECT', 'WORK', 'run_lock', 'dying_with_parent', 'Machines', 'meeting_point', 'launch']
 
 # %% ../../nbs/training/58_launch.ipynb #ac3e6c36
-import contextlib, ctypes, fcntl, os, signal, sys
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,14 +34,21 @@ def run_lock(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise CopError(f"{folder.name} is being trained by process {file.read() or 'unknown'}: wait for it, or end it, before starting again") from None
-        file.truncate(0); file.write(str(os.getpid())); file.flush()
+            raise CopError(
+                f"{folder.name} is being trained by process {file.read() or 'unknown'}: wait for it, or end it, before starting again"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
+
 _SET_DEATH_SIGNAL, _GET_DEATH_SIGNAL = 1, 2  # of prctl(2)
+
 
 @contextlib.contextmanager
 def dying_with_parent(
@@ -49,34 +61,50 @@ def dying_with_parent(
     prctl, former = ctypes.CDLL(None, use_errno=True).prctl, ctypes.c_int()
     prctl(_GET_DEATH_SIGNAL, ctypes.byref(former))
     prctl(_SET_DEATH_SIGNAL, int(sig))
-    try: yield
-    finally: prctl(_SET_DEATH_SIGNAL, former.value)
+    try:
+        yield
+    finally:
+        prctl(_SET_DEATH_SIGNAL, former.value)
 
 # %% ../../nbs/training/58_launch.ipynb #2059a6f4
 @dataclass(frozen=True)
 class Machines:
     "Where a training run computes (arXiv 2503.22200: eight cards)."
+
     processes: int = 1  # on each node; one per card
     nodes: int = 1  # that train together, each running the same command
-    endpoint: str | None = None  # "host:port" of the first node, the same on all; None: MASTER_ADDR and MASTER_PORT
+    endpoint: str | None = (
+        None  # "host:port" of the first node, the same on all; None: MASTER_ADDR and MASTER_PORT
+    )
     address: str | None = None  # how other nodes reach this one; None: its host name
-    interface: str | None = None  # network interface; None: loopback on one node, the libraries' choice on several
+    interface: str | None = (
+        None  # network interface; None: loopback on one node, the libraries' choice on several
+    )
     restarts: int = 3  # fresh starts after a process died
 
     def __post_init__(self):
         for name in ("processes", "nodes"):
-            if getattr(self, name) < 1: raise ParamsError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.restarts < 0: raise ParamsError(f"restarts is {self.restarts}; 0 or more is needed")
-        if self.endpoint is not None and not self.endpoint.rpartition(":")[2].isdigit(): raise ParamsError(f"endpoint is {self.endpoint!r}; host:port is needed")
+            if getattr(self, name) < 1:
+                raise ParamsError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.restarts < 0:
+            raise ParamsError(f"restarts is {self.restarts}; 0 or more is needed")
+        if self.endpoint is not None and not self.endpoint.rpartition(":")[2].isdigit():
+            raise ParamsError(f"endpoint is {self.endpoint!r}; host:port is needed")
+
 
 def meeting_point(
     machines: Machines,  # of the run
 ) -> str:  # host:port
     "Where the nodes meet: loopback, the parameter, or what the scheduler set."
-    if machines.nodes == 1: return machines.endpoint or "127.0.0.1:0"
-    if machines.endpoint is not None: return machines.endpoint
-    if "MASTER_ADDR" in os.environ: return f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '29500')}"
-    raise ParamsError(f"{machines.nodes} nodes need an endpoint, 'host:port' of the first one; neither the parameters nor MASTER_ADDR name it")
+    if machines.nodes == 1:
+        return machines.endpoint or "127.0.0.1:0"
+    if machines.endpoint is not None:
+        return machines.endpoint
+    if "MASTER_ADDR" in os.environ:
+        return f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '29500')}"
+    raise ParamsError(
+        f"{machines.nodes} nodes need an endpoint, 'host:port' of the first one; neither the parameters nor MASTER_ADDR name it"
+    )
 
 # %% ../../nbs/training/58_launch.ipynb #c7316d33
 @contextlib.contextmanager
@@ -86,60 +114,120 @@ def _lock_of_all(folder: Path | str) -> Iterator[None]:
         together(lambda: None if ranks()[0] else held.enter_context(run_lock(folder)))
         yield
 
-CONNECT, WORK = timedelta(minutes=3), timedelta(minutes=30)  # patience while processes find each other, and afterwards (a checkpoint takes long)
+
+CONNECT, WORK = (
+    timedelta(minutes=3),
+    timedelta(minutes=30),
+)  # patience while processes find each other, and afterwards (a checkpoint takes long)
+
 
 def _meet() -> tuple[dist.Store, int, int]:
     "Where the processes of this start exchange addresses (none of an earlier start's), this one's rank, and their number."
     store, rank, world = next(rendezvous("env://", timeout=CONNECT))
-    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"  # agents of several nodes count their starts apart; they get a new store each time
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store) if alone else store, rank, world
+    alone = (
+        os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    )  # agents of several nodes count their starts apart; they get a new store each time
+    return (
+        dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if alone
+        else store,
+        rank,
+        world,
+    )
 
-def _reason(folder: Path | str) -> Path: return Path(folder) / ".failed"
+
+def _reason(folder: Path | str) -> Path:
+    return Path(folder) / ".failed"
+
 
 def _work(fn: Callable, args: tuple, machines: Machines, folder: Path | str, lock: bool) -> object:
     "The function inside a process group, or the `CopError` that ended it."
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and _reason(folder).exists(): return CopError(_reason(folder).read_text())
-    interface = machines.interface or ("lo" if machines.nodes == 1 and sys.platform.startswith("linux") else None)
-    if interface: os.environ.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and _reason(folder).exists():
+        return CopError(_reason(folder).read_text())
+    interface = machines.interface or (
+        "lo" if machines.nodes == 1 and sys.platform.startswith("linux") else None
+    )
+    if interface:
+        os.environ.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
     cuda = torch.cuda.is_available()
-    if cuda: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world = _meet()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=CONNECT)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world,
+        timeout=CONNECT,
+    )
     dist.distributed_c10d._set_pg_timeout(WORK)
     try:
-        with _lock_of_all(folder) if lock else contextlib.nullcontext(): return fn(*args)
+        with _lock_of_all(folder) if lock else contextlib.nullcontext():
+            return fn(*args)
     except LoneError as error:
-        _reason(folder).write_text(str(error))  # this process ends, and elastic all others; started again, they read it
+        _reason(folder).write_text(
+            str(error)
+        )  # this process ends, and elastic all others; started again, they read it
         raise
-    except CopError as error: return error
-    finally: dist.destroy_process_group()
+    except CopError as error:
+        return error
+    finally:
+        dist.destroy_process_group()
+
 
 @record
-def _worker(fn: Callable, args: tuple, machines: Machines, folder: Path | str, parent: int, threads: int) -> object:
+def _worker(
+    fn: Callable, args: tuple, machines: Machines, folder: Path | str, parent: int, threads: int
+) -> object:
     "A process that `launch` started."
     with dying_with_parent():
-        if os.getppid() != parent: raise CopError("the launching process died before its workers began")
+        if os.getppid() != parent:
+            raise CopError("the launching process died before its workers began")
         torch.set_num_threads(threads)
         return _work(fn, args, machines, folder, lock=machines.nodes > 1)
 
 # %% ../../nbs/training/58_launch.ipynb #f251cb5a
-def _start_elastic(fn: Callable, args: tuple, machines: Machines, folder: Path | str) -> dict[int, object]:
+def _start_elastic(
+    fn: Callable, args: tuple, machines: Machines, folder: Path | str
+) -> dict[int, object]:
     "What the function returned in every process of this node."
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # costs a second
+
     alone = machines.nodes == 1
-    config = LaunchConfig(min_nodes=machines.nodes, max_nodes=machines.nodes, nproc_per_node=machines.processes, rdzv_backend="c10d", rdzv_endpoint=meeting_point(machines),
-                          local_addr=machines.address or ("127.0.0.1" if alone else None), run_id=f"cop-{os.getpid() if alone else Path(folder).name}",
-                          start_method="spawn", max_restarts=machines.restarts, monitor_interval=0.2)
-    if not alone: os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a new store for every start
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    config = LaunchConfig(
+        min_nodes=machines.nodes,
+        max_nodes=machines.nodes,
+        nproc_per_node=machines.processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint=meeting_point(machines),
+        local_addr=machines.address or ("127.0.0.1" if alone else None),
+        run_id=f"cop-{os.getpid() if alone else Path(folder).name}",
+        start_method="spawn",
+        max_restarts=machines.restarts,
+        monitor_interval=0.2,
+    )
+    if not alone:
+        os.environ.setdefault(
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"
+        )  # a new store for every start
+    handlers = {
+        s: signal.getsignal(s)
+        for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
     threads = max(1, torch.get_num_threads() // machines.processes)
-    try: return elastic_launch(config, _worker)(fn, args, machines, folder, os.getpid(), threads)
+    try:
+        return elastic_launch(config, _worker)(fn, args, machines, folder, os.getpid(), threads)
     except ChildFailedError as error:
-        if _reason(folder).exists(): raise CopError(_reason(folder).read_text()) from None
+        if _reason(folder).exists():
+            raise CopError(_reason(folder).read_text()) from None
         rank, failure = error.get_first_failure()
-        raise CopError(f"training process {rank} of {machines.processes * machines.nodes} failed: {str(failure.message)[-600:]}") from None
+        raise CopError(
+            f"training process {rank} of {machines.processes * machines.nodes} failed: {str(failure.message)[-600:]}"
+        ) from None
     finally:
-        for s, handler in handlers.items(): signal.signal(s, handler)  # elastic leaves its own behind
+        for s, handler in handlers.items():
+            signal.signal(s, handler)  # elastic leaves its own behind
+
 
 def launch(
     fn: Callable,  # importable by name (not defined in a notebook cell) if there is more than one process
@@ -149,13 +237,20 @@ def launch(
 ) -> object:  # what `fn` returned on the first process of this node
     "Run a training function here, in several processes or on several nodes, under the run folder's lock."
     machines = Machines(machines) if isinstance(machines, int) else machines
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)): _reason(folder).unlink(missing_ok=True)
-    if "TORCHELASTIC_RUN_ID" in os.environ: results = [_work(fn, args, machines, folder, lock=True)]
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        _reason(folder).unlink(missing_ok=True)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        results = [_work(fn, args, machines, folder, lock=True)]
     else:
-        with run_lock(folder) if machines.nodes == 1 else contextlib.nullcontext(), dying_with_parent():
-            if machines.processes * machines.nodes == 1: return fn(*args)
+        with (
+            run_lock(folder) if machines.nodes == 1 else contextlib.nullcontext(),
+            dying_with_parent(),
+        ):
+            if machines.processes * machines.nodes == 1:
+                return fn(*args)
             made = _start_elastic(fn, args, machines, folder)
             results = [made[rank] for rank in sorted(made)]
     for failed in results:
-        if isinstance(failed, CopError): raise failed
+        if isinstance(failed, CopError):
+            raise failed
     return results[0]

@@ -8,7 +8,12 @@ __all__ = ['NOT_THE_RESULT', 'MARKER', 'StepFn', 'StopFn', 'TrainConfig', 'learn
            'TrainResult', 'train', 'load_ema']
 
 # %% ../../nbs/training/50_loop.ipynb #2f998aba
-import functools, json, math, os, shutil, time
+import functools
+import json
+import math
+import os
+import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,14 +25,28 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..core import (AssetMismatch, BadInput, CopError, ParamsError, Progress, atomic_folder, derive_seed, file_hash, load_weights, numpy_rng,
-                            save_weights, silent, write_json)
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    CopError,
+    ParamsError,
+    Progress,
+    atomic_folder,
+    derive_seed,
+    file_hash,
+    load_weights,
+    numpy_rng,
+    save_weights,
+    silent,
+    write_json,
+)
 from ..model.parallel import Shards, cut_like, whole
 
 # %% ../../nbs/training/50_loop.ipynb #5d96f926
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train (arXiv 2503.22200, section 4: Adam, clip 0.2, warm-up, decay)."
+
     steps: int  # optimiser steps
     batch_size: int  # rows per optimiser step, all processes together
     learning_rate: float  # at the top of the schedule
@@ -37,10 +56,14 @@ class TrainConfig:
     clip_norm: float | None = 0.2  # largest gradient norm, None = off
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's
     ema: float = 0.0  # decay of the averaged weights, 0 = none
-    shares: Mapping[str, float] = field(default_factory=dict)  # start of a weight's name -> its learning rate, as a share of the others'; 0 = frozen
+    shares: Mapping[str, float] = field(
+        default_factory=dict
+    )  # start of a weight's name -> its learning rate, as a share of the others'; 0 = frozen
     accumulate: int = 1  # micro-batches per step and process
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast, weights stay fp32
-    sharding: Literal["none", "full"] = "none"  # what each of several processes holds: all weights, or pieces of them (FSDP)
+    sharding: Literal["none", "full"] = (
+        "none"  # what each of several processes holds: all weights, or pieces of them (FSDP)
+    )
     seed: int = 0  # of the row order and of dropout
     save_every: int = 500  # steps between checkpoints
     keep: int = 2  # checkpoints kept
@@ -48,12 +71,21 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "save_every", "keep", "report_every"):
-            if getattr(self, name) < 1: raise ParamsError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if not self.learning_rate > 0: raise ParamsError(f"learning_rate is {self.learning_rate}; a positive number is needed")
-        if not 0 <= self.warmup_steps <= self.steps: raise ParamsError(f"warmup_steps is {self.warmup_steps} but the run has {self.steps} steps")
-        if any(not 0 <= share <= 1 for share in self.shares.values()): raise ParamsError(f"shares are {dict(self.shares)}; numbers in [0, 1] are needed")
-        if not 0 <= self.ema < 1: raise ParamsError(f"ema is {self.ema}; a decay in [0, 1) is needed, 0 = no averaging")
-        if self.clip_norm is not None and not self.clip_norm > 0: raise ParamsError(f"clip_norm is {self.clip_norm}; use null for no clipping")
+            if getattr(self, name) < 1:
+                raise ParamsError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if not self.learning_rate > 0:
+            raise ParamsError(f"learning_rate is {self.learning_rate}; a positive number is needed")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ParamsError(
+                f"warmup_steps is {self.warmup_steps} but the run has {self.steps} steps"
+            )
+        if any(not 0 <= share <= 1 for share in self.shares.values()):
+            raise ParamsError(f"shares are {dict(self.shares)}; numbers in [0, 1] are needed")
+        if not 0 <= self.ema < 1:
+            raise ParamsError(f"ema is {self.ema}; a decay in [0, 1) is needed, 0 = no averaging")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ParamsError(f"clip_norm is {self.clip_norm}; use null for no clipping")
+
 
 NOT_THE_RESULT = ("save_every", "keep", "report_every", "sharding")  # may differ when a run goes on
 
@@ -63,9 +95,12 @@ def learning_rate_at(
     cfg: TrainConfig,  # schedule
 ) -> float:  # learning rate of that step
     "Linear warm-up, then constant, linear or cosine decay: a pure function of the step."
-    if step < cfg.warmup_steps: return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
     past = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    fall = {"constant": 0.0, "linear": past, "cosine": (1 - math.cos(math.pi * past)) / 2}[cfg.decay]
+    fall = {"constant": 0.0, "linear": past, "cosine": (1 - math.cos(math.pi * past)) / 2}[
+        cfg.decay
+    ]
     return cfg.learning_rate * (1 - fall * (1 - cfg.final_fraction))
 
 # %% ../../nbs/training/50_loop.ipynb #6f24cf4d
@@ -75,6 +110,7 @@ def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     order = numpy_rng(seed, "order", epoch).permutation(count)
     order.setflags(write=False)
     return order
+
 
 def rows_for_step(
     rows: Sequence[int] | np.ndarray,  # the rows of the training split
@@ -86,32 +122,60 @@ def rows_for_step(
 ) -> np.ndarray:  # int64, batch_size / parts row numbers
     "The rows of one step, a pure function of (seed, step): epoch permutations laid end to end."
     rows = np.asarray(rows, np.int64)
-    if not len(rows): raise BadInput("no rows to train on: is the training split empty?")
-    if batch_size % parts: raise ParamsError(f"a batch of {batch_size} cannot be cut into {parts} equal parts (processes x accumulate)")
+    if not len(rows):
+        raise BadInput("no rows to train on: is the training split empty?")
+    if batch_size % parts:
+        raise ParamsError(
+            f"a batch of {batch_size} cannot be cut into {parts} equal parts (processes x accumulate)"
+        )
     share = batch_size // parts
     places = step * batch_size + part * share + np.arange(share)
-    return np.array([rows[_epoch_order(len(rows), seed, int(p) // len(rows))[int(p) % len(rows)]] for p in places], np.int64)
+    return np.array(
+        [
+            rows[_epoch_order(len(rows), seed, int(p) // len(rows))[int(p) % len(rows)]]
+            for p in places
+        ],
+        np.int64,
+    )
 
 # %% ../../nbs/training/50_loop.ipynb #630e4848
 MARKER = "COMPLETE.json"
 
+
 def _flush_folder(folder: Path) -> None:
     "Make a rename inside `folder` survive a power cut."
     handle = os.open(folder, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def _marked(folder: Path) -> dict[str, tuple[int, str]] | None:
     "Size and hash of every file, if the marker is there and all sizes fit."
-    try: files = {name: (int(size), str(digest)) for name, (size, digest) in json.loads((folder / MARKER).read_text()).items()}
-    except (OSError, ValueError, TypeError): return None
-    return files if all((folder / n).is_file() and (folder / n).stat().st_size == size for n, (size, _) in files.items()) else None
+    try:
+        files = {
+            name: (int(size), str(digest))
+            for name, (size, digest) in json.loads((folder / MARKER).read_text()).items()
+        }
+    except (OSError, ValueError, TypeError):
+        return None
+    return (
+        files
+        if all(
+            (folder / n).is_file() and (folder / n).stat().st_size == size
+            for n, (size, _) in files.items()
+        )
+        else None
+    )
+
 
 def list_checkpoints(
     folder: Path | str,  # run folder
 ) -> list[Path]:  # complete checkpoints, oldest first
     "The checkpoints that were written to the end."
     return sorted(p for p in Path(folder).glob("step-*") if _marked(p))
+
 
 def save_checkpoint(
     folder: Path | str,  # run folder
@@ -125,85 +189,129 @@ def save_checkpoint(
     target = folder / f"step-{step:08d}"
     try:
         with atomic_folder(target) as temporary:
-            for name, tensors in groups.items(): save_weights(temporary / f"{name}.safetensors", tensors, {"step": step})
+            for name, tensors in groups.items():
+                save_weights(temporary / f"{name}.safetensors", tensors, {"step": step})
             write_json(temporary / "configuration.json", configuration)
-            write_json(temporary / MARKER, {p.name: (p.stat().st_size, file_hash(p)) for p in temporary.iterdir()})
+            write_json(
+                temporary / MARKER,
+                {p.name: (p.stat().st_size, file_hash(p)) for p in temporary.iterdir()},
+            )
             _flush_folder(temporary)
         _flush_folder(folder)
     except (OSError, SafetensorError) as error:
-        raise CopError(f"{target.name} could not be written ({error}); the {len(list_checkpoints(folder))} complete checkpoints before it are untouched. "
-                       "Free some space and start again: the run goes on from the newest") from None
-    for old in list_checkpoints(folder)[:-keep]: shutil.rmtree(old)
+        raise CopError(
+            f"{target.name} could not be written ({error}); the {len(list_checkpoints(folder))} complete checkpoints before it are untouched. "
+            "Free some space and start again: the run goes on from the newest"
+        ) from None
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
     return target
 
 # %% ../../nbs/training/50_loop.ipynb #bea5aba0
 def _differences(old: object, new: object, where: str = "") -> list[str]:
     "Dotted names of the entries in which two configurations differ."
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{where}.{k}".strip("."))]
+        return [
+            d
+            for k in sorted({*old, *new})
+            for d in _differences(old.get(k), new.get(k), f"{where}.{k}".strip("."))
+        ]
     return [] if old == new else [f"{where} was {old!r}, is {new!r}"]
+
 
 def load_checkpoint(
     folder: Path | str,  # run folder
     configuration: Mapping,  # of the run that wants to resume
-) -> tuple[int, dict[str, dict[str, Tensor]]] | None:  # steps done and tensor groups; None = nothing to resume
+) -> (
+    tuple[int, dict[str, dict[str, Tensor]]] | None
+):  # steps done and tensor groups; None = nothing to resume
     "The newest complete checkpoint; one that changed, or was made under another configuration, is refused by name."
     found = list_checkpoints(folder)
-    if not found: return None
-    changed = [name for name, (_, digest) in _marked(found[-1]).items() if file_hash(found[-1] / name) != digest]
-    if changed: raise AssetMismatch(f"{found[-1].name}/{changed[0]} is not what was written (another hash): a failing disk or a bad copy? Delete {found[-1].name} to go on from the one before")
+    if not found:
+        return None
+    changed = [
+        name
+        for name, (_, digest) in _marked(found[-1]).items()
+        if file_hash(found[-1] / name) != digest
+    ]
+    if changed:
+        raise AssetMismatch(
+            f"{found[-1].name}/{changed[0]} is not what was written (another hash): a failing disk or a bad copy? Delete {found[-1].name} to go on from the one before"
+        )
     old = json.loads((found[-1] / "configuration.json").read_text())
     wrong = _differences(old, json.loads(json.dumps(configuration)))
     if wrong:
-        raise AssetMismatch(f"{found[-1].name} in {Path(folder).name} was made under another configuration ({'; '.join(wrong[:4])}"
-                            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}): use another folder, or resume=False to start afresh")
+        raise AssetMismatch(
+            f"{found[-1].name} in {Path(folder).name} was made under another configuration ({'; '.join(wrong[:4])}"
+            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}): use another folder, or resume=False to start afresh"
+        )
     groups = {p.stem: load_weights(p)[0] for p in sorted(found[-1].glob("*.safetensors"))}
     return int(found[-1].name.removeprefix("step-")), groups
 
 # %% ../../nbs/training/50_loop.ipynb #929231a0
 def ranks() -> tuple[int, int]:  # rank, number of processes
     "This process's rank and the number of processes; (0, 1) without a process group."
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
+
 
 def average_gradients(
     parameters: Sequence[nn.Parameter],  # the same ones, in the same order, on every process
 ) -> None:
     "Replace every gradient by its mean over the processes; None stays None only where all have None."
     _, world = ranks()
-    if world == 1: return
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    if world == 1:
+        return
+    used = torch.tensor(
+        [p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device
+    )
     dist.all_reduce(used, op=dist.ReduceOp.MAX)
     used_here = [p for p, flag in zip(parameters, used.tolist()) if flag]
-    if not used_here: return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used_here])
+    if not used_here:
+        return
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used_here]
+    )
     dist.all_reduce(flat)
     flat /= world
-    for p, g in zip(used_here, flat.split([p.numel() for p in used_here])): p.grad = g.view_as(p).clone()
+    for p, g in zip(used_here, flat.split([p.numel() for p in used_here])):
+        p.grad = g.view_as(p).clone()
+
 
 def gather(
     value: object,  # picklable
 ) -> list:  # in order of rank, the same on every process
     "The values of all processes; every process must call it."
     _, world = ranks()
-    if world == 1: return [value]
+    if world == 1:
+        return [value]
     out = [None] * world
     dist.all_gather_object(out, value)
     return out
 
+
 class LoneError(CopError):
     "A failure that one process saw while the others wait for its part of a layer: all must be ended from outside."
+
 
 def together(
     call: Callable[[], object],  # may raise a `CopError`
 ) -> list:  # what it returned on every process
     "Do something on every process; an error of one is raised on all of them."
     made = failed = None
-    try: made = call()
-    except CopError as error: failed = error
+    try:
+        made = call()
+    except CopError as error:
+        failed = error
     everyone = gather((failed, made))
     for failed, _ in everyone:
-        if failed is not None: raise failed
+        if failed is not None:
+            raise failed
     return [made for _, made in everyone]
+
 
 def _mean_logs(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     "Mean of every logged value over the parts that reported it (NaN = not measured in this part)."
@@ -214,19 +322,26 @@ def _mean_logs(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return out
 
 # %% ../../nbs/training/50_loop.ipynb #a675a69d
-StepFn = Callable[[int, int, int], tuple[Tensor, Mapping[str, float | Tensor]]]  # (step, part, parts) -> loss, logs
+StepFn = Callable[
+    [int, int, int], tuple[Tensor, Mapping[str, float | Tensor]]
+]  # (step, part, parts) -> loss, logs
 StopFn = Callable[[Mapping[str, np.ndarray]], bool]  # history so far -> stop now?
+
 
 @dataclass
 class TrainResult:
     "What a training run hands back."
+
     step: int  # optimiser steps done
     losses: np.ndarray  # (step,) float64, one loss per step
     logs: dict[str, np.ndarray]  # name -> (step,) float64, NaN where not measured
     seconds: float  # wall time of this call
     resumed_from: int  # step of the checkpoint it began with, 0 = fresh
     stopped_early: bool  # whether the stop rule ended it
-    ema: dict[str, Tensor] = field(default_factory=dict)  # "module.parameter" -> averaged weights, if asked for
+    ema: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # "module.parameter" -> averaged weights, if asked for
+
 
 class _Run:
     "Modules, optimiser, averaged weights and history of one training run."
@@ -234,51 +349,102 @@ class _Run:
     def __init__(self, modules: Mapping[str, nn.Module], cfg: TrainConfig):
         self.modules, self.cfg, self.step, self.history = dict(modules), cfg, 0, {"loss": []}
         self.shards, self.named = None, self._trained()
-        if not self.named: raise BadInput(f"nothing to train: no parameter of {', '.join(modules) or 'no modules'} requires a gradient")
-        self.shapes, self.device = {n: list(p.shape) for n, p in self.named.items()}, next(iter(self.named.values())).device
-        for module in modules.values(): module.train(any(p.requires_grad for p in module.parameters()))
+        if not self.named:
+            raise BadInput(
+                f"nothing to train: no parameter of {', '.join(modules) or 'no modules'} requires a gradient"
+            )
+        self.shapes, self.device = (
+            {n: list(p.shape) for n, p in self.named.items()},
+            next(iter(self.named.values())).device,
+        )
+        for module in modules.values():
+            module.train(any(p.requires_grad for p in module.parameters()))
         if ranks()[1] > 1:
-            for tensor in (*self.named.values(), *self.buffers()): dist.broadcast(tensor.data, 0)
+            for tensor in (*self.named.values(), *self.buffers()):
+                dist.broadcast(tensor.data, 0)
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        return {f"{m}.{n}": p for m, module in self.modules.items() for n, p in module.named_parameters() if p.requires_grad}
+        return {
+            f"{m}.{n}": p
+            for m, module in self.modules.items()
+            for n, p in module.named_parameters()
+            if p.requires_grad
+        }
 
     def begin(self, found: tuple[int, Mapping[str, Mapping[str, Tensor]]] | None) -> None:
         "Become the run that wrote a checkpoint, or a fresh one: weights, pieces, optimiser, in this order."
         self.step, groups = found or (0, {})
         for name, module in self.modules.items() if found else ():
-            module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in groups["model"].items() if k.startswith(f"{name}.")})
-        if self.cfg.sharding == "full" and ranks()[1] > 1: self.shards = Shards(self.modules.values(), self.device)
+            module.load_state_dict(
+                {
+                    k.removeprefix(f"{name}."): v
+                    for k, v in groups["model"].items()
+                    if k.startswith(f"{name}.")
+                }
+            )
+        if self.cfg.sharding == "full" and ranks()[1] > 1:
+            self.shards = Shards(self.modules.values(), self.device)
         self.named = self._trained()
         self.parameters = list(self.named.values())
-        self.optimizer = torch.optim.Adam(self.rate_groups(), lr=self.cfg.learning_rate, betas=self.cfg.betas, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.rate_groups(), lr=self.cfg.learning_rate, betas=self.cfg.betas, fused=True
+        )
         self.ema = {n: p.detach().clone() for n, p in self.named.items()} if self.cfg.ema else {}
-        if not found: return
+        if not found:
+            return
         for n, p in self.named.items():
-            if (taken := groups["optimizer"].get(f"{n}/step")) is None: continue
-            self.optimizer.state[p] = {"step": taken.to(p.device)} | {k: cut_like(groups["optimizer"][f"{n}/{k}"], p) for k in ("exp_avg", "exp_avg_sq")}
+            if (taken := groups["optimizer"].get(f"{n}/step")) is None:
+                continue
+            self.optimizer.state[p] = {"step": taken.to(p.device)} | {
+                k: cut_like(groups["optimizer"][f"{n}/{k}"], p) for k in ("exp_avg", "exp_avg_sq")
+            }
         self.ema = {n: cut_like(v, self.named[n]) for n, v in groups.get("ema", {}).items()}
         self.history = {n: v.tolist() for n, v in groups["history"].items()}
 
     def rate_groups(self) -> list[dict]:
         "Weights by their share of the learning rate; every name in `shares` must be the start of one."
-        shares = {n: next((s for start, s in self.cfg.shares.items() if n.startswith(start)), 1.0) for n in self.named}
-        unknown = [start for start in self.cfg.shares if not any(n.startswith(start) for n in self.named)]
-        if unknown: raise ParamsError(f"shares: no trained weight has a name that starts with {', '.join(map(repr, unknown))}")
-        return [{"params": [p for n, p in self.named.items() if shares[n] == share], "share": share} for share in dict.fromkeys(shares.values())]
+        shares = {
+            n: next((s for start, s in self.cfg.shares.items() if n.startswith(start)), 1.0)
+            for n in self.named
+        }
+        unknown = [
+            start for start in self.cfg.shares if not any(n.startswith(start) for n in self.named)
+        ]
+        if unknown:
+            raise ParamsError(
+                f"shares: no trained weight has a name that starts with {', '.join(map(repr, unknown))}"
+            )
+        return [
+            {"params": [p for n, p in self.named.items() if shares[n] == share], "share": share}
+            for share in dict.fromkeys(shares.values())
+        ]
 
-    def buffers(self) -> list[Tensor]: return [b for module in self.modules.values() for b in module.buffers()]
+    def buffers(self) -> list[Tensor]:
+        return [b for module in self.modules.values() for b in module.buffers()]
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         "The whole state as named tensors, on the first process; with pieces, every process must call it."
+
         def kept(v: Tensor) -> Tensor | None:
-            if self.shards is None: return v
+            if self.shards is None:
+                return v
             v = whole(v.detach())
             return None if ranks()[0] else v.cpu()
-        moments = {f"{n}/{k}": kept(v) for n, p in self.named.items() for k, v in self.optimizer.state.get(p, {}).items()}
-        model = {f"{m}.{n}": kept(v) for m, module in self.modules.items() for n, v in module.state_dict().items()}
+
+        moments = {
+            f"{n}/{k}": kept(v)
+            for n, p in self.named.items()
+            for k, v in self.optimizer.state.get(p, {}).items()
+        }
+        model = {
+            f"{m}.{n}": kept(v)
+            for m, module in self.modules.items()
+            for n, v in module.state_dict().items()
+        }
         history = {n: torch.tensor(v, dtype=torch.float64) for n, v in self.history.items()}
-        return {"model": model, "optimizer": moments, "history": history} | ({"ema": {n: kept(v) for n, v in self.ema.items()}} if self.ema else {})
+        return {"model": model, "optimizer": moments, "history": history} | (
+            {"ema": {n: kept(v) for n, v in self.ema.items()}} if self.ema else {}
+        )
 
     def parts(self, step_fn: StepFn) -> list[dict[str, float]]:
         "Forward and backward pass of this process's micro-batches; what they logged."
@@ -286,7 +452,9 @@ class _Run:
         for part in range(rank * self.cfg.accumulate, (rank + 1) * self.cfg.accumulate):
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(derive_seed(self.cfg.seed, "dropout", self.step, part))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"
+                ):
                     loss, extra = step_fn(self.step, part, world * self.cfg.accumulate)
                 (loss / self.cfg.accumulate).backward()
             logs.append({"loss": float(loss.detach())} | {k: float(v) for k, v in extra.items()})
@@ -296,53 +464,89 @@ class _Run:
         "Gradients of this step in `.grad`, averaged over all parts; the parts' mean loss and logs."
         self.optimizer.zero_grad(set_to_none=True)
         if ranks()[1] > 1:
-            for buffer in self.buffers(): dist.broadcast(buffer, 0)
-        if self.shards is None: made = together(lambda: self.parts(step_fn))
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
+        if self.shards is None:
+            made = together(lambda: self.parts(step_fn))
         else:
-            try: mine = self.parts(step_fn)
-            except CopError as error: raise LoneError(str(error)) from error
+            try:
+                mine = self.parts(step_fn)
+            except CopError as error:
+                raise LoneError(str(error)) from error
             made = gather(mine)
-        if self.shards is None: average_gradients(self.parameters)
+        if self.shards is None:
+            average_gradients(self.parameters)
         everyone = [log for logs_of_rank in made for log in logs_of_rank]
         return _mean_logs(everyone) | {"loss": sum(log["loss"] for log in everyone) / len(everyone)}
 
     def finish(self) -> dict[str, Tensor]:
         "Modules whole and in eval mode; the averaged weights, whole."
         ema = {n: whole(v) for n, v in self.ema.items()}
-        if self.shards is not None: self.shards.join()
-        for module in self.modules.values(): module.eval()
+        if self.shards is not None:
+            self.shards.join()
+        for module in self.modules.values():
+            module.eval()
         return ema
 
 # %% ../../nbs/training/50_loop.ipynb #fe0772b5
 def _guard(run: _Run, loss: float) -> float:
     "The gradient norm (clipped in place); a CopError, on all processes alike, if loss or gradient is not finite."
     limit = run.cfg.clip_norm or math.inf
-    norm = float(whole(nn.utils.clip_grad_norm_(run.parameters, limit))) if any(p.grad is not None for p in run.parameters) else 0.0
-    if math.isfinite(loss) and math.isfinite(norm): return norm
-    bad = [n for n, p in run.named.items() if p.grad is not None and not torch.isfinite(whole(p.grad)).all()]
-    raise CopError(f"step {run.step}: the loss is {loss} and the gradient norm {norm} ({len(bad)} of {len(bad) and len(run.named)} gradients not finite"
-                   f"{', first ' + bad[0] if bad else ''}); no weight was changed. Likely: learning rate {run.cfg.learning_rate:g} "
-                   "too high, or a NaN in the features")
+    norm = (
+        float(whole(nn.utils.clip_grad_norm_(run.parameters, limit)))
+        if any(p.grad is not None for p in run.parameters)
+        else 0.0
+    )
+    if math.isfinite(loss) and math.isfinite(norm):
+        return norm
+    bad = [
+        n
+        for n, p in run.named.items()
+        if p.grad is not None and not torch.isfinite(whole(p.grad)).all()
+    ]
+    raise CopError(
+        f"step {run.step}: the loss is {loss} and the gradient norm {norm} ({len(bad)} of {len(bad) and len(run.named)} gradients not finite"
+        f"{', first ' + bad[0] if bad else ''}); no weight was changed. Likely: learning rate {run.cfg.learning_rate:g} "
+        "too high, or a NaN in the features"
+    )
+
 
 def _update(run: _Run) -> None:
     "One Adam step at this step's learning rate, then the averaged weights (with the usual short warm-up)."
-    for group in run.optimizer.param_groups: group["lr"] = group["share"] * learning_rate_at(run.step, run.cfg)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["share"] * learning_rate_at(run.step, run.cfg)
     run.optimizer.step()
     keep = min(run.cfg.ema, (1 + run.step) / (10 + run.step))
-    for name, average in run.ema.items(): average.lerp_(run.named[name].detach(), 1 - keep)
+    for name, average in run.ema.items():
+        average.lerp_(run.named[name].detach(), 1 - keep)
+
 
 def _save(run: _Run, folder: Path, configuration: Mapping) -> None:
     "A checkpoint by the first process; if it cannot be written, all processes stop with the same error."
     groups = run.groups() if run.shards is not None or ranks()[0] == 0 else {}
-    together(lambda: None if ranks()[0] else str(save_checkpoint(folder, run.step, groups, configuration, run.cfg.keep)))
+    together(
+        lambda: (
+            None
+            if ranks()[0]
+            else str(save_checkpoint(folder, run.step, groups, configuration, run.cfg.keep))
+        )
+    )
+
 
 def _resumable(folder: Path, configuration: Mapping) -> tuple[int, dict] | None:
     "The newest checkpoint, the same on every process."
     found = []
-    steps = together(lambda: found.append(load_checkpoint(folder, configuration)) or (found[0][0] if found[0] else 0))
+    steps = together(
+        lambda: (
+            found.append(load_checkpoint(folder, configuration)) or (found[0][0] if found[0] else 0)
+        )
+    )
     if len(set(steps)) > 1:
-        raise CopError(f"the processes find checkpoints of different steps {sorted(set(steps))} in {folder.name}: the run folder must lie on a disk that all nodes share")
+        raise CopError(
+            f"the processes find checkpoints of different steps {sorted(set(steps))} in {folder.name}: the run folder must lie on a disk that all nodes share"
+        )
     return found[0]
+
 
 def _record(run: _Run, logs: Mapping[str, float]) -> None:
     "Append one value to every series; a series that begins late is NaN before."
@@ -350,10 +554,15 @@ def _record(run: _Run, logs: Mapping[str, float]) -> None:
         run.history.setdefault(name, [math.nan] * run.step).append(logs.get(name, math.nan))
     run.step += 1
 
+
 def _configuration(run: _Run, identity: Mapping) -> dict:
     "What a resuming run must share: all numbers of the config that change the result, the parts that a batch is drawn in, shapes, and the caller's identity."
     numbers = {k: v for k, v in asdict(run.cfg).items() if k not in (*NOT_THE_RESULT, "accumulate")}
-    return {"config": numbers, "identity": {**identity, "parts": ranks()[1] * run.cfg.accumulate}, "trained": run.shapes}
+    return {
+        "config": numbers,
+        "identity": {**identity, "parts": ranks()[1] * run.cfg.accumulate},
+        "trained": run.shapes,
+    }
 
 # %% ../../nbs/training/50_loop.ipynb #5b6014f2
 def train(
@@ -369,7 +578,9 @@ def train(
     "Adam with warm-up, decay and clipping; resumes exactly, stops before a NaN reaches the weights, hands the modules back in eval mode."
     folder, began, (rank, world) = Path(folder), time.monotonic(), ranks()
     if cfg.batch_size % (world * cfg.accumulate):
-        raise ParamsError(f"a batch of {cfg.batch_size} cannot be cut into {world * cfg.accumulate} equal parts ({world} processes x {cfg.accumulate} micro-batches); nothing was touched")
+        raise ParamsError(
+            f"a batch of {cfg.batch_size} cannot be cut into {world * cfg.accumulate} equal parts ({world} processes x {cfg.accumulate} micro-batches); nothing was touched"
+        )
     run = _Run(modules, cfg)
     configuration = _configuration(run, identity)
     _tidy(folder, resume)
@@ -383,26 +594,34 @@ def train(
         _record(run, logs)
         stopped = bool(stop and stop(_arrays(run)))
         last = stopped or run.step == cfg.steps
-        if last or run.step % cfg.save_every == 0: _save(run, folder, configuration)
-        if rank == 0 and (last or run.step % cfg.report_every == 0): _report(progress, run, (time.monotonic() - began) / (run.step - first))
+        if last or run.step % cfg.save_every == 0:
+            _save(run, folder, configuration)
+        if rank == 0 and (last or run.step % cfg.report_every == 0):
+            _report(progress, run, (time.monotonic() - began) / (run.step - first))
     ema, history = run.finish(), _arrays(run)
     gather(None)
-    return TrainResult(run.step, history.pop("loss"), history, time.monotonic() - began, first, stopped, ema)
+    return TrainResult(
+        run.step, history.pop("loss"), history, time.monotonic() - began, first, stopped, ema
+    )
+
 
 def _arrays(run: _Run) -> dict[str, np.ndarray]:
     "The history as arrays."
     return {n: np.array(v) for n, v in run.history.items()}
 
+
 def _tidy(folder: Path, resume: bool) -> None:
     "Rank 0 removes half-written checkpoints, and all of them when the run is to start afresh; the others wait."
     if ranks()[0] == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in (*folder.glob(".step-*"), *(() if resume else folder.glob("step-*"))): shutil.rmtree(old)
+        for old in (*folder.glob(".step-*"), *(() if resume else folder.glob("step-*"))):
+            shutil.rmtree(old)
     gather(None)
+
 
 def _report(progress: Progress, run: _Run, seconds_per_step: float) -> None:
     "Loss of the last reports' window and the time left."
-    recent = run.history["loss"][-run.cfg.report_every:]
+    recent = run.history["loss"][-run.cfg.report_every :]
     left = seconds_per_step * (run.cfg.steps - run.step)
     progress(run.step, run.cfg.steps, f"loss {sum(recent) / len(recent):.4f}, {left:.0f} s left")
 
@@ -413,8 +632,13 @@ def load_ema(
     ema: Mapping[str, Tensor],  # `TrainResult.ema`
 ) -> None:
     "Copy averaged weights into the modules."
-    if not ema: raise BadInput("no averaged weights: the run was made with ema = 0")
+    if not ema:
+        raise BadInput("no averaged weights: the run was made with ema = 0")
     named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
     unknown = sorted(set(ema) - set(named))
-    if unknown: raise AssetMismatch(f"averaged weights {unknown[:3]} fit none of the modules {sorted(modules)}")
-    for name, value in ema.items(): named[name].copy_(value)
+    if unknown:
+        raise AssetMismatch(
+            f"averaged weights {unknown[:3]} fit none of the modules {sorted(modules)}"
+        )
+    for name, value in ema.items():
+        named[name].copy_(value)

@@ -28,41 +28,72 @@ from .loop import TrainConfig
 @dataclass(frozen=True)
 class Cost:
     "What a network costs, counted."
+
     parameters: int  # trained weights
     flops: int  # of one forward pass over one clip
     kept_bytes: int  # kept for the backward pass, for each clip
     fixed_bytes: int = 0  # kept once, whatever the batch
-    kept_checkpointed: int | None = None  # for each clip when layers are recomputed; None: the network cannot
+    kept_checkpointed: int | None = (
+        None  # for each clip when layers are recomputed; None: the network cannot
+    )
+
 
 MANY = 997  # clips in a counted batch: a prime that divides no size of a network, so what grows with the batch can be told from what does not
 
-def _trace(model: nn.Module, call: Callable[[nn.Module, int], object], batch: int, precision: str, products: bool = False) -> tuple[int, list[int]]:
+
+def _trace(
+    model: nn.Module,
+    call: Callable[[nn.Module, int], object],
+    batch: int,
+    precision: str,
+    products: bool = False,
+) -> tuple[int, list[int]]:
     "Operations (0 unless asked for) of one forward pass on fake tensors, and bytes of each storage kept for the backward pass."
     kept, alive = {}, []
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)}
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
+            sdpa_flop_count(q, k, v)
+        )
+    }
     counter = FlopCounterMode(display=False, custom_mapping=attention) if products else None
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+
     def pack(t: Tensor) -> Tensor:
         store = t.untyped_storage()
-        if store._cdata not in own: kept[store._cdata] = store.nbytes(); alive.append(t)
+        if store._cdata not in own:
+            kept[store._cdata] = store.nbytes()
+            alive.append(t)
         return t
-    with counter or nullcontext(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+
+    with (
+        counter or nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
         alive.append(call(model, batch))
     return counter.get_total_flops() if counter else 0, list(kept.values())
+
 
 def _cost(model: nn.Module, call: Callable[[nn.Module, int], object], precision: str) -> Cost:
     "What one clip costs, from one pass over many (Eq. 1)."
     flops, kept = _trace(model, call, MANY, precision, True)
     grown = sum(n for n in kept if n % MANY == 0)
-    return Cost(sum(p.numel() for p in model.parameters()), flops // MANY, grown // MANY, sum(kept) - grown)
+    return Cost(
+        sum(p.numel() for p in model.parameters()), flops // MANY, grown // MANY, sum(kept) - grown
+    )
+
 
 def count_cost(
     build: Callable[[], nn.Module],  # makes the network
-    call: Callable[[nn.Module, int], object],  # runs it on that many clips; what it returns is kept alive
+    call: Callable[
+        [nn.Module, int], object
+    ],  # runs it on that many clips; what it returns is kept alive
     precision: str = "fp32",  # or "bf16": autocast, weights in float32
 ) -> Cost:  # Eq. 1
     "Operations and kept bytes of one clip, without computing anything."
-    with FakeTensorMode(): return _cost(build().train(), call, precision)
+    with FakeTensorMode():
+        return _cost(build().train(), call, precision)
+
 
 def _dit_counts(config: DiTConfig, call: Callable, precision: str) -> tuple[int, ...]:
     "Parameters, operations, kept bytes of a clip, of all batches, of a clip between recomputed layers."
@@ -73,13 +104,18 @@ def _dit_counts(config: DiTConfig, call: Callable, precision: str) -> tuple[int,
         between = sum(_trace(model, call, 1, precision)[1])
     return cost.parameters, cost.flops, cost.kept_bytes, cost.fixed_bytes, between
 
+
 def _clips(model: MultiStreamDiT, batch: int, num_latents: int, num_tokens: int) -> Tensor:
     "A forward pass over some clips with all conditions."
     c = model.config
-    cond = Conditions(text=torch.zeros(batch, num_tokens, c.text_width), text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
-                      video=None if c.video is None else torch.zeros(batch, num_latents, c.video_features),
-                      roll=None if c.roll is None else torch.zeros(batch, num_latents, c.roll_keys))
+    cond = Conditions(
+        text=torch.zeros(batch, num_tokens, c.text_width),
+        text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
+        video=None if c.video is None else torch.zeros(batch, num_latents, c.video_features),
+        roll=None if c.roll is None else torch.zeros(batch, num_latents, c.roll_keys),
+    )
     return model(torch.zeros(batch, num_latents, c.latent_channels), torch.zeros(batch), cond)
+
 
 def dit_flops(
     config: DiTConfig,  # its sizes
@@ -88,10 +124,22 @@ def dit_flops(
 ) -> int:
     "Operations of one forward pass over one clip, without counting what is kept."
     depths = (config.depth,) if config.depth % 2 or config.depth <= 4 else (2, 4)
+
     def count(depth: int) -> int:
-        with FakeTensorMode(): return _trace(MultiStreamDiT(replace(config, depth=depth)).train(), lambda m, b: _clips(m, b, num_latents, num_tokens), 1, "fp32", True)[0]
+        with FakeTensorMode():
+            return _trace(
+                MultiStreamDiT(replace(config, depth=depth)).train(),
+                lambda m, b: _clips(m, b, num_latents, num_tokens),
+                1,
+                "fp32",
+                True,
+            )[0]
+
     found = [count(n) for n in depths]
-    return found[0] if len(found) == 1 else found[0] + (config.depth - 2) // 2 * (found[1] - found[0])
+    return (
+        found[0] if len(found) == 1 else found[0] + (config.depth - 2) // 2 * (found[1] - found[0])
+    )
+
 
 def dit_cost(
     config: DiTConfig,  # its sizes
@@ -100,10 +148,23 @@ def dit_cost(
     precision: str = "fp32",  # or "bf16"
 ) -> Cost:
     "Cost of one clip in the multi-stream DiT, all conditions given; deep ones from depths 2 and 4, because every further pair of layers costs the same."
-    def call(model: MultiStreamDiT, batch: int) -> Tensor: return _clips(model, batch, num_latents, num_tokens)
-    if config.depth % 2 or config.depth <= 4: counts = _dit_counts(config, call, precision)
-    else: counts = [a + (config.depth - 2) // 2 * (b - a) for a, b in zip(*(_dit_counts(replace(config, depth=n), call, precision) for n in (2, 4)))]
-    return Cost(*counts[:4], kept_checkpointed=counts[4] + counts[2] // config.depth)  # one layer at a time is unfolded again
+
+    def call(model: MultiStreamDiT, batch: int) -> Tensor:
+        return _clips(model, batch, num_latents, num_tokens)
+
+    if config.depth % 2 or config.depth <= 4:
+        counts = _dit_counts(config, call, precision)
+    else:
+        counts = [
+            a + (config.depth - 2) // 2 * (b - a)
+            for a, b in zip(
+                *(_dit_counts(replace(config, depth=n), call, precision) for n in (2, 4))
+            )
+        ]
+    return Cost(
+        *counts[:4], kept_checkpointed=counts[4] + counts[2] // config.depth
+    )  # one layer at a time is unfolded again
+
 
 def reader_cost(
     config: RollConfig,  # its sizes
@@ -111,21 +172,30 @@ def reader_cost(
     precision: str = "fp32",  # or "bf16"
 ) -> Cost:
     "Cost of one clip in the roll predictor with gradients."
-    return count_cost(lambda: build_roll(config), lambda model, b: model(torch.zeros(b, num_frames, config.height, config.strip_width, dtype=torch.uint8)), precision)
+    return count_cost(
+        lambda: build_roll(config),
+        lambda model, b: model(
+            torch.zeros(b, num_frames, config.height, config.strip_width, dtype=torch.uint8)
+        ),
+        precision,
+    )
 
 # %% ../../nbs/training/52_planning.ipynb #b687222d
 @dataclass(frozen=True)
 class Load:
     "Clips that pass through one network in one optimiser step, all GPUs together."
+
     cost: Cost
     clips: float  # per step, on average
     passes: float = 3.0  # forward passes' worth of operations for each clip
     peak_clips: int | None = None  # in the largest step; None: as on average
     checkpointed: bool = False  # whether its layers are recomputed
 
+
 @dataclass(frozen=True)
 class Job:
     "One training run."
+
     name: str
     steps: int
     loads: tuple[Load, ...]
@@ -141,15 +211,26 @@ class Job:
     @property
     def flops(self) -> float:
         "Operations of the whole run."
-        return self.steps * sum(l.cost.flops * l.clips * (l.passes + (1 if l.checkpointed and l.passes >= 3 else 0)) for l in self.loads)
+        return self.steps * sum(
+            l.cost.flops * l.clips * (l.passes + (1 if l.checkpointed and l.passes >= 3 else 0))
+            for l in self.loads
+        )
+
 
 def common_divisor(*sizes: int) -> int:
     "The greatest number of equal parts that all batches can be cut into."
     return math.gcd(*[s for s in sizes if s])
 
+
 def as_written(train: TrainConfig) -> dict:
     "What a job takes from its training section as it stands."
-    return {"ema": train.ema > 0, "precision": train.precision, "accumulate": train.accumulate, "sharded": train.sharding == "full"}
+    return {
+        "ema": train.ema > 0,
+        "precision": train.precision,
+        "accumulate": train.accumulate,
+        "sharded": train.sharding == "full",
+    }
+
 
 def network_job(
     name: str,  # of the run
@@ -157,22 +238,37 @@ def network_job(
     train: TrainConfig,  # steps and batch
 ) -> Job:
     "Stage 1: flow matching of the general model."
-    return Job(name, train.steps, (Load(cost, train.batch_size),), cost.parameters, **as_written(train), batch=train.batch_size)
+    return Job(
+        name,
+        train.steps,
+        (Load(cost, train.batch_size),),
+        cost.parameters,
+        **as_written(train),
+        batch=train.batch_size,
+    )
+
 
 @dataclass(frozen=True)
 class NetworkCosts:
     "The counted networks of one plan, for one length of clip and one precision."
+
     dit: DiTConfig  # of stage 1
     base: Cost  # the two-stream DiT
     piano: Cost  # the three-stream DiT
     predictor: Cost  # the roll predictor
 
 # %% ../../nbs/training/52_planning.ipynb #02a8a368
-PEAK_TFLOPS = {"a100": {"fp32": 19.5, "bf16": 312.0}, "a800": {"fp32": 19.5, "bf16": 312.0}, "h100": {"fp32": 67.0, "bf16": 989.0}}  # dense, of the makers' data sheets
+PEAK_TFLOPS = {
+    "a100": {"fp32": 19.5, "bf16": 312.0},
+    "a800": {"fp32": 19.5, "bf16": 312.0},
+    "h100": {"fp32": 67.0, "bf16": 989.0},
+}  # dense, of the makers' data sheets
+
 
 @dataclass(frozen=True)
 class Machine:
     "The GPUs, and what is assumed about them."
+
     gpus: int = 8
     memory_gb: float = 80.0  # of one GPU, 10^9 bytes
     kind: str = "a100"  # a key of PEAK_TFLOPS
@@ -182,9 +278,19 @@ class Machine:
     context_gb: float = 1.5  # assumed: CUDA context and workspaces
 
     def __post_init__(self):
-        if self.gpus < 1 or not self.memory_gb > 0: raise BadInput(f"{self.gpus} GPUs of {self.memory_gb} GB: at least one GPU with memory is needed")
-        if self.kind not in PEAK_TFLOPS: raise BadInput(f"no peak speed of {self.kind!r} is known; known are {', '.join(PEAK_TFLOPS)}")
-        if not 0 < self.mfu <= 1: raise BadInput(f"mfu is {self.mfu}; a share of the peak in (0, 1] is needed (per cent?)")
+        if self.gpus < 1 or not self.memory_gb > 0:
+            raise BadInput(
+                f"{self.gpus} GPUs of {self.memory_gb} GB: at least one GPU with memory is needed"
+            )
+        if self.kind not in PEAK_TFLOPS:
+            raise BadInput(
+                f"no peak speed of {self.kind!r} is known; known are {', '.join(PEAK_TFLOPS)}"
+            )
+        if not 0 < self.mfu <= 1:
+            raise BadInput(
+                f"mfu is {self.mfu}; a share of the peak in (0, 1] is needed (per cent?)"
+            )
+
 
 def job_memory(
     job: Job,  # one run
@@ -198,15 +304,28 @@ def job_memory(
     kept = 0.0
     for load in job.loads:
         clips = -(-(load.peak_clips or load.clips) // (machine.gpus * accumulate))
-        each = load.cost.kept_checkpointed if checkpointing and load.cost.kept_checkpointed is not None else load.cost.kept_bytes
+        each = (
+            load.cost.kept_checkpointed
+            if checkpointing and load.cost.kept_checkpointed is not None
+            else load.cost.kept_bytes
+        )
         kept += (clips * each + (load.cost.fixed_bytes if clips else 0)) / 1e9
-    parts = {"weights": gb(job.trained), "gradients": gb(job.trained), "adam": gb(2 * job.trained), "ema": gb(job.trained) if job.ema else 0.0, "frozen": gb(job.frozen), "kept": kept}
+    parts = {
+        "weights": gb(job.trained),
+        "gradients": gb(job.trained),
+        "adam": gb(2 * job.trained),
+        "ema": gb(job.trained) if job.ema else 0.0,
+        "frozen": gb(job.frozen),
+        "kept": kept,
+    }
     margin = machine.waste * sum(parts.values()) + machine.context_gb
     return parts | {"margin": margin, "total": sum(parts.values()) + margin}
+
 
 @dataclass(frozen=True)
 class Fit:
     "How a job fits a machine, and for how long it runs."
+
     job: str
     steps: int
     clips_per_gpu: int  # at a time, of the first network
@@ -216,19 +335,40 @@ class Fit:
     flops: float  # of the whole run
     hours: float  # flops / (GPUs x peak x mfu)
 
+
 def _way(job: Job, machine: Machine, accumulate: int, checkpointing: bool) -> Fit:
     "One way to run a job, whether it fits or not."
-    run = replace(job, loads=tuple(replace(l, checkpointed=checkpointing and l.cost.kept_checkpointed is not None) for l in job.loads))
+    run = replace(
+        job,
+        loads=tuple(
+            replace(l, checkpointed=checkpointing and l.cost.kept_checkpointed is not None)
+            for l in job.loads
+        ),
+    )
     clips = int(-(-job.loads[0].clips // (machine.gpus * accumulate)))
-    return Fit(job.name, job.steps, clips, accumulate, checkpointing, job_memory(job, machine, accumulate, checkpointing), run.flops, hours(run.flops, machine, job.precision))
+    return Fit(
+        job.name,
+        job.steps,
+        clips,
+        accumulate,
+        checkpointing,
+        job_memory(job, machine, accumulate, checkpointing),
+        run.flops,
+        hours(run.flops, machine, job.precision),
+    )
+
 
 def fit_as_written(
     job: Job,  # one run
     machine: Machine,  # where; whether weights are divided is the job's own
 ) -> Fit:
     "The run exactly as its parameters say: `accumulate`, `checkpointing` and `sharding`, whether it fits or not."
-    if job.batch % (machine.gpus * job.accumulate): raise BadInput(f"{job.name}: a batch of {job.batch} cannot be cut into equal parts for {machine.gpus} GPUs x accumulate {job.accumulate}: choose a divisor of {job.batch}")
+    if job.batch % (machine.gpus * job.accumulate):
+        raise BadInput(
+            f"{job.name}: a batch of {job.batch} cannot be cut into equal parts for {machine.gpus} GPUs x accumulate {job.accumulate}: choose a divisor of {job.batch}"
+        )
     return _way(job, replace(machine, sharded=job.sharded), job.accumulate, job.checkpointing)
+
 
 def fit_job(
     job: Job,  # one run
@@ -236,14 +376,27 @@ def fit_job(
 ) -> Fit:
     "The cheapest way in which a job fits, or `BadInput` with what would make it fit."
     most = job.batch // machine.gpus if job.batch % machine.gpus == 0 else 0
-    if not most: raise BadInput(f"{job.name}: a batch of {job.batch} cannot be cut into equal parts for {machine.gpus} GPUs: choose a divisor of {job.batch}")
+    if not most:
+        raise BadInput(
+            f"{job.name}: a batch of {job.batch} cannot be cut into equal parts for {machine.gpus} GPUs: choose a divisor of {job.batch}"
+        )
     ways = [(c, a) for c in (False, True) for a in range(1, most + 1) if most % a == 0]
     for checkpointing, accumulate in ways:
-        if (fit := _way(job, machine, accumulate, checkpointing)).memory["total"] <= machine.memory_gb: return fit
+        if (fit := _way(job, machine, accumulate, checkpointing)).memory[
+            "total"
+        ] <= machine.memory_gb:
+            return fit
     least = job_memory(job, machine, most, True)["total"]
     shared = job_memory(job, replace(machine, sharded=True), most, True)["total"]
-    remedy = f"sharded over the {machine.gpus} GPUs it would take {shared:.1f} GB" if shared <= machine.memory_gb and not machine.sharded else f"GPUs with at least {least:.0f} GB, or a smaller network"
-    raise BadInput(f"{job.name} does not fit: one clip at a time with recomputed layers takes {least:.1f} GB of a GPU that has {machine.memory_gb:g} GB. What would do: {remedy}")
+    remedy = (
+        f"sharded over the {machine.gpus} GPUs it would take {shared:.1f} GB"
+        if shared <= machine.memory_gb and not machine.sharded
+        else f"GPUs with at least {least:.0f} GB, or a smaller network"
+    )
+    raise BadInput(
+        f"{job.name} does not fit: one clip at a time with recomputed layers takes {least:.1f} GB of a GPU that has {machine.memory_gb:g} GB. What would do: {remedy}"
+    )
+
 
 def hours(
     flops: float,  # operations
@@ -264,7 +417,10 @@ def transformer_flops(
 ) -> int:  # of one forward pass
     "Operations of a transformer encoder (Eq. 3)."
     i = inner or width
-    return layers * (8 * tokens * width * i + 2 * matrices * tokens * width * hidden + 4 * tokens * tokens * i)
+    return layers * (
+        8 * tokens * width * i + 2 * matrices * tokens * width * hidden + 4 * tokens * tokens * i
+    )
+
 
 def encoder_flops(
     num_frames: int,  # film frames of a clip, 0: no film
@@ -274,18 +430,23 @@ def encoder_flops(
     frame = transformer_flops(48, 1664, 8192, 257) + 2 * 256 * 1664 * 3 * 14 * 14 + 2 * 1664 * 1280
     return num_frames * frame + transformer_flops(24, 1024, 2816, num_tokens, 3, 1024)
 
+
 def feature_bytes(
     duration_s: float,  # length of a clip
     num_tokens: int,  # text tokens kept
     text_width: int,  # features per token
     video_features: int,  # features per frame
-    strip: tuple[int, int] | None = None,  # height, width of rectified films; None: not a piano clip
+    strip: tuple[int, int]
+    | None = None,  # height, width of rectified films; None: not a piano clip
     film: bool = True,  # whether the clip has pictures
 ) -> int:
     "Bytes of one clip's features on disk; a piano clip keeps its film and its rolls as well."
     latents, frames = RATES.latents(duration_s), RATES.frames(duration_s)
-    made = 2 * latents * 128 + num_tokens * (2 * text_width + 1) + 2 * frames * video_features * film
+    made = (
+        2 * latents * 128 + num_tokens * (2 * text_width + 1) + 2 * frames * video_features * film
+    )
     return made if strip is None else made + frames * (strip[0] * strip[1] + 2 * (5 * NUM_KEYS + 1))
+
 
 def checkpoint_bytes(
     parameters: int,  # trained

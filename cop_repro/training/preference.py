@@ -47,18 +47,29 @@ def dpo_margin(
 @dataclass(frozen=True)
 class PreferenceConfig:
     "Direct preference optimisation (arXiv 2503.22200, Eq. 7)."
+
     beta: float = 2000.0  # strength, for mean-reduced errors
     anchor: float = 0.0  # weight of the winner's own flow loss (TangoFlux)
-    joint_items: int | None = None  # pairs whose strips are read with gradient, per part; 0 = stored rolls only, None = all
+    joint_items: int | None = (
+        None  # pairs whose strips are read with gradient, per part; 0 = stored rolls only, None = all
+    )
     window: int = 50  # steps of the stop rule; 0 = never stop
-    reference: Literal["frozen", "live"] = "frozen"  # what errors are compared with; compat: the model itself, as it is now
+    reference: Literal["frozen", "live"] = (
+        "frozen"  # what errors are compared with; compat: the model itself, as it is now
+    )
     shared: bool = True  # one noise and one time for the four errors; compat: each has its own
     both: float = 0.0  # weight of the flow loss on both members; compat: 1
 
     def __post_init__(self):
-        if not self.beta > 0 or min(self.anchor, self.window, self.both) < 0: raise ParamsError(f"{self}: beta must be positive, anchor, window and both not negative")
-        if self.reference not in ("frozen", "live"): raise ParamsError(f"reference is {self.reference!r}; 'frozen' or 'live' is needed")
-        if self.joint_items is not None and self.joint_items < 0: raise ParamsError(f"joint_items is {self.joint_items}; null, 0 or more is needed")
+        if not self.beta > 0 or min(self.anchor, self.window, self.both) < 0:
+            raise ParamsError(
+                f"{self}: beta must be positive, anchor, window and both not negative"
+            )
+        if self.reference not in ("frozen", "live"):
+            raise ParamsError(f"reference is {self.reference!r}; 'frozen' or 'live' is needed")
+        if self.joint_items is not None and self.joint_items < 0:
+            raise ParamsError(f"joint_items is {self.joint_items}; null, 0 or more is needed")
+
 
 def frozen_copy(
     model: nn.Module,  # stage-2 model before preference training
@@ -66,12 +77,14 @@ def frozen_copy(
     "The reference of Eq. 7: a deep copy, not the live model."
     return copy.deepcopy(model).requires_grad_(False).eval()
 
+
 def reference_of(
     model: nn.Module,  # stage-2 model before preference training
     cfg: PreferenceConfig,  # which reference
 ) -> nn.Module:  # a frozen copy, or the model itself
     "What errors are compared with (arXiv 2503.22200, Eq. 7; live in the released code, D-dpo-reference)."
     return frozen_copy(model) if cfg.reference == "frozen" else model
+
 
 def preference_loss(
     model: VelocityModel,  # being trained, in eval mode (no dropout)
@@ -85,22 +98,38 @@ def preference_loss(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # loss and logs
     "Eq. 7, by default with one noise and time for both members and both models (arXiv 2503.22200)."
     for name, one in (("model", model), ("reference", reference)):
-        if isinstance(one, nn.Module) and one.training: raise BadInput(f"the {name} is in training mode: dropout noise would drown the preference; call eval()")
+        if isinstance(one, nn.Module) and one.training:
+            raise BadInput(
+                f"the {name} is in training mode: dropout noise would drown the preference; call eval()"
+            )
     x1 = torch.cat([x1_w, x1_l])
     x0, t = draw_noise_and_time(x1_w if cfg.shared else x1, rng)
-    def errors(network, told, x0, t): return fm_loss(network, x1, told.repeat(2), x0, t, per_example=True).chunk(2)
+
+    def errors(network, told, x0, t):
+        return fm_loss(network, x1, told.repeat(2), x0, t, per_example=True).chunk(2)
+
     drawn = (x0.repeat(2, 1, 1), t.repeat(2)) if cfg.shared else (x0, t)
     l_w, l_l = errors(model, cond, *drawn)
-    with torch.no_grad(): ref_w, ref_l = errors(reference, ref_cond, *(drawn if cfg.shared else draw_noise_and_time(x1, rng)))
+    with torch.no_grad():
+        ref_w, ref_l = errors(
+            reference, ref_cond, *(drawn if cfg.shared else draw_noise_and_time(x1, rng))
+        )
     z = dpo_margin(l_w, l_l, ref_w, ref_l, cfg.beta)
     dpo = -F.logsigmoid(z).mean()
     winner, loser = (l_w - ref_w).detach(), (l_l - ref_l).detach()
-    logs = {"dpo": dpo.detach(), "winner_gap": winner.mean(), "loser_gap": loser.mean(), "accuracy": (z > 0).float().mean(), **by_time(loser - winner, t[:len(winner)], "margin")}
+    logs = {
+        "dpo": dpo.detach(),
+        "winner_gap": winner.mean(),
+        "loser_gap": loser.mean(),
+        "accuracy": (z > 0).float().mean(),
+        **by_time(loser - winner, t[: len(winner)], "margin"),
+    }
     loss = dpo + cfg.anchor * l_w.mean()
     return loss + cfg.both * torch.cat([l_w, l_l]).mean() if cfg.both else loss, logs
 
 # %% ../../nbs/training/57_preference.ipynb #7271be10
 Pair = tuple[int, int]  # rows of the preferred and of the other clip
+
 
 def pair_batch(
     store: Columns,  # piano features
@@ -110,17 +139,27 @@ def pair_batch(
     num_strips: int | None = None,  # pairs whose pictures are needed; None = all
     cached: str | None = None,  # column of stored soft rolls
     device: torch.device | str = "cpu",  # where the network lives
-) -> tuple[PianoBatch, Float[Tensor, "b n c"]]:  # the preferred clips with the shared condition; the others' latents
+) -> tuple[
+    PianoBatch, Float[Tensor, "b n c"]
+]:  # the preferred clips with the shared condition; the others' latents
     "Windows of pairs, cut at the same place."
     state = rng.get_state()
-    better = piano_batch(store, [w for w, _ in pairs], rng, crop_latents, num_strips, cached, device)
+    better = piano_batch(
+        store, [w for w, _ in pairs], rng, crop_latents, num_strips, cached, device
+    )
     rng.set_state(state)
     other = piano_batch(store, [l for _, l in pairs], rng, crop_latents, 0, None, device)
-    for name, a, b in (("text", better.cond.text, other.cond.text), ("onset roll", better.target.onset, other.target.onset)):
+    for name, a, b in (
+        ("text", better.cond.text, other.cond.text),
+        ("onset roll", better.target.onset, other.target.onset),
+    ):
         if a is not None and not torch.equal(a, b):
             bad = next(i for i in range(len(pairs)) if not torch.equal(a[i], b[i]))
-            raise BadInput(f"rows {pairs[bad][0]} and {pairs[bad][1]} differ in their {name}: the members of a pair must share their condition")
+            raise BadInput(
+                f"rows {pairs[bad][0]} and {pairs[bad][1]} differ in their {name}: the members of a pair must share their condition"
+            )
     return better, other.x1
+
 
 def piano_preference_loss(
     model: CoPPiano,  # being trained
@@ -131,11 +170,24 @@ def piano_preference_loss(
     cfg: PreferenceConfig = PreferenceConfig(),
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # loss and logs
     "Eq. 7 on all modules of the stage-2 model: the roll is read by each model's own reader, the live one with gradient."
-    joint, source = len(batch.x1) if cfg.joint_items is None else min(cfg.joint_items, len(batch.x1)), "predicted" if batch.cached is None else "cached"
+    joint, source = (
+        len(batch.x1) if cfg.joint_items is None else min(cfg.joint_items, len(batch.x1)),
+        "predicted" if batch.cached is None else "cached",
+    )
     rolls = batch_roll(model, batch, GuidanceConfig(roll_source=source), joint)[0]
-    with torch.no_grad(): ref_rolls = batch_roll(reference, batch, GuidanceConfig(roll_source=source), joint)[0]
+    with torch.no_grad():
+        ref_rolls = batch_roll(reference, batch, GuidanceConfig(roll_source=source), joint)[0]
     n = batch.x1.shape[1]
-    return preference_loss(model, reference, batch.x1, x1_l, model.told(batch.cond, rolls, n), reference.told(batch.cond, ref_rolls, n), rng, cfg)
+    return preference_loss(
+        model,
+        reference,
+        batch.x1,
+        x1_l,
+        model.told(batch.cond, rolls, n),
+        reference.told(batch.cond, ref_rolls, n),
+        rng,
+        cfg,
+    )
 
 # %% ../../nbs/training/57_preference.ipynb #816c920c
 def preference_step(
@@ -149,22 +201,40 @@ def preference_step(
 ) -> StepFn:  # for `train`
     "Batch and loss of one step of preference training."
     device = next(model.parameters()).device
+
     def step_fn(step: int, part: int, parts: int):
         model.eval()  # D-dpo-dropout: gradients, but no dropout
-        chosen = [pairs[i] for i in rows_for_step(range(len(pairs)), step, train_cfg.batch_size, train_cfg.seed, part, parts)]
+        chosen = [
+            pairs[i]
+            for i in rows_for_step(
+                range(len(pairs)), step, train_cfg.batch_size, train_cfg.seed, part, parts
+            )
+        ]
         rng = torch_rng(train_cfg.seed, "preference", step, part)
-        cached = None if cfg.joint_items is None or cfg.joint_items >= len(chosen) else ROLL_COLUMNS[model.velocity]
+        cached = (
+            None
+            if cfg.joint_items is None or cfg.joint_items >= len(chosen)
+            else ROLL_COLUMNS[model.velocity]
+        )
         batch, x1_l = pair_batch(store, chosen, rng, crop_latents, cfg.joint_items, cached, device)
         return piano_preference_loss(model, reference, batch, x1_l, rng, cfg)
+
     return step_fn
+
 
 def winner_drifts(
     window: int,  # steps to look back; 0 = never stop
 ) -> StopFn:  # for `train`
     "Stop when the model is clearly worse than its reference on the preferred clips (the known failure of DPO)."
+
     def stop(history: Mapping[str, np.ndarray]) -> bool:
         gaps = history.get("winner_gap", np.empty(0))[-window:] if window else np.empty(0)
-        return window > 0 and len(gaps) == window and bool(np.mean(gaps) > 2 * np.std(gaps) / math.sqrt(window))
+        return (
+            window > 0
+            and len(gaps) == window
+            and bool(np.mean(gaps) > 2 * np.std(gaps) / math.sqrt(window))
+        )
+
     return stop
 
 # %% ../../nbs/training/57_preference.ipynb #b7c71386
@@ -176,9 +246,18 @@ def style_pairs(
     films: dict[tuple, dict[str, int]] = {}
     for row in store.select(film="pair").tolist():
         entry = store.index[row]
-        films.setdefault((entry["work_id"], entry["clip_id"].rsplit("-", 1)[0]), {})[entry["pianist"]] = row
-    pairs = [(both[preferred], next(r for p, r in both.items() if p != preferred)) for both in films.values() if len(both) == 2 and preferred in both]
-    if not pairs: raise BadInput(f"no pair of films in which {preferred!r} plays: the manifest has no style pairs, or the pianist has another name")
+        films.setdefault((entry["work_id"], entry["clip_id"].rsplit("-", 1)[0]), {})[
+            entry["pianist"]
+        ] = row
+    pairs = [
+        (both[preferred], next(r for p, r in both.items() if p != preferred))
+        for both in films.values()
+        if len(both) == 2 and preferred in both
+    ]
+    if not pairs:
+        raise BadInput(
+            f"no pair of films in which {preferred!r} plays: the manifest has no style pairs, or the pianist has another name"
+        )
     return pairs
 
 # %% ../../nbs/training/57_preference.ipynb #5a4959ec
@@ -192,8 +271,11 @@ def preference_run(
 ) -> Run:
     "DPO of the stage-2 model against its frozen copy (arXiv 2503.22200, Eq. 7); both members of a pair have the whole condition."
     model = load_piano(start)[0].to(device)
-    step = preference_step(model, reference_of(model, cfg), data.piano, data.pairs, train_cfg, cfg, data.crop_latents)
+    step = preference_step(
+        model, reference_of(model, cfg), data.piano, data.pairs, train_cfg, cfg, data.crop_latents
+    )
     return Run({"piano": model}, step, winner_drifts(cfg.window))
+
 
 def preference_cost(
     name: str,  # of the run
@@ -204,7 +286,16 @@ def preference_cost(
     "Both members of every pair through the model and through its frozen copy."
     joint = train.batch_size if cfg.joint_items is None else min(cfg.joint_items, train.batch_size)
     size = costs.piano.parameters + costs.predictor.parameters
-    return Job(name, train.steps, (Load(costs.piano, 2 * train.batch_size, passes=4.0), Load(costs.predictor, joint)), size, frozen=size, **as_written(train), batch=train.batch_size)
+    return Job(
+        name,
+        train.steps,
+        (Load(costs.piano, 2 * train.batch_size, passes=4.0), Load(costs.predictor, joint)),
+        size,
+        frozen=size,
+        **as_written(train),
+        batch=train.batch_size,
+    )
+
 
 def save_preference(
     path: Path,  # file to write
@@ -213,5 +304,6 @@ def save_preference(
 ) -> None:
     "The post-trained stage-2 model."
     save_piano(path, modules["piano"].eval(), meta)
+
 
 PREFERENCE = Objective(PreferenceConfig, "piano", preference_run, preference_cost, save_preference)

@@ -17,16 +17,53 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import RATES, AssetMismatch, ParamsError, Progress, file_hash, load_weights, silent
+from cop_repro.core import (
+    RATES,
+    AssetMismatch,
+    ParamsError,
+    Progress,
+    file_hash,
+    load_weights,
+    silent,
+)
 from ..data.clips import Store, store_wav
 from ..data.shards import ShardedStore, join_columns, open_store
-from ..model.codec import Codec, CodecConfig, check_latents, load_codec, make_codec, prepare_wav, save_codec
+from cop_repro.model.codec import (
+    Codec,
+    CodecConfig,
+    check_latents,
+    load_codec,
+    make_codec,
+    prepare_wav,
+    save_codec,
+)
 from ..model.cop_piano import CoPPiano, grow_piano, load_piano, save_piano
-from ..model.dit import DiTConfig, MultiStreamDiT, StreamConfig, count_parameters, load_dit, save_dit
-from ..model.encoders import Encoders, EncodersConfig, EncodersTrainer, EncodersTraining, build_encoders, load_encoders, save_encoders, seeded
+from cop_repro.model.dit import (
+    DiTConfig,
+    MultiStreamDiT,
+    StreamConfig,
+    count_parameters,
+    load_dit,
+    save_dit,
+)
+from cop_repro.model.encoders import (
+    Encoders,
+    EncodersConfig,
+    EncodersTrainer,
+    EncodersTraining,
+    build_encoders,
+    load_encoders,
+    save_encoders,
+    seeded,
+)
 from ..model.flow import DropoutConfig
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
-from .components import caption_words, codec_step_fn, encoders_step_fn, roll_step_fn
+from cop_repro.training.components import (
+    caption_words,
+    codec_step_fn,
+    encoders_step_fn,
+    roll_step_fn,
+)
 from .contrast import CONTRAST, ContrastHeads, Objective, PostTrainingData
 from .features import SceneData, Source, codec_sounds, soft_store
 from .general import general_step
@@ -38,59 +75,108 @@ from .preference import PREFERENCE, style_pairs
 @dataclass(frozen=True)
 class Place:
     "Where a stage reads, computes and writes."
+
     stores: Mapping[str, Path]  # name -> folder of a store: clips, encoded, general, rolls, ...
     scratch: Path  # checkpoints
     made: Path  # the finished model
     device: str = "cpu"  # where it computes; "cuda" is this process's card
     seed: int = 0  # of new weights
     progress: Progress = silent  # importable by name if there is more than one process
-    recorded: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)  # recorded sets: store -> its folders by kind: clips, encoded, rolls
-    inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of code, stores and starting models: a checkpoint of others is not resumed
+    recorded: Mapping[str, Mapping[str, Path]] = field(
+        default_factory=dict
+    )  # recorded sets: store -> its folders by kind: clips, encoded, rolls
+    inputs: Mapping[str, str] = field(
+        default_factory=dict
+    )  # hashes of code, stores and starting models: a checkpoint of others is not resumed
 
-    def open(self, *names: str) -> list[Store]: return [Store(self.stores[name]) for name in names]
+    def open(self, *names: str) -> list[Store]:
+        return [Store(self.stores[name]) for name in names]
 
     def open_recorded(self, *kinds: str, domain: str) -> list[list[Store | ShardedStore]]:
         "The stores of each recorded set of one domain that holds training clips, row by row alike."
         found = []
         for name, folders in self.recorded.items():
             first = open_store(folders[kinds[0]])
-            if not len(first.select(split="train", domain=domain)): continue
+            if not len(first.select(split="train", domain=domain)):
+                continue
             found.append([first, *(open_store(folders[kind]) for kind in kinds[1:])])
-            if len({tuple(s.values("clip_id", range(len(s)))) for s in found[-1]}) > 1: raise AssetMismatch(f"{name}: its stores {', '.join(kinds)} do not hold the same clips: run the stages again that make them")
+            if len({tuple(s.values("clip_id", range(len(s)))) for s in found[-1]}) > 1:
+                raise AssetMismatch(
+                    f"{name}: its stores {', '.join(kinds)} do not hold the same clips: run the stages again that make them"
+                )
         return found
 
-    def encoded_recordings(self) -> list[Store | ShardedStore]:  # those of every set that has been encoded
+    def encoded_recordings(
+        self,
+    ) -> list[Store | ShardedStore]:  # those of every set that has been encoded
         "Features of the recorded sets."
-        return [open_store(folders["encoded"]) for folders in self.recorded.values() if folders["encoded"].exists()]
+        return [
+            open_store(folders["encoded"])
+            for folders in self.recorded.values()
+            if folders["encoded"].exists()
+        ]
 
     def verify_recorded(self, *kinds: str) -> None:
         "Every byte of the recorded sets' shards, read by the first process; unchanged files are read once only."
+
         def check() -> None:
             for folders in self.recorded.values():
-                for store in (open_store(folders[kind]) for kind in kinds if folders[kind].exists()):
-                    if isinstance(store, ShardedStore): store.verify_once(self.progress)
+                for store in (
+                    open_store(folders[kind]) for kind in kinds if folders[kind].exists()
+                ):
+                    if isinstance(store, ShardedStore):
+                        store.verify_once(self.progress)
+
         together(lambda: None if ranks()[0] else check())
 
-    def about(self, split: str, latents: str | None = None) -> dict:  # for the description of the finished model
+    def about(
+        self, split: str, latents: str | None = None
+    ) -> dict:  # for the description of the finished model
         "The data of a run: the hash of the rendered split, what the latents mean, and the hash of each recorded set's clips."
-        return {"split_hash": split, **({} if latents is None else {"latents": latents}), **({"recorded": {n: file_hash(f["clips"] / "shards.json") for n, f in self.recorded.items()}} if self.recorded else {})}
+        return {
+            "split_hash": split,
+            **({} if latents is None else {"latents": latents}),
+            **(
+                {
+                    "recorded": {
+                        n: file_hash(f["clips"] / "shards.json") for n, f in self.recorded.items()
+                    }
+                }
+                if self.recorded
+                else {}
+            ),
+        }
 
     def identity(self, split: str) -> dict:  # for checkpoints
         "The same, and whatever else a run must share with the one whose checkpoint it takes up."
         known = self.about(split)
-        return {"split": known.pop("split_hash"), **known, **({"inputs": dict(self.inputs)} if self.inputs else {})}
+        return {
+            "split": known.pop("split_hash"),
+            **known,
+            **({"inputs": dict(self.inputs)} if self.inputs else {}),
+        }
+
 
 @dataclass(frozen=True)
 class Trained:
     "What a training stage tells its notebook."
+
     parameters: int  # weights of the finished model
     result: TrainResult  # history; its averaged weights are in the model
 
-def _finish(modules: Mapping[str, nn.Module], result: TrainResult, save: Callable[[], None]) -> Trained:
+
+def _finish(
+    modules: Mapping[str, nn.Module], result: TrainResult, save: Callable[[], None]
+) -> Trained:
     "Averaged weights in place, the file written by the first process."
-    if result.ema: load_ema(modules, result.ema)
-    if ranks()[0] == 0: save()
-    return Trained(sum(p.numel() for module in modules.values() for p in module.parameters()), replace(result, ema={}))
+    if result.ema:
+        load_ema(modules, result.ema)
+    if ranks()[0] == 0:
+        save()
+    return Trained(
+        sum(p.numel() for module in modules.values() for p in module.parameters()),
+        replace(result, ema={}),
+    )
 
 # %% ../../nbs/training/59_stages.ipynb #8992967e
 def start_dit(
@@ -102,27 +188,44 @@ def start_dit(
     relearn: bool = False,  # they may know others
 ) -> MultiStreamDiT:
     "The network that stage 1 begins with; weights of other sizes, of another split or of other latents are refused by name."
-    if init is None: return MultiStreamDiT(sizes, seed)
+    if init is None:
+        return MultiStreamDiT(sizes, seed)
     model, meta = load_dit(init)
-    if model.config != sizes: raise AssetMismatch(f"{init.name} has other sizes than the parameters ask for ({', '.join(k for k, v in asdict(sizes).items() if asdict(model.config)[k] != v)} differ): use init: null")
-    if meta.get("split_hash") != split: raise AssetMismatch(f"{init.name} was trained under split {meta.get('split_hash')}, this run uses {split}: it may have heard test works")
-    if not relearn: check_latents(init.name, meta, latents)
+    if model.config != sizes:
+        raise AssetMismatch(
+            f"{init.name} has other sizes than the parameters ask for ({', '.join(k for k, v in asdict(sizes).items() if asdict(model.config)[k] != v)} differ): use init: null"
+        )
+    if meta.get("split_hash") != split:
+        raise AssetMismatch(
+            f"{init.name} was trained under split {meta.get('split_hash')}, this run uses {split}: it may have heard test works"
+        )
+    if not relearn:
+        check_latents(init.name, meta, latents)
     return model
+
 
 def latents_of(
     stores: Iterable[Store | ShardedStore],  # of features
 ) -> str | None:  # `latent_id` of their codec; None where none of them tells
     "What the latents of several stores mean; they must all mean the same."
     told = {s.about.get("latents"): s.folder.name for s in stores}
-    if len(told) > 1: raise AssetMismatch(f"stores of features hold latents of different codecs ({', '.join(f'{name}: {latents}' for latents, name in told.items())}): run `encode` again")
+    if len(told) > 1:
+        raise AssetMismatch(
+            f"stores of features hold latents of different codecs ({', '.join(f'{name}: {latents}' for latents, name in told.items())}): run `encode` again"
+        )
     return next(iter(told), None)
+
 
 def recorded_sources(
     place: Place,  # its recorded sets
     domain: str,  # "t2a", "foley" or "piano"
 ) -> list[Source]:  # one for each set that has training clips
     "Training clips of recorded sets, by the sets' own split."
-    return [(encoded, encoded.select(split="train", domain=domain)) for encoded, in place.open_recorded("encoded", domain=domain)]
+    return [
+        (encoded, encoded.select(split="train", domain=domain))
+        for (encoded,) in place.open_recorded("encoded", domain=domain)
+    ]
+
 
 def train_general(
     place: Place,  # stores: encoded (piano), general, and scenes if more were rendered; recorded sets join where they are
@@ -138,16 +241,50 @@ def train_general(
     place.verify_recorded("encoded")
     piano, general = place.open("encoded", "general")
     rendered = [general, *place.open(*place.stores.keys() & {"scenes"})]
-    split, latents, crop = piano.about["split_hash"], latents_of([piano, *rendered, *place.encoded_recordings()]), RATES.latents(crop_s)
+    split, latents, crop = (
+        piano.about["split_hash"],
+        latents_of([piano, *rendered, *place.encoded_recordings()]),
+        RATES.latents(crop_s),
+    )
     model = start_dit(sizes, place.seed, split, init, latents, relearn).to(place.device)
-    captions, films = ([(store, store.select(split="train", domain=domain)) for store in rendered] for domain in ("t2a", "foley"))
+    captions, films = (
+        [(store, store.select(split="train", domain=domain)) for store in rendered]
+        for domain in ("t2a", "foley")
+    )
     heard = recorded_sources(place, "t2a")
     if t2a_steps:
-        first = replace(cfg, steps=t2a_steps, warmup_steps=min(cfg.warmup_steps, t2a_steps), ema=0.0)
-        train({"dit": model}, general_step(model, [*captions, *heard], first, crop, dropout), first, place.scratch / "t2a", place.progress, identity=place.identity(split))
-    everything = [*captions, *films, (piano, piano.select(split="train", film="nuisance")), *heard, *recorded_sources(place, "foley"), *recorded_sources(place, "piano")]
-    result = train({"dit": model}, general_step(model, everything, cfg, crop, dropout), cfg, place.scratch / "v2a", place.progress, identity=place.identity(split))
-    return _finish({"dit": model}, result, lambda: save_dit(place.made, model, {**place.about(split, latents), "kind": "general"}))
+        first = replace(
+            cfg, steps=t2a_steps, warmup_steps=min(cfg.warmup_steps, t2a_steps), ema=0.0
+        )
+        train(
+            {"dit": model},
+            general_step(model, [*captions, *heard], first, crop, dropout),
+            first,
+            place.scratch / "t2a",
+            place.progress,
+            identity=place.identity(split),
+        )
+    everything = [
+        *captions,
+        *films,
+        (piano, piano.select(split="train", film="nuisance")),
+        *heard,
+        *recorded_sources(place, "foley"),
+        *recorded_sources(place, "piano"),
+    ]
+    result = train(
+        {"dit": model},
+        general_step(model, everything, cfg, crop, dropout),
+        cfg,
+        place.scratch / "v2a",
+        place.progress,
+        identity=place.identity(split),
+    )
+    return _finish(
+        {"dit": model},
+        result,
+        lambda: save_dit(place.made, model, {**place.about(split, latents), "kind": "general"}),
+    )
 
 # %% ../../nbs/training/59_stages.ipynb #7b0d66f8
 def with_recorded(
@@ -164,6 +301,7 @@ def with_recorded(
         ends += len(stores[0])
     return (columns, rows) if len(tables) == 1 else (join_columns(tables), rows)
 
+
 def train_roll(
     place: Place,  # stores: clips
     sizes: RollConfig,  # of the predictor
@@ -173,12 +311,25 @@ def train_roll(
 ) -> Trained:
     "Stage 2.1: film to keys (arXiv 2503.22200, Roll Predictor)."
     place.verify_recorded("clips")
-    store, = place.open("clips")
+    (store,) = place.open("clips")
     split = store.about["split_hash"]
-    with seeded(place.seed, "roll"): model = (build_roll(sizes) if init is None else load_roll(init, sizes, split)[0]).to(place.device)
-    step = roll_step_fn(model, *with_recorded(place, store.columns, store.select(split="train", film="nuisance"), "clips"), cfg, crop_s)
-    result = train({"roll": model}, step, cfg, place.scratch, place.progress, identity=place.identity(split))
-    return _finish({"roll": model}, result, lambda: save_roll(place.made, model, place.about(split)))
+    with seeded(place.seed, "roll"):
+        model = (build_roll(sizes) if init is None else load_roll(init, sizes, split)[0]).to(
+            place.device
+        )
+    step = roll_step_fn(
+        model,
+        *with_recorded(place, store.columns, store.select(split="train", film="nuisance"), "clips"),
+        cfg,
+        crop_s,
+    )
+    result = train(
+        {"roll": model}, step, cfg, place.scratch, place.progress, identity=place.identity(split)
+    )
+    return _finish(
+        {"roll": model}, result, lambda: save_roll(place.made, model, place.about(split))
+    )
+
 
 def recorded_rolls(
     place: Place,  # its recorded sets
@@ -188,10 +339,19 @@ def recorded_rolls(
     made = []
     for name, folders in place.recorded.items():
         clips = open_store(folders["clips"])
-        if not len(rows := clips.select(split="train", domain="piano")): continue
-        soft_store(folders["rolls"], reader, clips, rows, place.progress, split_hash=clips.about["split_hash"])
+        if not len(rows := clips.select(split="train", domain="piano")):
+            continue
+        soft_store(
+            folders["rolls"],
+            reader,
+            clips,
+            rows,
+            place.progress,
+            split_hash=clips.about["split_hash"],
+        )
         made.append(name)
     return made
+
 
 def piano_columns(
     place: Place,  # stores: clips, encoded, rolls
@@ -199,6 +359,7 @@ def piano_columns(
     "Films, rolls, features and stored rolls of the piano clips."
     clips, *others = place.open("clips", "encoded", "rolls")
     return clips, {k: v for store in (clips, *others) for k, v in store.columns.items()}
+
 
 def build_piano(
     base: MultiStreamDiT,  # stage-1 model
@@ -209,8 +370,12 @@ def build_piano(
 ) -> CoPPiano:
     "The stage-2 model of a variant (arXiv 2503.22200, stage 2)."
     if guidance.guidance == "none":
-        with seeded(seed, "roll"): reader = build_roll(reader.cfg)
-    return grow_piano(base, reader, stream, guidance.guidance == "velocity", seed, guidance.restart_fusion)
+        with seeded(seed, "roll"):
+            reader = build_roll(reader.cfg)
+    return grow_piano(
+        base, reader, stream, guidance.guidance == "velocity", seed, guidance.restart_fusion
+    )
+
 
 def resume_piano(
     init: Path,  # finished stage-2 model
@@ -224,13 +389,26 @@ def resume_piano(
 ) -> CoPPiano:
     "A finished stage-2 model that goes on learning, with the present roll predictor (but for a variant without guidance, which has its own); another variant, size or split, or other latents, are refused by name."
     model, meta = load_piano(init)
-    if not relearn: check_latents(init.name, meta, latents)
-    for key, value in (("split_hash", split), ("velocity", guidance.guidance == "velocity"), ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.reader.cfg.num_keys)))):
-        if meta.get(key) != value: raise AssetMismatch(f"{init.name} has another {key} than this run asks for: use init: null")
-    if guidance.guidance == "none": return model  # its own predictor, learnt from the sound alone: another would be guidance
-    if reader.cfg != model.reader.cfg: raise AssetMismatch(f"{init.name} has another roll predictor ({model.reader.cfg}) than stage 2.1 ({reader.cfg}): use init: null")
+    if not relearn:
+        check_latents(init.name, meta, latents)
+    for key, value in (
+        ("split_hash", split),
+        ("velocity", guidance.guidance == "velocity"),
+        ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.reader.cfg.num_keys))),
+    ):
+        if meta.get(key) != value:
+            raise AssetMismatch(
+                f"{init.name} has another {key} than this run asks for: use init: null"
+            )
+    if guidance.guidance == "none":
+        return model  # its own predictor, learnt from the sound alone: another would be guidance
+    if reader.cfg != model.reader.cfg:
+        raise AssetMismatch(
+            f"{init.name} has another roll predictor ({model.reader.cfg}) than stage 2.1 ({reader.cfg}): use init: null"
+        )
     model.reader.load_state_dict(reader.state_dict())
     return model
+
 
 def train_piano(
     place: Place,  # stores: clips, encoded, rolls, general
@@ -243,24 +421,60 @@ def train_piano(
     general_items: int,  # general clips that join each step
     dropout: DropoutConfig,  # of conditions
     variant: str,  # its name, written into the file
-    init: Path | None = None,  # stage-2 model that goes on learning; None: the stage-1 model grows a roll stream
+    init: Path
+    | None = None,  # stage-2 model that goes on learning; None: the stage-1 model grows a roll stream
     relearn: bool = False,  # `init` may know the latents of another codec, and learns these
 ) -> Trained:
     "Stage 2.2: Extra-DiT, roll predictor and DiTs together (arXiv 2503.22200, stage 2)."
     place.verify_recorded("clips", "encoded")
     (clips, columns), (general, encoded) = piano_columns(place), place.open("general", "encoded")
-    split, latents = clips.about["split_hash"], latents_of([encoded, general, *place.encoded_recordings()])
+    split, latents = (
+        clips.about["split_hash"],
+        latents_of([encoded, general, *place.encoded_recordings()]),
+    )
     start, meta = load_dit(base)
     check_latents(base.name, meta, latents)
-    model = (build_piano(start, load_roll(reader)[0], stream, guidance, place.seed) if init is None else resume_piano(init, start, load_roll(reader)[0], stream, guidance, split, latents, relearn)).to(place.device)
+    model = (
+        build_piano(start, load_roll(reader)[0], stream, guidance, place.seed)
+        if init is None
+        else resume_piano(
+            init, start, load_roll(reader)[0], stream, guidance, split, latents, relearn
+        )
+    ).to(place.device)
     cfg = replace(cfg, shares=learning_shares(model, guidance))
-    columns, rows = with_recorded(place, columns, clips.select(split="train", film="nuisance"), "clips", "encoded", "rolls")
-    step = guidance_step(model, columns, rows, cfg, guidance, RATES.latents(crop_s), [(general, general.select(split="train")), *recorded_sources(place, "t2a"), *recorded_sources(place, "foley")], general_items, dropout)
-    result = train({"piano": model}, step, cfg, place.scratch, place.progress, identity=place.identity(split))
-    return _finish({"piano": model}, result, lambda: save_piano(place.made, model, {**place.about(split, latents), "variant": variant}))
+    columns, rows = with_recorded(
+        place, columns, clips.select(split="train", film="nuisance"), "clips", "encoded", "rolls"
+    )
+    step = guidance_step(
+        model,
+        columns,
+        rows,
+        cfg,
+        guidance,
+        RATES.latents(crop_s),
+        [
+            (general, general.select(split="train")),
+            *recorded_sources(place, "t2a"),
+            *recorded_sources(place, "foley"),
+        ],
+        general_items,
+        dropout,
+    )
+    result = train(
+        {"piano": model}, step, cfg, place.scratch, place.progress, identity=place.identity(split)
+    )
+    return _finish(
+        {"piano": model},
+        result,
+        lambda: save_piano(place.made, model, {**place.about(split, latents), "variant": variant}),
+    )
 
 # %% ../../nbs/training/59_stages.ipynb #562178e2
-OBJECTIVES: dict[str, Objective] = {"cl": CONTRAST, "dpo": PREFERENCE}  # name in the parameters -> objective
+OBJECTIVES: dict[str, Objective] = {
+    "cl": CONTRAST,
+    "dpo": PREFERENCE,
+}  # name in the parameters -> objective
+
 
 def train_preference(
     place: Place,  # stores: clips, encoded, rolls, general
@@ -275,15 +489,39 @@ def train_preference(
 ) -> Trained:
     "Stage 3: contrast on the stage-1 model, or preference on the stage-2 model (arXiv 2503.22200, stage 3)."
     (clips, columns), (general, encoded) = piano_columns(place), place.open("general", "encoded")
-    split, latents, device = clips.about["split_hash"], latents_of([encoded, general]), torch.device(place.device)
+    split, latents, device = (
+        clips.about["split_hash"],
+        latents_of([encoded, general]),
+        torch.device(place.device),
+    )
     check_latents(start.name, load_weights(start)[1], latents)
-    entry, data = OBJECTIVES[objective], PostTrainingData(columns, style_pairs(clips, preferred), general, RATES.latents(crop_s), dropout)
+    entry, data = (
+        OBJECTIVES[objective],
+        PostTrainingData(
+            columns, style_pairs(clips, preferred), general, RATES.latents(crop_s), dropout
+        ),
+    )
     run = entry.build(start, data, cfg, settings, place.seed, device)
-    result = train(run.modules, run.step_fn, cfg, place.scratch, place.progress, identity=place.identity(split), stop=run.stop)
-    return _finish(run.modules, result, lambda: entry.save(place.made, run.modules, {"split_hash": split, "latents": latents, "variant": variant}))
+    result = train(
+        run.modules,
+        run.step_fn,
+        cfg,
+        place.scratch,
+        place.progress,
+        identity=place.identity(split),
+        stop=run.stop,
+    )
+    return _finish(
+        run.modules,
+        result,
+        lambda: entry.save(
+            place.made, run.modules, {"split_hash": split, "latents": latents, "variant": variant}
+        ),
+    )
 
 # %% ../../nbs/training/59_stages.ipynb #22d645ea
-def _size(module: nn.Module) -> int: return sum(p.numel() for p in module.parameters())
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def published_counts(
@@ -294,31 +532,63 @@ def published_counts(
 ) -> dict[str, int]:  # network -> parameters
     "Parameters of every network that the papers name, for 51 and 88 keys (arXiv 2503.22200), counted on the meta device."
     with torch.device("meta"):
-        base, audio = MultiStreamDiT(replace(dit, roll=None)), MultiStreamDiT(replace(dit, video=None, roll=None))
+        base, audio = (
+            MultiStreamDiT(replace(dit, roll=None)),
+            MultiStreamDiT(replace(dit, video=None, roll=None)),
+        )
         grown = {n: MultiStreamDiT(replace(dit, roll=roll_stream, roll_keys=n)) for n in (51, 88)}
-        readers = {n: build_roll(RollConfig("video2roll", reader_width, 100, 900, False, False, 15 if n == 51 else 0, n)) for n in (51, 88)}
+        readers = {
+            n: build_roll(
+                RollConfig(
+                    "video2roll", reader_width, 100, 900, False, False, 15 if n == 51 else 0, n
+                )
+            )
+            for n in (51, 88)
+        }
         heads = ContrastHeads(dit.audio.width, dit.video.width, heads_width)
     two, three = count_parameters(base), count_parameters(grown[88])
-    return {"audio_dit": _size(audio), "video_stream": two["video"], "fusion": two["fusion"], "base": two["total"],
-            "roll_stream": three["roll"], "fusion_3": three["fusion"], **{f"video2roll_{n}": _size(r) for n, r in readers.items()},
-            **{f"piano_{n}": _size(g) + _size(readers[n]) for n, g in grown.items()}, "base_cl": two["total"] + _size(heads)}
+    return {
+        "audio_dit": _size(audio),
+        "video_stream": two["video"],
+        "fusion": two["fusion"],
+        "base": two["total"],
+        "roll_stream": three["roll"],
+        "fusion_3": three["fusion"],
+        **{f"video2roll_{n}": _size(r) for n, r in readers.items()},
+        **{f"piano_{n}": _size(g) + _size(readers[n]) for n, g in grown.items()},
+        "base_cl": two["total"] + _size(heads),
+    }
 
 # %% ../../nbs/training/59_stages.ipynb #221047f7
 def further_codec(
     init: Path,  # finished embedded codec
     sizes: CodecConfig,  # noise and rounds may differ from its own, other sizes not
     split: str,  # split hash it must carry
-    learn: Literal["decoder", "all"] = "decoder",  # all: a linear encoder may grow `encoder_blocks`, which begin as nothing
+    learn: Literal[
+        "decoder", "all"
+    ] = "decoder",  # all: a linear encoder may grow `encoder_blocks`, which begin as nothing
 ) -> Codec:  # encoder and statistics frozen unless all of it learns
     "A finished codec whose decoder, or all of it, goes on learning."
-    if sizes.kind != "embedded": raise ParamsError(f"init: an embedded codec can go on learning, one of kind {sizes.kind!r} is taken as it is: use init: null")
+    if sizes.kind != "embedded":
+        raise ParamsError(
+            f"init: an embedded codec can go on learning, one of kind {sizes.kind!r} is taken as it is: use init: null"
+        )
     old = load_codec(init, split)
-    same = {"max_noise": old.config.max_noise, "num_rounds": old.config.num_rounds} | ({"encoder_blocks": 0} if learn == "all" and not old.config.encoder_blocks else {})
-    if replace(sizes, **same) != old.config: raise AssetMismatch(f"{init.name} is not of the sizes that the parameters ask for ({old.config}, {sizes}): train a new one with init: null{', or grow its blocks with learn: all' if sizes.encoder_blocks > old.config.encoder_blocks == 0 else ''}")
+    same = {"max_noise": old.config.max_noise, "num_rounds": old.config.num_rounds} | (
+        {"encoder_blocks": 0} if learn == "all" and not old.config.encoder_blocks else {}
+    )
+    if replace(sizes, **same) != old.config:
+        raise AssetMismatch(
+            f"{init.name} is not of the sizes that the parameters ask for ({old.config}, {sizes}): train a new one with init: null{', or grow its blocks with learn: all' if sizes.encoder_blocks > old.config.encoder_blocks == 0 else ''}"
+        )
     codec = make_codec(sizes).eval()
-    codec.load_state_dict(old.state_dict(), strict=sizes.encoder_blocks == old.config.encoder_blocks)
-    for name, weight in codec.named_parameters(): weight.requires_grad_(learn == "all" or name.startswith(("decoder.", "skip.")))
+    codec.load_state_dict(
+        old.state_dict(), strict=sizes.encoder_blocks == old.config.encoder_blocks
+    )
+    for name, weight in codec.named_parameters():
+        weight.requires_grad_(learn == "all" or name.startswith(("decoder.", "skip.")))
     return codec
+
 
 def train_codec(
     place: Place,  # stores: any that hold sound
@@ -328,26 +598,52 @@ def train_codec(
     asset: Path | None = None,  # finished codec to take over; None: make it anew
     init: Path | None = None,  # codec that is trained further
     data: SceneData = SceneData(),  # sounds besides the stores'
-    learn: Literal["decoder", "all"] = "decoder",  # of `init`; while the decoder learns alone, the latents, and so every model of them, stay what they are; all of it is turned back to where they were, as near as a rotation can
+    learn: Literal[
+        "decoder", "all"
+    ] = "decoder",  # of `init`; while the decoder learns alone, the latents, and so every model of them, stay what they are; all of it is turned back to where they were, as near as a rotation can
 ) -> tuple[Codec, TrainResult | None]:  # finished, on the CPU; how it was trained, if it was
     "The codec of a run, with statistics, saved (arXiv 2503.22200, audio latent)."
-    if learn not in ("decoder", "all"): raise ParamsError(f"learn is {learn!r}: 'decoder' or 'all'")
+    if learn not in ("decoder", "all"):
+        raise ParamsError(f"learn is {learn!r}: 'decoder' or 'all'")
     stores = place.open(*place.stores)
     split, result = stores[0].about["split_hash"], None
-    sources = [(s, np.tile(s.select(split="train"), data.repeats.get(name, 1))) for name, s in zip(place.stores, stores)]
-    with seeded(place.seed, "codec"): codec = load_codec(asset, split) if asset is not None else make_codec(sizes) if init is None else further_codec(init, sizes, split, learn)
-    if codec.config.kind != sizes.kind: raise ParamsError(f"{asset.name} holds an {codec.config.kind} codec, the parameters ask for {sizes.kind!r}: use source: train, or another asset")
+    sources = [
+        (s, np.tile(s.select(split="train"), data.repeats.get(name, 1)))
+        for name, s in zip(place.stores, stores)
+    ]
+    with seeded(place.seed, "codec"):
+        codec = (
+            load_codec(asset, split)
+            if asset is not None
+            else make_codec(sizes)
+            if init is None
+            else further_codec(init, sizes, split, learn)
+        )
+    if codec.config.kind != sizes.kind:
+        raise ParamsError(
+            f"{asset.name} holds an {codec.config.kind} codec, the parameters ask for {sizes.kind!r}: use source: train, or another asset"
+        )
     if asset is None:
         if sizes.kind == "embedded":
             rendered = codec_sounds(data, place.progress)
             heard = [*sources, (rendered, range(len(rendered["wav"])))]
-            result = train({"codec": codec}, codec_step_fn(codec, heard, cfg, crop_s), cfg, place.scratch, place.progress, identity={**place.identity(split), "data": asdict(data)})
+            result = train(
+                {"codec": codec},
+                codec_step_fn(codec, heard, cfg, crop_s),
+                cfg,
+                place.scratch,
+                place.progress,
+                identity={**place.identity(split), "data": asdict(data)},
+            )
         codec.eval()
         heard = (prepare_wav(torch.from_numpy(store_wav(s, rows[:64]))) for s, rows in sources)
-        if init is None: codec.fit_statistics(heard)
-        elif learn == "all": codec.align(load_codec(init, split), heard)
+        if init is None:
+            codec.fit_statistics(heard)
+        elif learn == "all":
+            codec.align(load_codec(init, split), heard)
     save_codec(place.made, codec, split)
     return codec, result
+
 
 def train_encoders(
     place: Place,  # stores: piano, foley, t2a
@@ -358,13 +654,32 @@ def train_encoders(
 ) -> tuple[Encoders, TrainResult | None]:  # frozen; how they were trained, if they were
     "The encoders of a run, saved; of pretrained ones the file holds source and revision only (arXiv 2503.22200)."
     stores, result = dict(zip(place.stores, place.open(*place.stores))), None
-    split, sources = next(iter(stores.values())).about["split_hash"], {n: (s, s.select(split="train")) for n, s in stores.items()}
-    if sizes.kind == "real": encoders = build_encoders(sizes)
-    elif asset is not None: encoders = load_encoders(asset, sizes, split)
+    split, sources = (
+        next(iter(stores.values())).about["split_hash"],
+        {n: (s, s.select(split="train")) for n, s in stores.items()},
+    )
+    if sizes.kind == "real":
+        encoders = build_encoders(sizes)
+    elif asset is not None:
+        encoders = load_encoders(asset, sizes, split)
     else:
-        trainer = EncodersTrainer(sizes, caption_words(list(stores.values()), sizes.embedded.max_words), training, place.seed)
-        step = encoders_step_fn(trainer, [sources["piano"], sources["foley"]], list(sources.values()), cfg)
-        result = train({"encoders": trainer}, step, cfg, place.scratch, place.progress, identity=place.identity(split))
+        trainer = EncodersTrainer(
+            sizes,
+            caption_words(list(stores.values()), sizes.embedded.max_words),
+            training,
+            place.seed,
+        )
+        step = encoders_step_fn(
+            trainer, [sources["piano"], sources["foley"]], list(sources.values()), cfg
+        )
+        result = train(
+            {"encoders": trainer},
+            step,
+            cfg,
+            place.scratch,
+            place.progress,
+            identity=place.identity(split),
+        )
         encoders = trainer.encoders.eval()
     save_encoders(place.made, encoders, split)
     return encoders, result

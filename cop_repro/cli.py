@@ -470,19 +470,19 @@ def release(args) -> int:
                     f"no trained model at {path}: run the pipeline or the profile that makes it first"
                 )
         tensors, meta = load_weights(root / source["model"])
-        if "reader" in source:
-            reader, about = load_weights(root / source["reader"])
-            if about.get("config") != meta.get("reader"):
+        if "predictor" in source:
+            predictor, about = load_weights(root / source["predictor"])
+            if about.get("config") != meta.get("predictor"):
                 raise CopError(
-                    f"{source['reader']} is not of the configuration of the reader in {source['model']}"
+                    f"{source['predictor']} is not of the configuration of the predictor in {source['model']}"
                 )
-            tensors |= {f"reader.{k}": v for k, v in reader.items()}
+            tensors |= {f"predictor.{k}": v for k, v in predictor.items()}
         large = (
             meta.get("asset") != "codec" and sum(v.numel() for v in tensors.values()) > 1_000_000
         )  # a small model gains nothing, and a codec's latents must not change
         half = {
             k: v.bfloat16()
-            if large and v.is_floating_point() and not k.startswith("reader.")
+            if large and v.is_floating_point() and not k.startswith("predictor.")
             else v
             for k, v in tensors.items()
         }
@@ -653,7 +653,7 @@ def _judge(args):
 
 
 def score(args) -> int:
-    "Score a folder of sounds, MIDI files or films against the true ones."
+    "Score a folder of sounds, MIDI files or videos against the true ones."
     from cop_repro.evaluation.folders import score_folders
 
     works, texts, _last["at"] = _mapping(args.works), _mapping(args.texts), time.monotonic()
@@ -878,7 +878,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = command(
         "score",
         score,
-        "score a folder of sounds, MIDI files or films against the true ones, matched by file name",
+        "score a folder of sounds, MIDI files or videos against the true ones, matched by file name",
     )
     p.add_argument("ref")
     p.add_argument("est")
@@ -970,11 +970,11 @@ def build_parser() -> argparse.ArgumentParser:
     p = command(
         "nuisance",
         experiment("nuisance"),
-        "which nuisance of the rendered films buys what: one predictor for each group left out",
+        "which nuisance of the rendered videos buys what: one predictor for each group left out",
     )
     p.add_argument("videos", nargs="*", help="real piano videos with sound")
     p.add_argument("-o", "--output", default="reports/nuisance.json")
-    p.add_argument("--clips", type=int, default=24, help="training films of each variant")
+    p.add_argument("--clips", type=int, default=24, help="training videos of each variant")
     p.add_argument("--test-clips", type=int, default=8)
     p.add_argument("--steps", type=int, default=200)
     p.add_argument("--variants", nargs="+", help="e.g. all none without_hands; default: every one")

@@ -30,9 +30,9 @@ def _even(rows, count: int) -> np.ndarray:
 
 
 def nuisance(args, params: dict, progress) -> int:
-    "Which nuisance of the rendered films buys what: predictors from scratch, one group of knobs left out."
+    "Which nuisance of the rendered videos buys what: predictors from scratch, one group of knobs left out."
     from cop_repro.data.clips import StripSize, load_works
-    from cop_repro.evaluation.nuisance_ablation import VARIANTS, nuisance_ablation, real_film
+    from cop_repro.evaluation.nuisance_ablation import VARIANTS, nuisance_ablation, real_video
     from cop_repro.model.roll import RollConfig
     from cop_repro.training.loop import TrainConfig
 
@@ -41,7 +41,9 @@ def nuisance(args, params: dict, progress) -> int:
         raise CopError(f"no variant {unknown[0]!r}; variants are {', '.join(VARIANTS)}")
     items, split, stores = _piano(root, params)
     train = [
-        i for i in items if i.split == "train" and i.recipe["nuisance"] and "film" not in i.recipe
+        i
+        for i in items
+        if i.split == "train" and i.recipe["nuisance"] and "video_touch" not in i.recipe
     ]
     train = [train[int(k)] for k in _even(range(len(train)), args.clips)]
     size, rolls, store = (
@@ -50,8 +52,8 @@ def nuisance(args, params: dict, progress) -> int:
         stores["piano"],
     )
     test = {
-        film: (store, _even(store.select(split="test", film=film), args.test_clips))
-        for film in ("clean", "nuisance")
+        kind: (store, _even(store.select(split="test", rendering=kind), args.test_clips))
+        for kind in ("clean", "nuisance")
     }
     cfg = TrainConfig(
         args.steps, 8, 3e-3, warmup_steps=min(20, args.steps), decay="cosine", clip_norm=1.0
@@ -68,7 +70,7 @@ def nuisance(args, params: dict, progress) -> int:
         rolls["crop_s"],
         split,
         test,
-        [real_film(Path(v), size) for v in args.videos],
+        [real_video(Path(v), size) for v in args.videos],
         {n: VARIANTS[n] for n in wanted},
         progress=progress,
     )
@@ -83,12 +85,12 @@ def nuisance(args, params: dict, progress) -> int:
             "scored": made,
         },
     )
-    for name, films in made.items():
+    for name, scored in made.items():
         print(
             f"{name:20s} "
             + "  ".join(
                 f"{kind} {np.mean([c['metrics']['lag_onset_f1' if kind == 'real' else 'onset_f1'] for c in clips]):.2f}"
-                for kind, clips in films.items()
+                for kind, clips in scored.items()
             )
         )
     return 0
@@ -107,8 +109,8 @@ def codecs(args, params: dict, progress) -> int:
     _, split, stores = _piano(root, params)
     piano, foley = stores["piano"], stores["foley"]
     rows, held = (
-        _even(piano.select(split="train", film="nuisance"), args.clips),
-        _even(piano.select(split="val", film="nuisance"), args.test_clips),
+        _even(piano.select(split="train", rendering="nuisance"), args.clips),
+        _even(piano.select(split="val", rendering="nuisance"), args.test_clips),
     )
     heard = [
         prepare_wav(torch.from_numpy(store_wav(s, s.select(split="train")[:48])))

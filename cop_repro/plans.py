@@ -23,14 +23,14 @@ class Costs:
             self.known = kept["costs"]
 
     def __call__(self, kind: str, config, length: int, tokens: int, precision: str = "fp32"):
-        "Cost of one clip (`dit`, `reader`), or operations alone (`flops`)."
+        "Cost of one clip (`dit`, `predictor`), or operations alone (`flops`)."
         from cop_repro.training import planning as P
 
         key = repr((kind, config, length, tokens, precision))
         if key not in self.known:
             made = {
                 "dit": lambda: P.dit_cost(config, length, tokens, precision),
-                "reader": lambda: P.reader_cost(config, length, precision),
+                "predictor": lambda: P.predictor_cost(config, length, precision),
                 "flops": lambda: P.dit_flops(config, length, tokens),
             }[kind]()
             self.known[key], self.counted = (
@@ -67,14 +67,14 @@ def make_plan(
         section(DiTConfig, general["dit"], "train_general.dit"),
         section(StreamConfig, piano["roll_stream"], "train_piano.roll_stream"),
     )
-    reader, tokens = (
+    predictor, tokens = (
         section(RollConfig, rolls["roll"], "train_roll.roll"),
         params["encode"]["max_tokens"],
     )
     heads = section(
         ContrastConfig, later["variants"]["cl"]["settings"], "train_preference.variants.cl.settings"
     )
-    counts = published_counts(dit, stream, reader.width, heads.width)
+    counts = published_counts(dit, stream, predictor.width, heads.width)
     train = {
         "stage1": section(TrainConfig, general["train"], "train_general.train"),
         "roll": section(TrainConfig, rolls["train"], "train_roll.train"),
@@ -99,7 +99,7 @@ def make_plan(
     base = lambda seconds, cfg: cost("dit", dit, seconds, cfg.precision)
     both = lambda seconds, cfg: (
         cost("dit", grown, seconds, cfg.precision),
-        cost("reader", reader, seconds, cfg.precision),
+        cost("predictor", predictor, seconds, cfg.precision),
     )
     first = (
         replace(train["stage1"], steps=general["t2a_steps"], warmup_steps=0, ema=0.0)
@@ -117,7 +117,7 @@ def make_plan(
         )
         yield P.network_job(
             "train_roll",
-            cost("reader", reader, rolls["crop_s"], train["roll"].precision),
+            cost("predictor", predictor, rolls["crop_s"], train["roll"].precision),
             train["roll"],
         )
         for n, v in piano["variants"].items():
@@ -159,7 +159,7 @@ def make_plan(
         _planned_clips(params, manifest_items)
         if not real_encoders
         else {
-            "film": REAL_SETS["VGGSound"].num_paper,
+            "video": REAL_SETS["VGGSound"].num_paper,
             "sound": sum(
                 s.num_paper for s in REAL_SETS.values() if s.num_paper and s.name != "VGGSound"
             ),
@@ -200,7 +200,7 @@ def make_plan(
         "machine": asdict(machine),
         "parameters": {
             **counts,
-            "reader": both(piano["crop_s"], train["piano"])[1].parameters,
+            "predictor": both(piano["crop_s"], train["piano"])[1].parameters,
             "piano": sum(c.parameters for c in both(piano["crop_s"], train["piano"])),
         },
         "processes": params["machines"]["processes"] * params["machines"]["nodes"],
@@ -242,9 +242,9 @@ def make_plan(
 
 def _planned_clips(params: dict, items: list | None) -> dict[str, int]:
     "Clips of the rendered corpus by what they bring."
-    found = {"film": 0, "sound": 0, "piano": 0}
+    found = {"video": 0, "sound": 0, "piano": 0}
     for item in items or []:
-        found[{"foley": "film", "t2a": "sound"}.get(item.domain, item.domain)] += 1
+        found[{"foley": "video", "t2a": "sound"}.get(item.domain, item.domain)] += 1
     return found
 
 

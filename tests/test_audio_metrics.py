@@ -294,10 +294,10 @@ def test_matching_is_maximal():
 
 
 def test_flow_and_onsets():
-    film = np.zeros((20, 40, 40, 3), np.uint8)
-    film[:10, 10:20, 10:20] = 200
-    film[10:, 10:20, 14:24] = 200
-    flow = m.flow_magnitude(film)
+    video = np.zeros((20, 40, 40, 3), np.uint8)
+    video[:10, 10:20, 10:20] = 200
+    video[10:, 10:20, 14:24] = 200
+    flow = m.flow_magnitude(video)
     assert len(flow) == 20 and m.video_peaks(flow, 25).tolist() == [0.4]
     assert (
         m.video_peaks(flow, 25, threshold=99).size == 0
@@ -307,9 +307,9 @@ def test_flow_and_onsets():
     click[12_000:12_400] = rng().normal(size=400)
     assert abs(m.audio_onsets(click) - 0.5).min() < 0.03 and m.audio_onsets(np.ones(10)).ndim == 1
     with pytest.raises(BadInput):
-        m.flow_magnitude(film[:1])
+        m.flow_magnitude(video[:1])
     with pytest.raises(BadInput):
-        m.flow_magnitude(film / 255)
+        m.flow_magnitude(video / 255)
 
 
 def test_av_offset():
@@ -322,7 +322,7 @@ def test_av_offset():
 
 
 def test_motion_offset():
-    "A ball that stops and a thud: delays come back to a frame, at any film rate; nothing heard or seen is undefined."
+    "A ball that stops and a thud: delays come back to a frame, at any video rate; nothing heard or seen is undefined."
     for frame_rate in (25.0, 30.0):
         frames, hits = round(4 * frame_rate), [0.8, 1.6, 2.9]
         flow = np.zeros(frames)
@@ -336,8 +336,8 @@ def test_motion_offset():
         for late_s in (-0.4, 0, 0.24):
             found = m.motion_offset(np.roll(wav, round(late_s * RATE)), flow, frame_rate)
             assert abs(found.offset_ms - 1000 * late_s) < 1001 / frame_rate and found.margin > 0.2
-    for sound, film in ((0 * wav, flow), (wav, 0 * flow), (wav + 1, 0 * flow + 2)):
-        assert math.isnan(m.motion_offset(sound, film, 30.0).offset_ms)
+    for sound, video in ((0 * wav, flow), (wav, 0 * flow), (wav + 1, 0 * flow + 2)):
+        assert math.isnan(m.motion_offset(sound, video, 30.0).offset_ms)
     with pytest.raises(BadInput, match="one length"):
         m.motion_offset(wav, flow[:-9], 30.0)
 

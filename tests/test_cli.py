@@ -1,4 +1,4 @@
-"The command line: a rendered film in, five files out; damaged films give one clear line, exit code 2 and nothing on disk."
+"The command line: a rendered video in, five files out; damaged videos give one clear line, exit code 2 and nothing on disk."
 
 import json
 import shutil
@@ -18,12 +18,12 @@ from cop_repro.measure.music_metrics import onset_scores
 
 
 @pytest.fixture(scope="module")
-def film(root, tmp_path_factory):
+def video(root, tmp_path_factory):
     "Four seconds of an étude at 30 fps, 640 x 192, and its notes."
     notes = perform(
         etudes(root / "data" / "etudes")[3], PIANISTS["crisp"], PIANISTS["crisp"], 1
     ).crop(1, 5)
-    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
     write_video(
         path,
         render(
@@ -34,8 +34,8 @@ def film(root, tmp_path_factory):
     return path, notes
 
 
-def test_perform(film, tmp_path, capsys):
-    path, notes = film
+def test_perform(video, tmp_path, capsys):
+    path, notes = video
     assert main(["perform", str(path), "-o", str(tmp_path / "out"), "--seed", "3"]) == 0
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -61,12 +61,12 @@ def test_perform(film, tmp_path, capsys):
         any(p == q and abs(a - b) < 0.1 for p, a in zip(found.pitches, found.onsets_s))
         for q, b in zip(notes.pitches, notes.onsets_s)
     )
-    assert near > 0.5 * len(notes), f"{near} of {len(notes)} notes found on a clean film"
+    assert near > 0.5 * len(notes), f"{near} of {len(notes)} notes found on a clean video"
 
 
-def test_perform_twice_is_the_same(film, tmp_path):
+def test_perform_twice_is_the_same(video, tmp_path):
     for name in ("a", "b"):
-        assert main(["perform", str(film[0]), "-o", str(tmp_path / name)]) == 0
+        assert main(["perform", str(video[0]), "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / "a" / "sound.wav").read_bytes() == (
         tmp_path / "b" / "sound.wav"
     ).read_bytes()
@@ -75,15 +75,15 @@ def test_perform_twice_is_the_same(film, tmp_path):
     ).read_bytes()
 
 
-def test_corners_given_by_hand(film, tmp_path):
+def test_corners_given_by_hand(video, tmp_path):
     "The corners that the finder reports, typed in, make the same performance; the report tells how well they match."
-    assert main(["perform", str(film[0]), "-o", str(tmp_path / "found")]) == 0
+    assert main(["perform", str(video[0]), "-o", str(tmp_path / "found")]) == 0
     found = json.loads((tmp_path / "found" / "report.json").read_text())["keyboard"]
     assert (
         main(
             [
                 "perform",
-                str(film[0]),
+                str(video[0]),
                 "-o",
                 str(tmp_path / "typed"),
                 "--corners",
@@ -112,18 +112,18 @@ def refused(arguments: list[str], capsys, *words: str, folder: Path | None = Non
     return text
 
 
-def test_camera_on_its_side(film, tmp_path):
+def test_camera_on_its_side(video, tmp_path):
     "A telephone held upright: the same keys are read."
-    frames = list(iter_video(film[0], 30.0))
+    frames = list(iter_video(video[0], 30.0))
     write_video(tmp_path / "side.mp4", [np.ascontiguousarray(np.rot90(f)) for f in frames], 30.0)
-    for name, path in (("up", film[0]), ("side", tmp_path / "side.mp4")):
+    for name, path in (("up", video[0]), ("side", tmp_path / "side.mp4")):
         assert main(["perform", str(path), "-o", str(tmp_path / name)]) == 0
     up, side = (read_midi(tmp_path / name / "notes.mid") for name in ("up", "side"))
     assert onset_scores(up.onsets_s, up.pitches, side.onsets_s, side.pitches)["onset_f1"] > 0.8
 
 
-def test_camera_that_moves(film, tmp_path, capsys):
-    frames = list(iter_video(film[0], 30.0))
+def test_camera_that_moves(video, tmp_path, capsys):
+    frames = list(iter_video(video[0], 30.0))
     write_video(
         tmp_path / "pushed.mp4",
         [np.roll(f, 9 * (i > 75), axis=1) for i, f in enumerate(frames)],
@@ -138,11 +138,11 @@ def test_camera_that_moves(film, tmp_path, capsys):
     )
 
 
-def test_damaged_films(film, tmp_path, capsys):
-    whole = film[0].read_bytes()
+def test_damaged_videos(video, tmp_path, capsys):
+    whole = video[0].read_bytes()
     cases = {
         "empty.mp4": b"",
-        "text.mp4": b"not a film at all" * 10,
+        "text.mp4": b"not a video at all" * 10,
         "cut.mp4": whole[: len(whole) // 3],
     }
     for name, data in cases.items():
@@ -187,27 +187,27 @@ def test_no_keyboard(tmp_path, capsys):
     )
 
 
-def test_asset_of_another_split_or_codec(film, root, tmp_path, capsys):
+def test_asset_of_another_split_or_codec(video, root, tmp_path, capsys):
     assets = tmp_path / "assets"
     shutil.copytree(root / "data" / "assets", assets)
     tensors, meta = load_weights(assets / "piano.safetensors")
     save_weights(assets / "piano.safetensors", tensors, {**meta, "split_hash": "0" * 16})
     refused(
-        ["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
+        ["perform", str(video[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
         capsys,
         "split",
         folder=tmp_path / "out",
     )
     save_weights(assets / "piano.safetensors", tensors, {**meta, "latents": "0" * 12})
     refused(
-        ["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
+        ["perform", str(video[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
         capsys,
         "learnt latents 000000000000",
         folder=tmp_path / "out",
     )
     (assets / "codec.safetensors").unlink()
     refused(
-        ["perform", str(film[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
+        ["perform", str(video[0]), "-o", str(tmp_path / "out"), "--assets", str(assets)],
         capsys,
         "codec.safetensors",
         folder=tmp_path / "out",
@@ -260,7 +260,7 @@ def test_release_names_its_assets(capsys):
 
 
 def test_real_clip(real_folder, tmp_path):
-    "The real recording, its sound unused: keyboard found, notes written, as long as the film."
+    "The real recording, its sound unused: keyboard found, notes written, as long as the video."
     video = next(real_folder.glob("pianoyt_*.mp4"))
     assert main(["perform", str(video), "-o", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -334,7 +334,7 @@ def test_a_row_of_the_evaluation_is_checked(root):
     for row, why in (
         ({"kind": "pino", "model": "x"}, "did you mean 'piano'"),
         ({"kind": "piano"}, "needs a model"),
-        ({"kind": "roll", "film": "dirty"}, "film"),
+        ({"kind": "roll", "rendering": "dirty"}, "rendering"),
         ({"model": "x"}, "kind"),
     ):
         params["evaluate"]["variants"]["read"]["mine"] = row
@@ -352,7 +352,7 @@ def test_profiles_set_every_documented_switch(root):
         "train_piano": {
             "dropout": {"roll_given_both": 0.4},
             "variants": {
-                "no_guidance": {"reader_share": 0.5},
+                "no_guidance": {"predictor_share": 0.5},
                 "cop_piano": {"base_share": 1.0, "restart_fusion": True},
             },
         },

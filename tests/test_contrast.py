@@ -152,7 +152,7 @@ def test_clips_without_pictures_take_part_in_the_flow_loss_only():
         DropoutConfig(0, 0, 0, 0, 0),
     )
     assert logs["chance"].item() == pytest.approx(math.log(3))
-    with pytest.raises(BadInput, match="at least two filmed"):
+    with pytest.raises(BadInput, match="at least two recorded"):
         contrast_loss(
             net,
             heads,
@@ -204,7 +204,7 @@ def test_bad_configurations(wrong):
 def test_bad_shapes():
     with pytest.raises(BadInput, match="equal clips and width"):
         eq5_terms(EA, EV[:1])
-    with pytest.raises(BadInput, match="two filmed clips"):
+    with pytest.raises(BadInput, match="two recorded clips"):
         eq5_terms(EA[:1], EV[:1])
     with pytest.raises(BadInput, match="video stream"):
         first_layers(

@@ -162,11 +162,11 @@ def test_a_saved_real_encoder_is_its_source(t5_folder, clip_folder, tmp_path):
 
 def test_t5_agrees_with_transformers(t5_folder):
     whole = transformers.T5ForConditionalGeneration.from_pretrained(t5_folder).eval()
-    reader = load_t5(PretrainedSources(text=str(t5_folder)))
-    ids, mask = reader.tokenize(["rain falls"])
+    predictor = load_t5(PretrainedSources(text=str(t5_folder)))
+    ids, mask = predictor.tokenize(["rain falls"])
     with torch.no_grad():
         expected = whole.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    assert torch.allclose(reader.encode(["rain falls"])[0], expected, atol=1e-6)
+    assert torch.allclose(predictor.encode(["rain falls"])[0], expected, atol=1e-6)
 
 
 def test_loading_leaves_the_global_generator_alone(t5_folder, clip_folder):

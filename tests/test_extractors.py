@@ -126,7 +126,7 @@ WAVS = [t2a_clip(i, 2.0).wav for i in range(3)]
 
 def test_clap_is_transformers_own(clap_folder):
     extractor = load_extractor("clap", clap_folder)
-    assert extractor.sample_rate == 16_000 and extractor.passport.startswith("CLAP ")
+    assert extractor.sample_rate == 16_000 and extractor.provenance.startswith("CLAP ")
     heard, read = (
         extractor("audio", "abc", WAVS),
         extractor("text", "abc", ["bell", "rain", "bell"]),
@@ -444,7 +444,7 @@ def test_order_of_clips_does_not_matter(judges):
         assert a.value == pytest.approx(b.value, rel=1e-9) and a.ids == b.ids
 
 
-def test_films_and_captions(judges):
+def test_videos_and_captions(judges):
     extractor = embedded_extractor(judges)
     made = [foley_clip("bell ring", i, 2.5) for i in range(2)]
     scores = set_scores(
@@ -454,7 +454,7 @@ def test_films_and_captions(judges):
         None,
         [c.wav for c in made],
         texts=["a bell rings"] * 2,
-        films=[c.frames for c in made],
+        videos=[c.frames for c in made],
     )
     frames, heard = (
         [extractor("image", ["x"], [c.frames[::30]]).values for c in made],
@@ -465,8 +465,8 @@ def test_films_and_captions(judges):
         and -1 <= scores[1].value <= 1
     )
     for lacking in (
-        {"texts": None, "films": [c.frames for c in made]},
-        {"texts": ["a"] * 2, "films": None},
+        {"texts": None, "videos": [c.frames for c in made]},
+        {"texts": ["a"] * 2, "videos": None},
     ):
         with pytest.raises(BadInput, match="none were given"):
             set_scores(

@@ -113,7 +113,7 @@ def test_branches_share_one_batch_and_are_counted():
 
 
 def test_conditions_are_encoded_once_a_clip(monkeypatch):
-    "From a film to latents, whatever the number of passes: one call of the text encoder, one of the image encoder, one of the roll predictor."
+    "From a video to latents, whatever the number of passes: one call of the text encoder, one of the image encoder, one of the roll predictor."
     import numpy as np
 
     from cop_repro.model.cop_piano import grow_piano
@@ -151,11 +151,11 @@ def test_conditions_are_encoded_once_a_clip(monkeypatch):
     piano = grow_piano(
         base, build_roll(RollConfig(width=2, height=16, strip_width=104)), StreamConfig(16, 1, 16)
     ).eval()
-    calls = dict.fromkeys(("text", "image", "reader", "dit"), 0)
+    calls = dict.fromkeys(("text", "image", "predictor", "dit"), 0)
     for name, module in (
         ("text", encoders.text.t5),
         ("image", encoders.image.visual),
-        ("reader", piano.reader),
+        ("predictor", piano.predictor),
         ("dit", piano.dit),
     ):
         module.register_forward_pre_hook(
@@ -172,7 +172,7 @@ def test_conditions_are_encoded_once_a_clip(monkeypatch):
     performer.latents(
         strips, performer.rolls(strips), "the sound of playing piano", randn(1, 24, 4)
     )
-    assert calls == {"text": 1, "image": 1, "reader": 1, "dit": 32}
+    assert calls == {"text": 1, "image": 1, "predictor": 1, "dit": 32}
 
 
 def test_half_precision_answers_do_not_degrade_the_state():

@@ -1,4 +1,4 @@
-"Guards of the event clips: sound meets film, captions are true, bad input is refused."
+"Guards of the event clips: sound meets video, captions are true, bad input is refused."
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_words_are_true():
     assert rate("quickly") and rate("slowly") and min(rate("quickly")) > max(rate("slowly"))
 
 
-def test_captions_without_film():
+def test_captions_without_video():
     clips = [t2a_clip(seed, 1.0) for seed in range(40)]
     assert len({c.label for c in clips}) > 10 and all(
         c.frames is None and c.text and np.isfinite(c.wav).all() for c in clips

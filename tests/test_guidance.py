@@ -42,13 +42,13 @@ SIZES = DiTConfig(
 KEEP_ALL = DropoutConfig(0, 0, 0, 0, 0)
 
 
-def reader(velocity=True):
+def predictor(velocity=True):
     torch.manual_seed(0)
     return build_roll(RollConfig(width=2, height=16, strip_width=104, velocity=velocity))
 
 
 def piano(velocity=True, stir=True):
-    model = grow_piano(MultiStreamDiT(SIZES), reader(), StreamConfig(16, 1, 16), velocity)
+    model = grow_piano(MultiStreamDiT(SIZES), predictor(), StreamConfig(16, 1, 16), velocity)
     with torch.no_grad():
         for i, p in enumerate(model.dit.parameters() if stir else ()):
             p.add_(torch.randn(p.shape, generator=torch_rng(0, "stir", i)), alpha=0.1)
@@ -79,10 +79,10 @@ def batch(**k):
 
 def test_new_stream_is_silent_at_first_and_learns():
     base = MultiStreamDiT(SIZES)
-    model = grow_piano(base, reader(), StreamConfig(16, 1, 16)).eval()
+    model = grow_piano(base, predictor(), StreamConfig(16, 1, 16)).eval()
     b = batch()
     t = torch.rand(5, generator=torch_rng(0, "t"))
-    told = model.told(b.cond, model.read(b.strips), 12)
+    told = model.with_roll(b.cond, model.soft_roll(b.strips), 12)
     assert torch.allclose(model(b.x1, t, told), base.eval()(b.x1, t, b.cond), atol=1e-5)
     model(b.x1, t, told).square().mean().backward()
     assert any(
@@ -144,7 +144,7 @@ def test_where_the_gradient_goes(joint, source, reached):
     )
     loss.backward()
     assert (
-        any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.reader.parameters())
+        any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.predictor.parameters())
         == reached
     )
     assert ("roll" in logs) == bool(joint) and loss.item() == pytest.approx(
@@ -162,7 +162,7 @@ def test_loss_is_the_sum_of_its_parts():
     )
     model.eval()
     assert logs["roll"].item() == pytest.approx(
-        roll_loss(model.reader(b.strips), b.target, "joint")["loss"].item(), rel=1e-5
+        roll_loss(model.predictor(b.strips), b.target, "joint")["loss"].item(), rel=1e-5
     )
     bare, logs = guidance_loss(model.train(), b, torch_rng(0, "loss"), GuidanceConfig("none"))
     assert bare.item() == pytest.approx(logs["fm_piano"].item(), abs=1e-6)
@@ -172,7 +172,7 @@ def test_presence_variant_does_not_look_at_velocity():
     model, b = piano(velocity=False), batch()
     roll, losses = batch_roll(model, b, GuidanceConfig("presence"), 5)
     model.eval()
-    logits = model.reader(b.strips)
+    logits = model.predictor(b.strips)
     assert torch.allclose(roll, logits.presence.sigmoid(), atol=1e-6)
     assert losses["roll"].item() == pytest.approx(
         ((b.target.presence - 0.1).abs() * (logits.presence.sigmoid() - b.target.presence).square())
@@ -184,14 +184,14 @@ def test_presence_variant_does_not_look_at_velocity():
 
 def test_batch_statistics_move_only_from_scratch():
     norms = lambda m: torch.cat(
-        [b.flatten().float() for n, b in m.reader.named_buffers() if "running" in n]
+        [b.flatten().float() for n, b in m.predictor.named_buffers() if "running" in n]
     )
     for guidance, moves in (("velocity", False), ("none", True)):
         model = piano()
         before = norms(model).clone()
         guidance_loss(model, batch(), torch_rng(0, "loss"), GuidanceConfig(guidance))
         assert torch.equal(norms(model), before) != moves
-        assert all(m.training for m in model.reader.modules())
+        assert all(m.training for m in model.predictor.modules())
 
 
 def test_general_clips_have_no_roll():
@@ -235,14 +235,14 @@ def test_a_short_run_of_all_variants(tmp_path):
 
 def test_stored_rolls_are_what_the_reader_says():
     model, strips = piano().eval(), toy()["strips"][0]
-    rolls = store_rolls(model.reader, strips)
+    rolls = store_rolls(model.predictor, strips)
     assert rolls["soft_velocity"].dtype == np.float16
     assert np.allclose(
         rolls["soft_velocity"],
-        model.read(torch.from_numpy(strips)[None])[0].detach().numpy(),
+        model.soft_roll(torch.from_numpy(strips)[None])[0].detach().numpy(),
         atol=1e-3,
     )
-    assert set(store_rolls(reader(False), strips)) == {"soft_presence"}
+    assert set(store_rolls(predictor(False), strips)) == {"soft_presence"}
 
 
 def test_files(tmp_path):
@@ -251,7 +251,7 @@ def test_files(tmp_path):
     again, meta = load_piano(tmp_path / "p.safetensors")
     t = torch.full((5,), 0.3)
     with torch.no_grad():
-        told = [m.told(b.cond, m.read(b.strips), 12) for m in (model, again)]
+        told = [m.with_roll(b.cond, m.soft_roll(b.strips), 12) for m in (model, again)]
         assert torch.equal(model(b.x1, t, told[0]), again(b.x1, t, told[1]))
     assert meta["split_hash"] == "abc" and not again.training
     save_weights(tmp_path / "other.safetensors", {"a": torch.ones(1)}, {"asset": "roll"})
@@ -261,9 +261,9 @@ def test_files(tmp_path):
 
 def test_bad_input():
     with pytest.raises(BadInput, match="no roll stream"):
-        CoPPiano(MultiStreamDiT(SIZES), reader())
+        CoPPiano(MultiStreamDiT(SIZES), predictor())
     with pytest.raises(ParamsError, match="velocity=False"):
-        grow_piano(MultiStreamDiT(SIZES), reader(False), StreamConfig(16, 1, 16))
+        grow_piano(MultiStreamDiT(SIZES), predictor(False), StreamConfig(16, 1, 16))
     with pytest.raises(BadInput, match="no column 'soft_x'"):
         batch(cached="soft_x")
     for wrong in (

@@ -36,9 +36,9 @@ def key_error(corners, truth):
 
 @pytest.mark.parametrize("seed", [1, 5])  # 5: strong perspective, where an octave shift nearly fits
 def test_finds_keys_in_a_scene(seed):
-    film = scene(seed)
-    found = find_keyboard(film.frames)
-    assert key_error(found.corners, film.corners) < 0.4 and found.confidence > 0.7
+    video = scene(seed)
+    found = find_keyboard(video.frames)
+    assert key_error(found.corners, video.corners) < 0.4 and found.confidence > 0.7
 
 
 def test_pattern_has_36_bars_in_groups_of_two_and_three():
@@ -101,9 +101,9 @@ def test_unusable_frames(frames):
 
 
 def test_half_a_keyboard_is_refused():
-    film = scene(1)
+    video = scene(1)
     with pytest.raises(BadInput, match="corners"):
-        find_keyboard(film.frames[:, :, 300:])
+        find_keyboard(video.frames[:, :, 300:])
 
 
 def read(path):

@@ -93,7 +93,7 @@ def general(cfg, folder, **options):
 
 
 def joint(cfg, folder):
-    "Stage 2: the reader is called apart from the DiT, and not in every step."
+    "Stage 2: the predictor is called apart from the DiT, and not in every step."
     torch.manual_seed(0)
     model = grow_piano(
         MultiStreamDiT(SIZES),
@@ -148,7 +148,7 @@ def broken(step, where, what):
     def step_fn(s, p, n):
         if s == 4 and p == n - 1:
             if what == "error":
-                raise BadInput("this part holds no film")
+                raise BadInput("this part holds no video")
             loss, logs = step(s, p, n)
             return loss * float("nan"), logs
         return step(s, p, n)
@@ -212,7 +212,7 @@ def equal(a, b):
 
 def test_two_processes_equal_one(tmp_path):
     "Gloo on two processes, whole weights and pieces: same weights as one process, resumes across sizes, errors on all."
-    with pytest.raises(CopError, match="this part holds no film"):
+    with pytest.raises(CopError, match="this part holds no video"):
         launch(everything, Machines(2, restarts=0), tmp_path, tmp_path)
     found = {p.stem: load_weights(p)[0] for p in tmp_path.glob("*.safetensors")}
     assert {load_weights(p)[1]["world"] for p in tmp_path.glob("*.safetensors")} == {2}
@@ -245,7 +245,7 @@ def test_two_processes_equal_one(tmp_path):
         assert (
             "step 4: the loss is nan" in said["nan"]
             and "step 4: the loss is nan" in said["nan_pieces"]
-            and said["error"] == "BadInput: this part holds no film"
+            and said["error"] == "BadInput: this part holds no video"
         )
         assert (
             "batch of 7 cannot be cut into 2 equal parts (2 processes x 1 micro-batches)"

@@ -8,7 +8,7 @@ from cop_repro.core import BadInput, DatasetMissing
 from cop_repro.data.clips import StripSize, store_clip, works_of
 from cop_repro.data.notes import make_notes, read_midi, synthesise, write_midi
 from cop_repro.data.official_lists import (
-    READERS,
+    SET_LOADERS,
     RealClips,
     read_set,
     real_stores,
@@ -20,7 +20,7 @@ from cop_repro.data.video import write_video
 PLAYED = make_notes([60, 72], [0.2, 0.9], [0.8, 1.6], [50, 100])
 
 
-def film(path, seconds=2.0, size=(24, 104), wav=True):
+def video(path, seconds=2.0, size=(24, 104), wav=True):
     count = round(25 * seconds)
     frames = np.broadcast_to(
         np.linspace(40, 200, count).astype(np.uint8)[:, None, None, None], (count, *size, 3)
@@ -37,7 +37,7 @@ def put(path, text):
     path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", list(READERS))
+@pytest.mark.parametrize("name", list(SET_LOADERS))
 def test_a_missing_list_names_itself(tmp_path, name):
     with pytest.raises(DatasetMissing, match=name):
         read_set(name, tmp_path / REAL_SETS[name].folder)
@@ -52,7 +52,7 @@ def test_a_missing_list_names_itself(tmp_path, name):
 
 
 def test_every_set_of_table1_and_every_piano_has_a_reader():
-    without = set(REAL_SETS) - set(READERS)
+    without = set(REAL_SETS) - set(SET_LOADERS)
     assert without == {"Piano-10h", "SymMV"}, "never released; music video without a keyboard"
 
 
@@ -123,7 +123,7 @@ def test_pianoyt_from_video_to_rows(tmp_path):
         and abs(int(clip.strips[25].mean()) - 90) < 4
         and np.abs(clip.wav).max() == pytest.approx(0.5, abs=0.01)
     )
-    assert store.index[0]["film"] == "real" and set(store.columns) == {
+    assert store.index[0]["rendering"] == "real" and set(store.columns) == {
         "wav",
         "strips",
         "presence",
@@ -135,7 +135,7 @@ def test_pianoyt_from_video_to_rows(tmp_path):
 
 def test_any_folder(tmp_path):
     mine = tmp_path / "mine"
-    film(mine / "a.mp4")
+    video(mine / "a.mp4")
     write_midi(PLAYED, mine / "a.mid")
     with pytest.raises(BadInput, match="none of 2 clips.*corners"):
         real_stores(tmp_path / "out", {"folder": mine}, 1.0, StripSize(16, 104))
@@ -151,7 +151,7 @@ def test_any_folder(tmp_path):
     assert (row["presence"][:, 72 - 21] > 0.5).sum() in range(13, 18), (
         "72 sounds from 0 to .6 s of the second window"
     )
-    with pytest.raises(BadInput, match="no reader for 'FSD50K'"):
+    with pytest.raises(BadInput, match="no loader for 'FSD50K'"):
         read_set("FSD50K", mine)
 
 
@@ -291,8 +291,8 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "name, lists, where", [(name, *case) for name, cases in CUT.items() for case in cases]
 )
 def test_a_damaged_line_is_named(tmp_path, name, lists, where):
-    "File and line, no traceback, whichever reader."
-    assert set(CUT) == set(READERS)
+    "File and line, no traceback, whichever loader."
+    assert set(CUT) == set(SET_LOADERS)
     for path, text in lists.items():
         put(tmp_path / path, text)
     with pytest.raises(BadInput) as error:

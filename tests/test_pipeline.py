@@ -103,7 +103,7 @@ def test_committed_results_are_complete(root):
 
 
 def test_committed_results_come_from_the_committed_code(root):
-    "dvc.lock names the code that every stage ran with; the real film was read with the shipped weights."
+    "dvc.lock names the code that every stage ran with; the real video was read with the shipped weights."
     import yaml
 
     from cop_repro.core import file_hash
@@ -123,7 +123,7 @@ def test_committed_results_come_from_the_committed_code(root):
         assert locked["params"]["fingerprints.yaml"] == {own: prints[own]}, name
     real = json.loads((root / "reports" / "real.json").read_text())
     assert all(
-        film["weights"]
-        == {name: file_hash(root / "data" / "assets" / name) for name in film["weights"]}
-        for film in real
+        video["weights"]
+        == {name: file_hash(root / "data" / "assets" / name) for name in video["weights"]}
+        for video in real
     )

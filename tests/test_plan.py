@@ -32,7 +32,7 @@ from cop_repro.training.planning import (
 )
 from cop_repro.training.preference import PreferenceConfig, preference_cost
 
-COST, READER = (
+COST, PREDICTOR = (
     Cost(1_000_000, 10_000_000, 5_000_000, 0, 1_000_000),
     Cost(200_000, 4_000_000, 20_000_000),
 )
@@ -68,9 +68,9 @@ def test_the_paper_profile(root, capsys, monkeypatch):
         3 * one["steps"] * 128 * made["flops"]["one_clip_forward"], rel=0.15
     )  # the piano model is a little larger
     assert jobs["train_piano@cop_velocity"]["accumulate"] > 1, (
-        "sixteen full films do not fit one GPU at once"
+        "sixteen full videos do not fit one GPU at once"
     )
-    assert made["clips"]["film"] + made["clips"]["sound"] == 1_361_000 and any(
+    assert made["clips"]["video"] + made["clips"]["sound"] == 1_361_000 and any(
         "assumed" in a for a in made["assumptions"]
     )
     written = {w["job"]: w for w in made["as_written"]}
@@ -142,7 +142,9 @@ def test_help_comes_in_order():
 def test_operations_of_every_stage():
     one = 3 * 16 * 10e6
     assert network_job("1", COST, TRAIN).flops == 10 * one
-    joint = guidance_job("2", COST, READER, TRAIN, GuidanceConfig(joint_every=2, joint_items=4), 8)
+    joint = guidance_job(
+        "2", COST, PREDICTOR, TRAIN, GuidanceConfig(joint_every=2, joint_items=4), 8
+    )
     assert (
         joint.flops == pytest.approx(10 * (3 * 24 * 10e6 + 3 * 2 * 4e6))
         and joint.trained == 1_200_000
@@ -156,7 +158,7 @@ def test_operations_of_every_stage():
         text_width=6,
         video_features=5,
     )
-    networks = NetworkCosts(ten, COST, COST, READER)
+    networks = NetworkCosts(ten, COST, COST, PREDICTOR)
     assert contrast_cost("cl", networks, TRAIN, ContrastConfig()).flops == pytest.approx(
         10 * one * 1.1
     )

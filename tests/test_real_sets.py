@@ -1,4 +1,4 @@
-"Real sets: what is missing is named, folders of films become clips, coverage is a fact."
+"Real sets: what is missing is named, folders of videos become clips, coverage is a fact."
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from cop_repro.data.real_sets import REAL_SETS, coverage, folder_items, load_rea
 from cop_repro.data.video import write_video
 
 
-def film(path, seconds=2.0, rate=25, wav=None):
+def video(path, seconds=2.0, rate=25, wav=None):
     frames = np.repeat(
         np.linspace(20, 220, round(seconds * rate)).astype(np.uint8), 32 * 48 * 3
     ).reshape(-1, 32, 48, 3)
@@ -19,9 +19,9 @@ def film(path, seconds=2.0, rate=25, wav=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
-    film(folder / "a.mp4", 2.0, 25, 0.2 * np.sin(np.arange(48_000) * 0.1).astype(np.float32))
-    film(folder / "b.mp4", 3.0, 24)
+    folder = tmp_path_factory.mktemp("videos")
+    video(folder / "a.mp4", 2.0, 25, 0.2 * np.sin(np.arange(48_000) * 0.1).astype(np.float32))
+    video(folder / "b.mp4", 3.0, 24)
     write_midi(make_notes([60, 72], [0.25, 1.25], [0.75, 1.75], [50, 90]), folder / "a.mid")
     (folder / "notes.txt").write_text("ignored")
     return folder
@@ -53,7 +53,7 @@ def test_table1_of_the_paper(root):
     assert printed == {s.name: s.num_paper for s in REAL_SETS.values() if s.num_paper}
 
 
-def test_windows_of_films(folder):
+def test_windows_of_videos(folder):
     items = folder_items(folder, "val", 1.0)
     assert [(i.work_id, i.files["start_s"]) for i in items] == [
         ("a", 0),
@@ -67,7 +67,7 @@ def test_windows_of_films(folder):
     assert not any("/" in str(v) for i in items for v in i.files.values()), "names are relative"
 
 
-def test_a_window_is_cut_alike_from_film_sound_and_notes(folder):
+def test_a_window_is_cut_alike_from_video_sound_and_notes(folder):
     second = load_real_clip(folder_items(folder, duration_s=1.0)[1], folder)
     assert (
         second.frames.shape == (25, 32, 48, 3)
@@ -88,12 +88,12 @@ def test_a_window_is_cut_alike_from_film_sound_and_notes(folder):
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
-    for given, why in ((tmp_path / "none", "no folder"), (tmp_path, "no film")):
+    for given, why in ((tmp_path / "none", "no folder"), (tmp_path, "no video")):
         with pytest.raises(BadInput, match=why):
             folder_items(given)
     write_midi(make_notes([60], [0], [1], [64]), tmp_path / "x.mid")
-    film(tmp_path / "y.mp4", 1.0)
-    with pytest.raises(BadInput, match="no film for x.mid"):
+    video(tmp_path / "y.mp4", 1.0)
+    with pytest.raises(BadInput, match="no video for x.mid"):
         folder_items(tmp_path)
     (tmp_path / "x.mid").rename(tmp_path / "y.midi")
     assert folder_items(tmp_path, duration_s=1.0)[0].files["midi"] == "y.midi"
@@ -108,12 +108,12 @@ def test_folders_that_cannot_be_used(tmp_path, folder):
     for wrong in ({"split": "tset"}, {"duration_s": 0.0}):
         with pytest.raises(BadInput):
             folder_items(folder, **wrong)
-    with pytest.raises(BadInput, match="names no film"):
+    with pytest.raises(BadInput, match="names no video"):
         load_real_clip(Item("r", "r", "test", "piano", 1.0), folder)
 
 
 def test_sound_that_stops_early_is_no_silence(tmp_path):
-    film(tmp_path / "short.mp4", 2.0, 25, 0.1 * np.ones(12_000, np.float32))
+    video(tmp_path / "short.mp4", 2.0, 25, 0.1 * np.ones(12_000, np.float32))
     with pytest.raises(BadInput, match="end early"):
         load_real_clip(folder_items(tmp_path, duration_s=2.0)[0], tmp_path)
 

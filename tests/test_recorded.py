@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from test_encoders import SMALL
-from test_official_lists import PLAYED, film, put, tone
+from test_official_lists import PLAYED, put, tone, video
 
 from cop_repro.core import RATES, AssetMismatch, BadInput, load_weights, numpy_rng
 from cop_repro.data.clips import Store, StripSize, fill_store
@@ -37,7 +37,7 @@ from cop_repro.training.stages import (
 )
 
 LENGTH_S, STRIP = 2.0, StripSize(16, 104)
-READER = RollConfig(width=2, height=16, strip_width=104)
+PREDICTOR = RollConfig(width=2, height=16, strip_width=104)
 CFG = TrainConfig(steps=3, batch_size=8, learning_rate=1e-3)
 TEXTS = ["the sound of playing piano", "a drop falls", "a dog barks"]
 
@@ -50,10 +50,10 @@ def sets(folder):
     )
     put(folder / "vggsound" / "vggsound.csv", "aaa,0,dog barking,train\nbbb,0,dog barking,test\n")
     for i in (1, 2, 3):
-        film(folder / "pianoyt" / f"video_{i}.0.mp4", LENGTH_S)
+        video(folder / "pianoyt" / f"video_{i}.0.mp4", LENGTH_S)
         write_midi(PLAYED, folder / "pianoyt" / f"audio_{i}.0.midi")
     for name in ("aaa", "bbb"):
-        film(folder / "vggsound" / f"{name}_000000.mp4", LENGTH_S)
+        video(folder / "vggsound" / f"{name}_000000.mp4", LENGTH_S)
     put(
         folder / "wavcaps" / "json_files" / "BBC" / "bbc_final.json",
         json.dumps(
@@ -71,7 +71,7 @@ def sets(folder):
 
 
 def rendered(folder):
-    "What `prepare` renders, in noise: piano films, Foley films, captioned sounds."
+    "What `prepare` renders, in noise: piano videos, Foley videos, captioned sounds."
     rng, frames = numpy_rng(0, "rendered"), RATES.frames(LENGTH_S)
     sound = lambda n: (rng.standard_normal((n, RATES.samples(LENGTH_S))) * 3000).astype(np.int16)
     held = np.repeat(rng.random((6, frames, 11)) < 0.3, 8, 2)
@@ -95,7 +95,7 @@ def rendered(folder):
                 "split": "train",
                 "domain": domain,
                 "text": text,
-                "film": "nuisance" if domain == "piano" else "scene",
+                "rendering": "nuisance" if domain == "piano" else "scene",
             }
             for i in range(len(columns["wav"]))
         ]
@@ -203,7 +203,7 @@ def test_recorded_sets_join_every_stage_by_their_own_split(made):
         n: c["clips"] for n, c in coverage.items()
     } == {"PianoYT": 3, "VGGSound": 2, "WavCaps": 2}
     assert real["pianoyt_piano"].values("split", range(3)) == ["train", "test", "val"] and set(
-        real["pianoyt_piano"].values("film", range(3))
+        real["pianoyt_piano"].values("rendering", range(3))
     ) == {"real"}
     assert real["wavcaps_t2a"].values("split", range(2)) == ["train", "train"], (
         "no split list: training only"
@@ -232,10 +232,10 @@ def test_recorded_sets_join_every_stage_by_their_own_split(made):
         and "recorded" not in load_weights(alone.made)[1]
     )
     roll = replace(place, scratch=folder / "roll", made=folder / "roll.safetensors")
-    assert np.isfinite(train_roll(roll, READER, CFG, 0.4).result.losses).all()
-    reader, clips = load_roll(roll.made)[0], Store(place.stores["clips"])
-    soft_store(place.stores["rolls"], reader, clips, range(6), split_hash="s")
-    assert recorded_rolls(roll, reader) == ["pianoyt_piano"]
+    assert np.isfinite(train_roll(roll, PREDICTOR, CFG, 0.4).result.losses).all()
+    loader, clips = load_roll(roll.made)[0], Store(place.stores["clips"])
+    soft_store(place.stores["rolls"], loader, clips, range(6), split_hash="s")
+    assert recorded_rolls(roll, loader) == ["pianoyt_piano"]
     told = open_store(place.recorded["pianoyt_piano"]["rolls"])
     assert np.isfinite(told["soft_velocity"][0]).all() and np.isnan(told["soft_velocity"][1:]).all()
     piano = replace(place, scratch=folder / "piano", made=folder / "piano.safetensors")
@@ -313,7 +313,7 @@ def test_a_flipped_byte_ends_a_stage(made, tmp_path):
     with pytest.raises(AssetMismatch, match="wavcaps_t2a/shard-00000: column text"):
         train_general(broken, dit, CFG, 0, 0.4, DropoutConfig())
     for stage in (
-        lambda: train_roll(broken, READER, CFG, 0.4),
+        lambda: train_roll(broken, PREDICTOR, CFG, 0.4),
         lambda: train_piano(broken, None, None, None, None, CFG, 0.4, 4, None, "v"),
         lambda: encode_shards(
             tmp_path / "again", open_store(tmp_path / "real" / "pianoyt_piano"), None, None, 16

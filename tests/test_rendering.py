@@ -1,4 +1,4 @@
-"Guards of the renderer and of reading video: bad files, odd files, determinism, honesty of the film."
+"Guards of the renderer and of reading video: bad files, odd files, determinism, honesty of the video."
 
 import struct
 from dataclasses import fields, replace
@@ -37,7 +37,7 @@ def ramp(count=30, height=48, width=64):
 
 
 @pytest.fixture
-def film(tmp_path):
+def video(tmp_path):
     write_video(tmp_path / "ramp.mp4", ramp(), 25, np.zeros(28_800, np.float32))
     return tmp_path / "ramp.mp4"
 
@@ -97,13 +97,13 @@ def test_a_frame_does_not_depend_on_the_frames_before():
     )
 
 
-def test_film_shows_no_key_before_it_moves_and_no_pedal_from_above():
+def test_video_shows_no_key_before_it_moves_and_no_pedal_from_above():
     clean = replace(Nuisance.none(), hands=False)
-    film = render_strip(NOTES, None, 1.2, clean).astype(int)
-    first = np.flatnonzero(np.abs(film - film[0]).max((1, 2)) > 3)[0]
+    video = render_strip(NOTES, None, 1.2, clean).astype(int)
+    first = np.flatnonzero(np.abs(video - video[0]).max((1, 2)) > 3)[0]
     start = (NOTES.onsets_s - descent_time(NOTES.velocities)).min() * 25
     assert start - 1 <= first <= start + 3
-    assert np.array_equal(film, render_strip(NOTES.replace(pedal=()), None, 1.2, clean))
+    assert np.array_equal(video, render_strip(NOTES.replace(pedal=()), None, 1.2, clean))
 
 
 def test_velocity_is_visible_only_while_the_key_moves():
@@ -138,8 +138,8 @@ def test_nonsense_is_refused(wrong):
 
 
 @pytest.mark.parametrize("rate", [5, 12.5, 24, 30, 60])
-def test_any_rate_reads_by_time(film, rate):
-    got = read_video(film, rate)[:, 24, 32, 1].astype(int)
+def test_any_rate_reads_by_time(video, rate):
+    got = read_video(video, rate)[:, 24, 32, 1].astype(int)
     moments = (np.arange(len(got)) + 0.5) / rate
     assert (
         abs(len(got) - 1.2 * rate) <= 0.5
@@ -147,22 +147,22 @@ def test_any_rate_reads_by_time(film, rate):
     )
 
 
-def test_start_end_and_size(film):
-    whole = read_video(film)
-    assert np.array_equal(read_video(film, start_s=0.4, end_s=0.8), whole[10:20])
-    assert read_video(film, max_side=32).shape == (30, 24, 32, 3)
+def test_start_end_and_size(video):
+    whole = read_video(video)
+    assert np.array_equal(read_video(video, start_s=0.4, end_s=0.8), whole[10:20])
+    assert read_video(video, max_side=32).shape == (30, 24, 32, 3)
     assert (
-        probe_video(film).duration_s == pytest.approx(1.2, abs=0.03)
-        and abs(len(read_audio(film)) - 28_800) < 2100
+        probe_video(video).duration_s == pytest.approx(1.2, abs=0.03)
+        and abs(len(read_audio(video)) - 28_800) < 2100
     )
 
 
-def test_stored_rotation_is_undone(film):
-    turned = film.with_name("turned.mp4")
+def test_stored_rotation_is_undone(video):
+    turned = video.with_name("turned.mp4")
     picture = np.zeros((10, 48, 64, 3), np.uint8)
     picture[:, :24, :32] = 250  # bright top left: bright top right once turned clockwise
-    write_video(film, picture)
-    data = bytearray(film.read_bytes())
+    write_video(video, picture)
+    data = bytearray(video.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # the 3x3 matrix of the first track, version 0
     assert struct.unpack(">i", data[at : at + 4])[0] == 0x10000
     data[at : at + 36] = struct.pack(
@@ -201,8 +201,8 @@ def test_odd_sizes_and_grey(tmp_path, height, width):
     assert got.shape == (6, height, width, 3) and np.abs(got[..., 0].astype(int) - grey).mean() < 4
 
 
-def test_damage_is_one_clear_error(film, tmp_path):
-    data = bytearray(film.read_bytes())
+def test_damage_is_one_clear_error(video, tmp_path):
+    data = bytearray(video.read_bytes())
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
@@ -222,7 +222,7 @@ def test_damage_is_one_clear_error(film, tmp_path):
     assert len(read_audio(tmp_path / "sound.wav", 8000)) == 800
 
 
-def test_silent_film_has_no_sound_and_no_leftovers(tmp_path):
+def test_silent_video_has_no_sound_and_no_leftovers(tmp_path):
     write_video(tmp_path / "mute.mp4", ramp(5))
     assert (
         read_audio(tmp_path / "mute.mp4") is None
@@ -238,17 +238,17 @@ def test_silent_film_has_no_sound_and_no_leftovers(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mute.mp4"]
 
 
-def test_streaming_reads_only_what_is_asked(film):
-    stream = iter_video(film)
+def test_streaming_reads_only_what_is_asked(video):
+    stream = iter_video(video)
     assert next(stream).shape == (48, 64, 3)
     stream.close()
 
 
-def test_a_film_recorded_live_has_its_length_measured(film, tmp_path):
+def test_a_video_recorded_live_has_its_length_measured(video, tmp_path):
     "Browsers and streams write files that do not say how long they are."
     live = tmp_path / "live.mkv"
     with (
-        av.open(str(film)) as source,
+        av.open(str(video)) as source,
         av.open(str(live), "w", format="matroska", options={"live": "1"}) as target,
     ):
         pictures = source.streams.video[0]
@@ -260,5 +260,5 @@ def test_a_film_recorded_live_has_its_length_measured(film, tmp_path):
             target.mux(packet)
     with av.open(str(live)) as container:
         assert container.duration is None and container.streams.video[0].duration is None
-    assert abs(probe_video(live).duration_s - probe_video(film).duration_s) < 0.05
-    assert len(list(iter_video(live))) == len(list(iter_video(film)))
+    assert abs(probe_video(live).duration_s - probe_video(video).duration_s) < 0.05
+    assert len(list(iter_video(live))) == len(list(iter_video(video)))

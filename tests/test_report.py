@@ -453,7 +453,7 @@ def test_scored_clips_name_their_style_judge(monkeypatch):
     from cop_repro.evaluation import rows as r
 
     class Judge:
-        passport = "style judge 01"
+        provenance = "style judge 01"
 
         def __call__(self, wav):
             return 0.25

@@ -77,7 +77,7 @@ def test_noise_is_the_same_everywhere(row, monkeypatch):
 
 def test_an_entry_is_a_value():
     assert (
-        RowEntry("piano", "a/piano.safetensors").film == "nuisance"
+        RowEntry("piano", "a/piano.safetensors").rendering == "nuisance"
         and RowEntry("controls").sample == {}
     )
     with pytest.raises(ParamsError, match="did you mean 'controls'"):

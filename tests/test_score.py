@@ -265,17 +265,17 @@ def test_rates_silence_and_empty_lists(tmp_path, capsys):
     assert lines["pitch_entropy"]["value"] is None and lines["pitch_entropy"]["reference"] > 0
 
 
-def test_films(tmp_path, capsys):
+def test_videos(tmp_path, capsys):
     "A square that jumps once a second, with a click at each jump, and with clicks elsewhere."
     for side, late in (("ref", 0), ("est", 0), ("off", 12)):
         (tmp_path / side).mkdir()
-        film, wav = np.zeros((100, 48, 64, 3), np.uint8), np.zeros(4 * RATE, np.float32)
+        video, wav = np.zeros((100, 48, 64, 3), np.uint8), np.zeros(4 * RATE, np.float32)
         for f in range(100):
-            film[f, 16:32, 10 + 8 * (f // 25) : 26 + 8 * (f // 25)] = 220
+            video[f, 16:32, 10 + 8 * (f // 25) : 26 + 8 * (f // 25)] = 220
         for jump in (25, 50, 75):
             start = (jump + late) * RATE // 25
             wav[start : start + 600] = np.random.default_rng(jump).normal(size=600) * 0.3
-        write_video(tmp_path / side / "clip.mp4", film, 25.0, wav=wav, sample_rate=RATE)
+        write_video(tmp_path / side / "clip.mp4", video, 25.0, wav=wav, sample_rate=RATE)
     together, apart = (
         scored(capsys, tmp_path / "ref", tmp_path / side, "--metrics", "av_align")["metrics"][
             "av_align"
@@ -291,12 +291,12 @@ def test_films(tmp_path, capsys):
     ]
     assert abs(offsets[0]) <= 40 and abs(offsets[1] - 480) <= 40
     (tmp_path / "mute").mkdir()
-    write_video(tmp_path / "mute" / "clip.mp4", film, 25.0)
+    write_video(tmp_path / "mute" / "clip.mp4", video, 25.0)
     assert "no sound" in refused(
         capsys, tmp_path / "ref", tmp_path / "mute", "--metrics", "av_align"
     )
     (tmp_path / "still").mkdir()
-    write_video(tmp_path / "still" / "clip.mp4", 0 * film, 25.0, wav=0 * wav, sample_rate=RATE)
+    write_video(tmp_path / "still" / "clip.mp4", 0 * video, 25.0, wav=0 * wav, sample_rate=RATE)
     line = scored(
         capsys, tmp_path / "ref", tmp_path / "still", "--metrics", "av_align,motion_offset_abs_ms"
     )["metrics"]
@@ -473,7 +473,7 @@ def test_bench_of_the_scoring(capsys):
     )
 
 
-def film(path, late=0, sound=True):
+def video(path, late=0, sound=True):
     "A square that jumps once a second, with a click at each jump, `late` frames later."
     frames, wav = np.zeros((100, 48, 64, 3), np.uint8), np.zeros(4 * RATE, np.float32)
     for f in range(100):
@@ -488,8 +488,8 @@ def test_alignment_has_the_true_sound_and_another_clips_beside(tmp_path, capsys)
     for side in ("ref", "est"):
         (tmp_path / side).mkdir()
     for name, late in (("a", 0), ("b", 12)):
-        film(tmp_path / "ref" / f"{name}.mp4")
-        film(tmp_path / "est" / f"{name}.mp4", late)
+        video(tmp_path / "ref" / f"{name}.mp4")
+        video(tmp_path / "est" / f"{name}.mp4", late)
     lines = scored(
         capsys,
         tmp_path / "ref",
@@ -510,14 +510,14 @@ def test_alignment_has_the_true_sound_and_another_clips_beside(tmp_path, capsys)
     )
 
 
-def test_silent_films_are_no_sounds(tmp_path, capsys):
-    "Silent true films beside MIDI, sounds in the estimate: what can be scored is, and nothing more."
+def test_silent_videos_are_no_sounds(tmp_path, capsys):
+    "Silent true videos beside MIDI, sounds in the estimate: what can be scored is, and nothing more."
     for side in ("ref", "est"):
         (tmp_path / side).mkdir()
         for i in range(2):
             write_midi(notes(i), tmp_path / side / f"c{i}.mid")
     for i in range(2):
-        film(tmp_path / "ref" / f"c{i}.mp4", sound=False)
+        video(tmp_path / "ref" / f"c{i}.mp4", sound=False)
         soundfile.write(tmp_path / "est" / f"c{i}.wav", np.sin(np.arange(4 * RATE) / 9), RATE)
     lines = scored(capsys, tmp_path / "ref", tmp_path / "est")["metrics"]
     assert (

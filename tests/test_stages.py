@@ -60,7 +60,7 @@ def test_the_paper_profile_builds_the_published_systems(paper):
         from_dict(DiTConfig, paper["train_general"]["dit"]),
         from_dict(StreamConfig, paper["train_piano"]["roll_stream"]),
     )
-    reader = from_dict(RollConfig, paper["train_roll"]["roll"])
+    predictor = from_dict(RollConfig, paper["train_roll"]["roll"])
     variants = {
         name: from_dict(GuidanceConfig, entry)
         for name, entry in paper["train_piano"]["variants"].items()
@@ -85,11 +85,11 @@ def test_the_paper_profile_builds_the_published_systems(paper):
             ({}, (12_718_424, 789_320_312)),
         ):
             told_velocity, told_presence = (
-                replace(reader, **keys),
-                replace(reader, velocity=False, **keys),
+                replace(predictor, **keys),
+                replace(predictor, velocity=False, **keys),
             )
             piano = build_piano(base, build_roll(told_presence), stream, variants["cop_piano"])
-            assert (size(piano.reader), size(piano)) == published
+            assert (size(piano.predictor), size(piano)) == published
             assert (
                 size(build_piano(base, build_roll(told_presence), stream, variants["no_guidance"]))
                 == published[1]
@@ -246,7 +246,7 @@ def features(folder: Path, domains: list[str]) -> Path:
     kinds = {"text_mask": "bool", "has_video": "bool"}
     fill_store(
         folder,
-        [{"split": "train", "domain": d, "film": "nuisance"} for d in domains],
+        [{"split": "train", "domain": d, "rendering": "nuisance"} for d in domains],
         {n: (v.shape[1:], kinds.get(n, "float16")) for n, v in made.items()},
         lambda row: {n: v[row] for n, v in made.items()},
         range(count),

@@ -240,7 +240,13 @@ def test_paper_profile_is_the_published_model():
         params["train_preference"]["variants"]["dpo"]["settings"],
     )
     assert {
-        (v["reader_share"], v["base_share"], v["joint_every"], v["joint_items"], v["heads_weight"])
+        (
+            v["predictor_share"],
+            v["base_share"],
+            v["joint_every"],
+            v["joint_items"],
+            v["heads_weight"],
+        )
         for v in variants.values()
     } == {(1.0, 1.0, 1, None, 0.0)} and len(variants) == 3
     assert all(v.get("roll_source", "predicted") == "predicted" for v in variants.values()) and (

@@ -58,7 +58,7 @@ class Clip:
     clip_id: str  # unique in its manifest
     work_id: str  # group for splits and intervals
     split: str  # "train", "val" or "test"
-    domain: str  # "piano", "foley" (with film) or "t2a" (sound and caption only)
+    domain: str  # "piano", "foley" (with video) or "t2a" (sound and caption only)
     duration_s: float  # length in seconds
     text: str = ""  # caption
     label: str = ""  # class
@@ -96,7 +96,7 @@ class Item:
     )  # real sets: {"video": ..., "audio": ..., "midi": ..., "start_s": ...}
     recipe: dict = field(
         default_factory=dict
-    )  # rendered sets: what to play, who plays, how it is filmed
+    )  # rendered sets: what to play, who plays, how it is recorded
 
 
 def works_of(
@@ -169,7 +169,7 @@ class SetSizes:
     "How many clips of each kind a manifest holds."
 
     windows: dict  # split -> windows per work and pianist
-    style_pairs: int  # pairs of the two pianists on one film, train works
+    style_pairs: int  # pairs of the two pianists on one video, train works
     foley: dict  # split -> clips per class
     t2a: dict  # split -> clips
 
@@ -202,7 +202,7 @@ def piano_items(
     count: int,  # windows per pianist
     seed: int,  # of the performances
 ) -> list[Item]:  # clips of that work by both pianists
-    "Clips of one work; those of the test split are filmed clean as well."
+    "Clips of one work; those of the test split are recorded clean as well."
     made = []
     for pianist in sorted(PIANISTS):
         seed_of = derive_seed(seed, "performance", score.work_id, pianist) % 2**31
@@ -238,8 +238,8 @@ def pair_items(
     score: Score,  # one training work
     duration_s: float,  # clip length
     seed: int,  # of the performance
-) -> list[Item]:  # two clips that share film, notes and onsets
-    "A style pair (arXiv 2503.22200, stage 3): one film, two touches that it does not show."
+) -> list[Item]:  # two clips that share video, notes and onsets
+    "A style pair (arXiv 2503.22200, stage 3): one video, two touches that it does not show."
     seed_of = derive_seed(seed, "pair", score.work_id) % 2**31
     starts = windows_of(
         perform(score, PIANISTS["lyrical"], PIANISTS["lyrical"], seed_of), duration_s, 1
@@ -250,7 +250,7 @@ def pair_items(
         "seed": seed_of,
         "start_s": starts[0] if starts else 0.0,
         "nuisance": 1.0,
-        "film": "neutral",
+        "video_touch": "neutral",
     }
     return [
         Item(
@@ -334,12 +334,12 @@ def keep_items(
     items: Sequence[Item],  # a manifest
     keep: Mapping[
         str, int
-    ],  # domain/split/film -> how many at most, e.g. {"piano/train/nuisance": 8}; what is not named stays whole
+    ],  # domain/split/rendering -> how many at most, e.g. {"piano/train/nuisance": 8}; what is not named stays whole
 ) -> list[Item]:  # evenly spaced survivors, whole pairs
     "A smaller corpus of the same shape, for small budgets."
     kinds: dict[str, list[Item]] = {}
     for item in items:
-        kinds.setdefault("/".join((item.domain, item.split, *_film(item))), []).append(item)
+        kinds.setdefault("/".join((item.domain, item.split, *_rendering(item))), []).append(item)
     for name in set(keep) - set(kinds):
         raise ParamsError(f"keep: no items of kind {name!r}; kinds are {', '.join(kinds)}")
     kept = []
@@ -369,7 +369,9 @@ def in_other_registers(
 ) -> list[Item]:  # training clips with nuisances, of evenly spaced windows
     "More training clips of the same works, with the hands further apart (`move_hands`); a rendered corpus of chorales hardly touches the lowest and the highest octave."
     group = [
-        i for i in items if i.domain == "piano" and i.split == "train" and _film(i) == ("nuisance",)
+        i
+        for i in items
+        if i.domain == "piano" and i.split == "train" and _rendering(i) == ("nuisance",)
     ]
     if count < 0 or count > len(group):
         raise ParamsError(
@@ -386,13 +388,13 @@ def in_other_registers(
     ]
 
 
-def _film(item: Item) -> tuple[str, ...]:
-    "What kind of film a piano item has."
+def _rendering(item: Item) -> tuple[str, ...]:
+    "What kind of video a piano item has."
     return (
         ()
         if item.domain != "piano"
         else ("pair",)
-        if "film" in item.recipe
+        if "video_touch" in item.recipe
         else ("nuisance",)
         if item.recipe.get("nuisance")
         else ("clean",)
@@ -466,9 +468,9 @@ def prepare_level(
 def piano_clip(
     item: Item,  # a rendered piano item
     score: Score,  # its work
-    size: StripSize,  # of the film
-) -> Clip:  # sound, notes and film
-    "Perform, sound and film one window of a work."
+    size: StripSize,  # of the video
+) -> Clip:  # sound, notes and video
+    "Perform, sound and video one window of a work."
     recipe, end_s = item.recipe, item.recipe["start_s"] + item.duration_s
     timing, touch = PIANISTS[recipe["timing"]], PIANISTS[recipe["touch"]]
     score = move_hands(score, recipe["octaves"]) if "octaves" in recipe else score
@@ -476,8 +478,8 @@ def piano_clip(
     notes = whole.crop(recipe["start_s"], end_s)
     shown = (
         notes
-        if "film" not in recipe
-        else perform(score, timing, PIANISTS[recipe["film"]], recipe["seed"]).crop(
+        if "video_touch" not in recipe
+        else perform(score, timing, PIANISTS[recipe["video_touch"]], recipe["seed"]).crop(
             recipe["start_s"], end_s
         )
     )
@@ -514,7 +516,7 @@ def piano_clip(
 
 def general_clip(
     item: Item,  # a Foley or caption-only item
-) -> Clip:  # sound, caption and, for Foley, film
+) -> Clip:  # sound, caption and, for Foley, video
     "Make one clip of the general set."
     if item.domain == "foley":
         made = foley_clip(item.label, item.recipe["seed"], item.duration_s)
@@ -671,7 +673,7 @@ def _index_row(item: Item, clip: Clip) -> dict:
         "label": clip.label,
         "pianist": clip.pianist,
         "notes": listed,
-        "film": next(iter(_film(item)), "scene"),
+        "rendering": next(iter(_rendering(item)), "scene"),
     }
 
 
@@ -714,7 +716,7 @@ def piano_store(
     folder: Path | str,  # store to make
     items: Sequence[Item],  # rendered piano items
     scores: Mapping[str, Score],  # work -> score
-    size: StripSize,  # of the films
+    size: StripSize,  # of the videos
     workers: int = 2,  # processes
     progress: Progress = silent,  # done, total, message
     **about,  # split hash, parameters
@@ -754,9 +756,9 @@ def general_store(
     **about,  # split hash, parameters
 ) -> Store:  # wav, and frames for Foley
     "Make all general clips of one domain."
-    duration, film = _one_duration(items), {i.domain for i in items} == {"foley"}
+    duration, has_video = _one_duration(items), {i.domain for i in items} == {"foley"}
     columns = {"wav": ((RATES.samples(duration),), "int16")} | (
-        {"frames": ((RATES.frames(duration), *FRAME_SIZE, 3), "uint8")} if film else {}
+        {"frames": ((RATES.frames(duration), *FRAME_SIZE, 3), "uint8")} if has_video else {}
     )
     return fill_store(
         folder,
@@ -770,7 +772,7 @@ def general_store(
     )
 
 
-FRAME_SIZE = (64, 64)  # height and width of general films
+FRAME_SIZE = (64, 64)  # height and width of general videos
 
 
 def _one_duration(items: Sequence[Item]) -> float:

@@ -551,7 +551,7 @@ def _engine(
 
 @dataclass(frozen=True)
 class FoleyClip:
-    "An event clip: sound, film, moments and words."
+    "An event clip: sound, video, moments and words."
 
     wav: Float[np.ndarray, " s"]  # float32, -1 to 1, RATES.sample_rate
     frames: (
@@ -598,7 +598,7 @@ def foley_clip(
     label: str,  # one of FOLEY_CLASSES
     seed: int,  # of traits, moments, looks and noise
     duration_s: float = 10.0,  # length, s
-) -> FoleyClip:  # sound, film, moments, caption
+) -> FoleyClip:  # sound, video, moments, caption
     "One visible event clip (stand-in for VGGSound; D-rendered-data)."
     kind = next((k for k in _KINDS if k.label == label), None)
     if kind is None:
@@ -721,7 +721,7 @@ def t2a_clip(
     seed: int,  # chooses kind, traits and noise
     duration_s: float = 10.0,  # length, s
 ) -> FoleyClip:  # without frames
-    "A captioned sound without film (stand-in for AudioCaps and WavCaps; D-rendered-data)."
+    "A captioned sound without video (stand-in for AudioCaps and WavCaps; D-rendered-data)."
     if not 0.5 <= duration_s <= 600:
         raise BadInput(f"a sound clip of {duration_s!r} s: between 0.5 and 600 s are needed")
     rng = numpy_rng(seed, "t2a")

@@ -389,7 +389,7 @@ def find_keyboard(
         raise BadInput(
             f"pictures of {picture.shape[1]}x{picture.shape[0]} pixels are too small to tell 88 keys apart; at least 200x24 is needed"
         )
-    for quarters in (0, 2, 1, 3):  # as filmed, from the other side, then a camera on its side
+    for quarters in (0, 2, 1, 3):  # as recorded, from the other side, then a camera on its side
         if _sure(best):
             break
         found = _find_turned(picture, quarters)
@@ -422,7 +422,7 @@ def keyboard_at(
     score, octaves = (_fit_score(large, corners * factor, template, parts) for parts in (1, 7))
     if score[0] < MIN_GIVEN:
         raise BadInput(
-            f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like 88 keys (match {score[0]:.2f}, {MIN_GIVEN} is needed): they are pixels of the film as it is stored and shown; {ADVICE}"
+            f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like 88 keys (match {score[0]:.2f}, {MIN_GIVEN} is needed): they are pixels of the video as it is stored and shown; {ADVICE}"
         )
     return Keyboard(corners, float(score[0]), tuple(octaves.round(3).tolist()))
 
@@ -532,15 +532,15 @@ def key_shift(
 def check_still(
     reference: Float[np.ndarray, " w"],  # profile at the beginning
     strips: UInt8[np.ndarray, "f h w"],  # later strips, a few seconds
-    at_s: float,  # when they were filmed, s
+    at_s: float,  # when they were recorded, s
 ) -> None:
     "Refuse strips in which the keys have moved or another picture is seen."
     shift, likeness = key_shift(reference, key_profile(strips))
     if likeness < MIN_LIKENESS:
         raise BadInput(
-            f"about {at_s:.0f} s into the film the keyboard no longer looks as at its beginning (likeness {likeness:.2f}, {MIN_LIKENESS} is needed): a cut, or a camera that moves? Play each part with a fixed camera by itself"
+            f"about {at_s:.0f} s into the video the keyboard no longer looks as at its beginning (likeness {likeness:.2f}, {MIN_LIKENESS} is needed): a cut, or a camera that moves? Play each part with a fixed camera by itself"
         )
     if abs(shift) > MAX_SHIFT:
         raise BadInput(
-            f"about {at_s:.0f} s into the film the keys lie {abs(shift):.1f} white keys further to the {'right' if shift > 0 else 'left'}: the camera moves, and notes would be misnamed. Steady the film first, or play each part with a fixed camera by itself"
+            f"about {at_s:.0f} s into the video the keys lie {abs(shift):.1f} white keys further to the {'right' if shift > 0 else 'left'}: the camera moves, and notes would be misnamed. Steady the video first, or play each part with a fixed camera by itself"
         )

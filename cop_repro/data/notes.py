@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REACH', 'MARGIN', 'TICKS_PER_BEAT', 'TEMPO_US', 'TICK_S', 'OTHER_PIANO', 'Notes', 'make_notes', 'extend_by_pedal',
-           'Roll', 'make_roll', 'notes_to_roll', 'drop_unstruck', 'NoteReader', 'roll_to_notes', 'write_midi',
+           'Roll', 'make_roll', 'notes_to_roll', 'drop_unstruck', 'NoteDecoder', 'roll_to_notes', 'write_midi',
            'read_midi', 'default_soundfont', 'add_room', 'synthesise', 'plot_roll', 'plot_notes']
 
 # %% ../../nbs/data/10_notes.ipynb #b4ff70aa
@@ -321,7 +321,7 @@ MARGIN = 6  # rows beside a row that say what it is
 _LATER = 1 << 40  # the end of a note that goes on
 
 
-class NoteReader:
+class NoteDecoder:
     "Notes from a roll that comes in pieces, the same as from the whole: a few rows and the keys that are down are remembered, not what has gone by."
 
     def __init__(
@@ -347,13 +347,13 @@ class NoteReader:
         )  # velocity in the first rows of the note that each key sounds
         self.notes, self.pedal, self.finished = [], [], False
 
-    def read(
+    def add(
         self,
         roll: Roll,  # the next rows
     ) -> None:
         "Take in rows; those at the end wait for the next ones."
         if self.finished:
-            raise BadInput("the notes of this roll were asked for already: begin a new NoteReader")
+            raise BadInput("the notes of this roll were asked for already: begin a new NoteDecoder")
         if self.rows is not None and roll.frame_rate != self.rows.frame_rate:
             raise BadInput(
                 f"rows at {roll.frame_rate:g} a second after rows at {self.rows.frame_rate:g}: one rate is needed"
@@ -454,10 +454,10 @@ def roll_to_notes(
     onset_threshold: float = 0.5,  # an onset from here begins a note: beside a rise of presence, or again on a key that is down
     min_duration_s: float = 0.03,  # shorter notes are dropped, seconds
 ) -> Notes:  # times are row / frame_rate
-    "Notes of a roll (`NoteReader`, in one piece); velocity is the mean over the first three rows of the note."
-    reader = NoteReader(presence_threshold, onset_threshold, min_duration_s)
-    reader.read(roll)
-    return reader.finish()
+    "Notes of a roll (`NoteDecoder`, in one piece); velocity is the mean over the first three rows of the note."
+    decoder = NoteDecoder(presence_threshold, onset_threshold, min_duration_s)
+    decoder.add(roll)
+    return decoder.finish()
 
 # %% ../../nbs/data/10_notes.ipynb #877fe900
 TICKS_PER_BEAT, TEMPO_US = 1000, 500_000  # 2000 ticks a second

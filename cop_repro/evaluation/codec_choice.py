@@ -48,7 +48,7 @@ TRIAL_DIT = DiTConfig(
 def true_roll(
     store: Mapping,  # columns presence and velocity
 ) -> np.ndarray:  # (clips, frames, 88), velocity where a key is down, else 0
-    "What a perfect reader would tell the DiT."
+    "What a perfect predictor would tell the DiT."
     return np.asarray(store["presence"]) * np.asarray(store["velocity"])
 
 

@@ -26,13 +26,13 @@ from ..systems.cop import Performer, play
 
 # %% ../../nbs/evaluation/89_real_videos.ipynb #c5ab5c87
 def score_real_video(
-    video: Path,  # film with sound
+    video: Path,  # video with sound
     performer: Performer,
     picture: Path | None = None,  # PNG of prediction over transcription
     draws: int = 20,  # random controls
     progress: Progress = silent,
 ) -> dict:  # scores of the prediction and of chance, and what they rest on
-    "Onset scores of notes read from a real film against a transcription of its sound."
+    "Onset scores of notes read from a real video against a transcription of its sound."
     wav = read_audio(video, RATES.sample_rate)
     if wav is None:
         raise BadInput(f"{video.name} has no sound to compare with")
@@ -76,7 +76,7 @@ def score_real_video(
             figure.subplots(),
             heard,
             made.notes,
-            f"{video.name}: read from the film (colour) over heard in its sound (grey)",
+            f"{video.name}: read from the video (colour) over heard in its sound (grey)",
         )
         with atomic_file(picture) as temporary:
             figure.savefig(temporary, dpi=90, format="png")
@@ -103,7 +103,7 @@ def real_results(
     scored: list[dict],  # of `score_real_video`
     profile: str,  # which run prints them
 ) -> list[Result]:  # lines of table `real`
-    "Real films as lines; one clip has no interval. `basic_pitch` is the quick transcriber, judged by the slow one."
+    "Real videos as lines; one clip has no interval. `basic_pitch` is the quick transcriber, judged by the slow one."
     found = {
         "cop_perform": [(s["transcriber"], s["prediction"]) for s in scored],
         "random_notes": [(s["transcriber"], s["random_notes"]) for s in scored],
@@ -117,15 +117,15 @@ def real_results(
             "real",
             row,
             m,
-            float(np.mean([values[m] for _, values in films])),
+            float(np.mean([values[m] for _, values in videos])),
             None,
             None,
-            len(films),
+            len(videos),
             *metric_facts(m),
             "embedded",
             profile,
-            films[0][0],
+            videos[0][0],
         )
-        for row, films in found.items()
-        for m in (films[0][1] if films else ())
+        for row, videos in found.items()
+        for m in (videos[0][1] if videos else ())
     ]

@@ -174,7 +174,7 @@ def save_figures(
         column[0].set_title(f"{clip}\n{next(iter(group))}")
     made["rolls"] = figure = Figure(figsize=(10, 2.6 * len(rolls)), layout="constrained")
     for ax, (clip, pair) in zip(figure.subplots(len(rolls), 1, squeeze=False)[:, 0], rolls.items()):
-        plot_notes(ax, *pair, f"{clip}: read from the film over true notes")
+        plot_notes(ax, *pair, f"{clip}: read from the video over true notes")
     headlines = [
         (t, m)
         for t, m in (
@@ -427,10 +427,10 @@ TITLES = {
     "table3": "Table 3 shape: text to audio (the paper: AudioCaps test)",
     "table4": "Table 4 shape: piano (the paper: PianoYT-2h)",
     "table5": "Table 5 shape: velocity and preference (the paper: Piano-10h)",
-    "roll": "Roll predictor on held-out works: films with nuisances, and clean ones",
+    "roll": "Roll predictor on held-out works: videos with nuisances, and clean ones",
     "controls": "Controls: what a broken truth earns",
     "real": "Real video, zero shot: against a transcription of its own sound",
-    "nuisance": "Which nuisance buys what: predictors trained from scratch for minutes, one group of nuisances left out, read clean films, films with nuisances and a real one (at its best lag)",
+    "nuisance": "Which nuisance buys what: predictors trained from scratch for minutes, one group of nuisances left out, read clean videos, videos with nuisances and a real one (at its best lag)",
 }
 
 BELOW = {

@@ -94,7 +94,7 @@ class RowEntry:
     kind: str  # one of KINDS
     model: str | None = None  # of a piano or general row: file below models/
     text: bool = True  # general rows: with caption
-    film: Literal["nuisance", "clean"] = "nuisance"  # which films of the piano
+    rendering: Literal["nuisance", "clean"] = "nuisance"  # which videos of the piano
     sample: Mapping = field(
         default_factory=dict
     )  # fields of `SampleConfig` that differ from `evaluate.sample`
@@ -184,7 +184,10 @@ def _score_systems(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> l
                     suffix,
                     answer,
                     score_prediction(
-                        clip, answer, system.gives, transcribe if "audio" in system.gives else None
+                        clip,
+                        answer,
+                        system.outputs,
+                        transcribe if "audio" in system.outputs else None,
                     ),
                 )
             )
@@ -276,7 +279,7 @@ def _general_parts(row: Row) -> tuple[MultiStreamDiT, Codec, Encoders]:
 
 
 def _score_general(row: Row, clips: Sequence[Clip], others: Sequence[Clip]) -> list[dict]:
-    "Mel distance of generated sound, and of the film its AV-Align beside that of the true and of another clip's sound."
+    "Mel distance of generated sound, and of the video its AV-Align beside that of the true and of another clip's sound."
     model, codec, encoders = _general_parts(row)
     made = []
     for clip, other in zip(clips, others):
@@ -370,12 +373,12 @@ KINDS = {
 def test_rows(
     store: Store,  # of clips
     count: int,  # how many are wanted
-    **want,  # e.g. film="nuisance"
+    **want,  # e.g. rendering="nuisance"
 ) -> np.ndarray:  # row numbers
     "Evenly spread test clips."
     rows = store.select(split="test", **want)
     if not len(rows):
-        raise BadInput(f"store {store.folder.name} holds no test clip with {want or 'any film'}")
+        raise BadInput(f"store {store.folder.name} holds no test clip with {want or 'any video'}")
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
 
 
@@ -416,7 +419,7 @@ def _part(row: Row, folder: str, rows: list[int], others: list[int], threads: in
         judge = _style_judge(folder, *row.touches)
         s["metrics"]["style_preference"], s["extractors"] = (
             judge(s["wav"]),
-            {"style_preference": judge.passport},
+            {"style_preference": judge.provenance},
         )
     return made
 
@@ -482,9 +485,9 @@ def _set_lines(
         store.values("work_id", places),
     )
     true, groups, lines = [store_wav(store, int(r)) for r in places], dict(zip(ids, works)), []
-    films = [store["frames"][int(r)] for r in places] if "clip_score" in metrics else None
+    videos = [store["frames"][int(r)] for r in places] if "clip_score" in metrics else None
     texts = store.values("text", places) if "clap_score" in metrics else None
-    ref, own = set_features(extractor, metrics, ids, true, sounds[""], texts, films)
+    ref, own = set_features(extractor, metrics, ids, true, sounds[""], texts, videos)
     for suffix, wavs in sounds.items():
         est = (
             own

@@ -119,14 +119,14 @@ class Extractor:
     classes: tuple[str, ...] = ()  # what its logits stand for, if that is known
 
     @property
-    def passport(self) -> str:
+    def provenance(self) -> str:
         "Name and weights hash."
         return f"{self.name} {self.weights}"
 
     def __call__(
         self, kind: Kind, ids: Sequence[str], inputs: Iterable, sample_rate: int = RATES.sample_rate
     ) -> Features:
-        "Features of sounds (float (s,) at `sample_rate`), captions or films (uint8 (f, h, w, 3), already thinned)."
+        "Features of sounds (float (s,) at `sample_rate`), captions or videos (uint8 (f, h, w, 3), already thinned)."
         return self.several([kind], ids, inputs, sample_rate)[kind]
 
     def several(
@@ -150,7 +150,7 @@ class Extractor:
         return {k: self._features(k, made, hears) for k, made in rows.items()}
 
     def _features(self, kind: Kind, made: list[tuple[str, np.ndarray]], hears: bool) -> Features:
-        "Rows of all clips with their passport; nothing that is not finite passes."
+        "Rows of all clips with their provenance; nothing that is not finite passes."
         if not made:
             raise BadInput("no clip was given: is the folder or the selection empty?")
         bad = [name for name, values in made if not np.isfinite(values).all()]
@@ -161,7 +161,7 @@ class Extractor:
             np.concatenate([values for _, values in made]),
             names,
             kind,
-            self.passport,
+            self.provenance,
             self.sample_rate if hears else 0,
         )
 
@@ -195,12 +195,14 @@ def embedded_extractor(
     "The judges that this project trained (PANNs family, CLAP and CLIP shape)."
     judges, columns = load_judges(path, split_hash), round(WINDOW_S * JUDGE_RATE / MEL_HOP)
     mel_of = lru_cache(1)(lambda wav: judge_mel(wav[None]))  # the kinds of one sound share the work
-    whole = lru_cache(1)(lambda wav: judges.hear(mel_of(wav)))
+    whole = lru_cache(1)(lambda wav: judges.audio_features(mel_of(wav)))
 
     @torch.inference_mode()
     def hear(wav: Tensor, which: int, windows: bool = False) -> Tensor:
         return (
-            judges.hear(_windows(mel_of(wav)[0], columns))[which] if windows else whole(wav)[which]
+            judges.audio_features(_windows(mel_of(wav)[0], columns))[which]
+            if windows
+            else whole(wav)[which]
         )
 
     kinds = {
@@ -208,8 +210,8 @@ def embedded_extractor(
         "clip": partial(hear, which=0),
         "logits": partial(hear, which=1),
         "audio": partial(hear, which=2),
-        "text": lambda text: judges.read([text]),
-        "image": lambda frames: judges.see(torch.from_numpy(np.array(frames))),
+        "text": lambda text: judges.text_features([text]),
+        "image": lambda frames: judges.image_features(torch.from_numpy(np.array(frames))),
     }
     return Extractor("embedded judges", file_hash(path), JUDGE_RATE, kinds, classes=judges.classes)
 
@@ -281,7 +283,7 @@ def set_score(
     seed: int = 0,  # of the bootstrap
     num_samples: int = 200,  # draws
 ) -> SetScore:
-    "A score with its interval and its passport; refuses mixed features, says why where nothing is defined."
+    "A score with its interval and its provenance; refuses mixed features, says why where nothing is defined."
     if metric not in NEEDS:
         raise BadInput(f"no set score {metric!r}; there are {', '.join(NEEDS)}")
     if metric == "inception_score":
@@ -376,7 +378,7 @@ def set_features(
     ref_wavs: Sequence,  # true sounds
     est_wavs: Sequence,  # generated sounds
     texts: Sequence[str] | None = None,  # captions, for clap_score
-    films: Sequence | None = None,  # uint8 (f, h, w, 3) at 25 fps, for clip_score
+    videos: Sequence | None = None,  # uint8 (f, h, w, 3) at 25 fps, for clip_score
     sample_rate: int = RATES.sample_rate,  # Hz of the sounds
 ) -> tuple[
     dict[str, Features], dict[str, Features]
@@ -387,12 +389,12 @@ def set_features(
     ]
     given = {
         "text": texts,
-        "image": None if films is None else (np.asarray(f)[::30] for f in films),
+        "image": None if videos is None else (np.asarray(f)[::30] for f in videos),
     }
     for kind in ("text", "image"):
         if kind in wanted[0] and given[kind] is None:
             raise BadInput(
-                f"{'clap_score needs captions' if kind == 'text' else 'clip_score needs films'}, and none were given"
+                f"{'clap_score needs captions' if kind == 'text' else 'clip_score needs videos'}, and none were given"
             )
     heard = [kind for kind in wanted[0] if kind not in given]
     ref = {kind: extractor(kind, ids, given[kind]) for kind in wanted[0] if kind in given} | (
@@ -410,7 +412,7 @@ def set_scores(
     groups: Mapping[str, Hashable] | None = None,  # work of each clip
     seed: int = 0,  # of the bootstrap
     num_samples: int = 200,  # draws
-    **conditions,  # texts, films, sample_rate: see `set_features`
+    **conditions,  # texts, videos, sample_rate: see `set_features`
 ) -> list[SetScore]:  # in the order of `metrics`
     "Several scores of one set of generated sounds."
     ref, est = set_features(extractor, metrics, ids, ref_wavs, est_wavs, **conditions)
@@ -423,20 +425,20 @@ def set_scores(
 def joint_offset(
     extractor: Extractor,  # with kinds audio and image
     wav: np.ndarray,  # float (s,)
-    film: np.ndarray,  # uint8 (f, h, w, 3)
-    frame_rate: float = 25.0,  # Hz of the film
+    video: np.ndarray,  # uint8 (f, h, w, 3)
+    frame_rate: float = 25.0,  # Hz of the video
     sample_rate: int = RATES.sample_rate,  # Hz of the sound
     every: int = 2,  # use one frame in so many
     max_offset_s: float = 1.0,  # search range
 ) -> AvOffset:
     "Offset of sound against picture from frame-by-frame similarity (arXiv 2309.16429's alignment, learned)."
-    picked = np.asarray(film)[::every]
+    picked = np.asarray(video)[::every]
     half, span = round(WINDOW_S * sample_rate / 2), round(WINDOW_S * sample_rate)
     padded = np.pad(np.asarray(wav, np.float32), half)
     starts = [round((i * every + 0.5) * sample_rate / frame_rate) for i in range(len(picked))]
     if starts[-1] + span > len(padded) + sample_rate / frame_rate:
         raise BadInput(
-            f"a film of {len(film) / frame_rate:.2f} s and a sound of {len(wav) / sample_rate:.2f} s: of one length, please"
+            f"a video of {len(video) / frame_rate:.2f} s and a sound of {len(wav) / sample_rate:.2f} s: of one length, please"
         )
     heard = extractor(
         "audio",
@@ -445,7 +447,7 @@ def joint_offset(
         sample_rate,
     )
     return av_offset(
-        heard.values @ extractor("image", ["film"], [picked]).values.T,
+        heard.values @ extractor("image", ["video"], [picked]).values.T,
         frame_rate / every,
         max_offset_s,
     )

@@ -169,7 +169,7 @@ class Judges(nn.Module):
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
-    def hear(
+    def audio_features(
         self, mel: Float[Tensor, "b m n"]
     ) -> tuple[Float[Tensor, "b e"], Float[Tensor, "b k"], Float[Tensor, "b j"]]:
         "Embedding, class logits, unit vector in the joint space."
@@ -181,13 +181,13 @@ class Judges(nn.Module):
             F.normalize(self.project(pooled), dim=-1),
         )
 
-    def see(self, frames: Tensor) -> Float[Tensor, "b j"]:
+    def image_features(self, frames: Tensor) -> Float[Tensor, "b j"]:
         "Unit vectors of uint8 frames (b, h, w, 3), letterboxed."
         return self.clip.encode_image(
             (fit_square(frames, self.sizes.image_size) - self.mean) / self.std, normalize=True
         )
 
-    def read(self, texts: Sequence[str]) -> Float[Tensor, "b j"]:
+    def text_features(self, texts: Sequence[str]) -> Float[Tensor, "b j"]:
         "Unit vectors of captions; too long ones are an error."
         ids, _ = self.tokenizer(checked_texts(texts))
         if ids.shape[1] > self.sizes.max_tokens:
@@ -215,11 +215,11 @@ class JudgeData:
     "How many clips of each kind the judges learn from."
 
     seed: int = 1001  # of the scenes; not the corpus's
-    foley: int = 20  # filmed clips per class
-    t2a: int = 240  # captioned sounds without film
+    foley: int = 20  # recorded clips per class
+    t2a: int = 240  # captioned sounds without video
     piano: int = 48  # train clips of the corpus
     duration_s: float = 4.0  # of the rendered clips
-    frames: int = 6  # kept per film
+    frames: int = 6  # kept per video
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ class JudgeClips:
     "Training clips of the judges, in memory."
 
     wavs: list[Tensor]  # float32 (s,), JUDGE_RATE Hz
-    frames: list[Tensor | None]  # uint8 (f, h, w, 3); None without film
+    frames: list[Tensor | None]  # uint8 (f, h, w, 3); None without video
     texts: list[str]  # captions
     labels: list[str]  # classes
 
 
-def _few(film: np.ndarray, count: int) -> Tensor:
+def _few(video: np.ndarray, count: int) -> Tensor:
     "Evenly spread frames as RGB."
-    frames = torch.from_numpy(np.array(film[np.linspace(0, len(film) - 1, count).astype(int)]))
+    frames = torch.from_numpy(np.array(video[np.linspace(0, len(video) - 1, count).astype(int)]))
     return frames if frames.ndim == 4 else frames[..., None].expand(-1, -1, -1, 3)
 
 
@@ -260,9 +260,9 @@ def judge_clips(
     ]
     made, total = JudgeClips([], [], [], []), len(items) + len(rows)
 
-    def add(wav, film, text, label):
+    def add(wav, video, text, label):
         made.wavs.append(judge_wav(wav))
-        made.frames.append(None if film is None else _few(film, data.frames))
+        made.frames.append(None if video is None else _few(video, data.frames))
         made.texts.append(text)
         made.labels.append(label)
         progress(len(made.wavs), total, "clips for the judges")
@@ -304,27 +304,27 @@ def judges_step_fn(
                 for w, a in ((clips.wavs[r], draw(len(clips.wavs[r]) - length + 1)) for r in rows)
             ]
         )
-        filmed = [i for i, r in enumerate(rows) if clips.frames[r] is not None]
+        recorded = [i for i, r in enumerate(rows) if clips.frames[r] is not None]
         texts = [prompt(clips.labels[r]) if draw(10) < 3 else clips.texts[r] for r in rows]
         labels = [clips.labels[r] for r in rows]
-        _, logits, heard = judges.hear(judge_mel(wavs))
-        read, scale = judges.read(texts), judges.clip.logit_scale.exp().clamp(max=100)
+        _, logits, heard = judges.audio_features(judge_mel(wavs))
+        read, scale = judges.text_features(texts), judges.clip.logit_scale.exp().clamp(max=100)
         loss_class = F.cross_entropy(
             logits, torch.tensor([numbers[r] for r in rows]), label_smoothing=0.1
         )
         loss_text = contrastive_loss(heard, read, same(texts), scale)
         loss_image = loss_text.new_zeros(())
-        if len(filmed) > 1:
-            films = [clips.frames[rows[i]] for i in filmed]
+        if len(recorded) > 1:
+            videos = [clips.frames[rows[i]] for i in recorded]
             seen = torch.cat(
                 [
-                    judges.see(film[k : k + 1])
-                    for film, k in ((film, draw(len(film))) for film in films)
+                    judges.image_features(video[k : k + 1])
+                    for video, k in ((video, draw(len(video))) for video in videos)
                 ]
             )
-            match = same([labels[i] for i in filmed])
-            loss_image = contrastive_loss(heard[filmed], seen, match, scale) + contrastive_loss(
-                seen, read[filmed], match, scale
+            match = same([labels[i] for i in recorded])
+            loss_image = contrastive_loss(heard[recorded], seen, match, scale) + contrastive_loss(
+                seen, read[recorded], match, scale
             )
         right = (logits.argmax(1) == torch.tensor([numbers[r] for r in rows])).float().mean()
         return loss_class + loss_text + loss_image, {
@@ -401,7 +401,7 @@ def load_judges(
 @torch.inference_mode()
 def judge_report(
     judges: Judges,  # in eval mode
-    store: Store,  # clips with sound, and frames where there is film
+    store: Store,  # clips with sound, and frames where there is video
     rows: Sequence[int],  # clips to judge, none of them trained on
 ) -> dict[
     str, float
@@ -410,8 +410,13 @@ def judge_report(
     from cop_repro.measure.music_metrics import retrieval_scores
 
     entries = [store.index[int(r)] for r in rows]
-    parts = [judges.hear(judge_mel(judge_wav(store_wav(store, int(r)))[None])) for r in rows]
-    heard, read = torch.cat([p[2] for p in parts]), judges.read([e["text"] for e in entries])
+    parts = [
+        judges.audio_features(judge_mel(judge_wav(store_wav(store, int(r)))[None])) for r in rows
+    ]
+    heard, read = (
+        torch.cat([p[2] for p in parts]),
+        judges.text_features([e["text"] for e in entries]),
+    )
     right = [judges.classes[int(p[1].argmax())] == e["label"] for p, e in zip(parts, entries)]
     report = {
         "n": len(entries),
@@ -422,7 +427,7 @@ def judge_report(
     if "frames" in store:
         seen = torch.stack(
             [
-                F.normalize(judges.see(_few(store["frames"][int(r)], 8)).mean(0), dim=-1)
+                F.normalize(judges.image_features(_few(store["frames"][int(r)], 8)).mean(0), dim=-1)
                 for r in rows
             ]
         )

@@ -59,7 +59,7 @@ class StyleJudge:
     other: str  # the one it is told apart from
     model: Any  # a fitted scikit-learn classifier on `style_features`
     windows: int  # windows it has learnt from
-    passport: str  # its name with a hash of what it has learnt from and how
+    provenance: str  # its name with a hash of what it has learnt from and how
 
     def windows_of(
         self,

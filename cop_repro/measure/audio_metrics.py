@@ -549,14 +549,14 @@ def clip_score_per_clip(
 ) -> Float[Array, " n"]:  # percent
     "100 x cosine between the audio and the mean of its frames."
     if len(audio_features) != len(frame_features):
-        raise BadInput(f"{len(audio_features)} audio vectors for {len(frame_features)} films")
+        raise BadInput(f"{len(audio_features)} audio vectors for {len(frame_features)} videos")
     _positive(every=every)
-    films = [checked("frame_features", f, 2) for f in frame_features]
-    if len({f.shape[1] for f in films}) > 1:
+    videos = [checked("frame_features", f, 2) for f in frame_features]
+    if len({f.shape[1] for f in videos}) > 1:
         raise BadInput(
-            f"frame_features have {sorted({f.shape[1] for f in films})} dimensions: two extractors?"
+            f"frame_features have {sorted({f.shape[1] for f in videos})} dimensions: two extractors?"
         )
-    means = np.stack([f[::every].mean(0) for f in films])
+    means = np.stack([f[::every].mean(0) for f in videos])
     return 100 * cosine_per_pair(audio_features, means)
 
 
@@ -665,7 +665,7 @@ def strong_onsets(
 
 
 def event_f1(
-    ref_wav: Float[Array, " s"],  # true sound of the film
+    ref_wav: Float[Array, " s"],  # true sound of the video
     est_wav: Float[Array, " s"],  # generated sound
     sample_rate: int = 24_000,  # Hz
     tolerance_s: float = 0.1,  # seconds; sound and picture that far apart still seem to be one
@@ -683,7 +683,7 @@ def event_f1(
 
 
 def flow_magnitude(
-    frames: UInt8[Array, "f h w *c"],  # film, grey or RGB
+    frames: UInt8[Array, "f h w *c"],  # video, grey or RGB
 ) -> Float[Array, " f"]:  # pixels per frame; the first value repeats the second
     "Mean Farneback flow between neighbouring frames, parameters of the AV-Align script."
     frames = np.asarray(frames)
@@ -750,7 +750,7 @@ def av_offset(
 def motion_offset(
     wav: Float[Array, " s"],  # waveform
     flow: Float[Array, " f"],  # of `flow_magnitude`, pixels per frame
-    frame_rate: float = 25.0,  # Hz of the film
+    frame_rate: float = 25.0,  # Hz of the video
     sample_rate: int = 24_000,  # Hz of the sound
     max_offset_s: float = 1.0,  # search range, at most half the clip
 ) -> AvOffset:  # in standard deviations; the offset is NaN where nothing sounds or nothing moves
@@ -760,7 +760,7 @@ def motion_offset(
     wav, flow = checked("wav", wav, 1), checked("flow", flow, 1)
     if abs(wav.size / sample_rate - flow.size / frame_rate) > 0.1:
         raise BadInput(
-            f"a sound of {wav.size / sample_rate:.2f} s and a film of {flow.size / frame_rate:.2f} s: cut both to one length"
+            f"a sound of {wav.size / sample_rate:.2f} s and a video of {flow.size / frame_rate:.2f} s: cut both to one length"
         )
     change = np.convolve(np.abs(np.diff(flow, prepend=flow[0])), (0.25, 0.5, 0.25), "same")
     if not wav.any() or not change.any():

@@ -30,23 +30,23 @@ class CoPPiano(nn.Module):
     "Roll predictor and three-stream DiT (arXiv 2503.22200, stage 2)."
 
     called_parts = (
-        "reader",
+        "predictor",
         "dit",
     )  # each is called on its own, so each is cut on its own (`48_parallel`)
 
-    def __init__(self, dit: MultiStreamDiT, reader: nn.Module, velocity: bool = True):
+    def __init__(self, dit: MultiStreamDiT, predictor: nn.Module, velocity: bool = True):
         super().__init__()
         if dit.config.roll is None:
             raise BadInput("the DiT has no roll stream: grow_piano adds one to a stage-1 model")
-        if velocity and not reader.cfg.velocity:
+        if velocity and not predictor.cfg.velocity:
             raise ParamsError(
-                "the roll is to carry velocity, but the reader was built with velocity=False"
+                "the roll is to carry velocity, but the predictor was built with velocity=False"
             )
-        if dit.config.roll_keys != reader.cfg.num_keys:
+        if dit.config.roll_keys != predictor.cfg.num_keys:
             raise ParamsError(
-                f"the DiT is told {dit.config.roll_keys} keys, the reader reads {reader.cfg.num_keys}"
+                f"the DiT is told {dit.config.roll_keys} keys, the predictor reads {predictor.cfg.num_keys}"
             )
-        self.dit, self.reader, self.velocity = dit, reader, velocity
+        self.dit, self.predictor, self.velocity = dit, predictor, velocity
 
     def forward(
         self,
@@ -57,42 +57,42 @@ class CoPPiano(nn.Module):
         "The DiT, told a roll."
         return self.dit(xt, t, cond)
 
-    def read(
+    def soft_roll(
         self,
         strips: UInt8[Tensor, "b f h w"],  # rectified keyboards
     ) -> Float[Tensor, "b f 88"]:  # soft roll, differentiable
-        "What the reader believes, as the DiT is told it."
-        return soft_roll(self.reader(strips), self.velocity)
+        "What the predictor believes, as the DiT is told it."
+        return soft_roll(self.predictor(strips), self.velocity)
 
-    def told(
+    def with_roll(
         self,
         cond: Conditions,  # text and video
         roll: Float[Tensor, "b f 88"],  # soft roll at the frame rate
         num_latents: int,  # latents that span the same time
     ) -> Conditions:  # with the roll at the latent rate
-        "Add a roll to the conditions: the keys that the reader reads."
-        first, count = self.reader.cfg.first_key, self.reader.cfg.num_keys
+        "Add a roll to the conditions: the keys that the predictor reads."
+        first, count = self.predictor.cfg.first_key, self.predictor.cfg.num_keys
         return replace(cond, roll=to_latent_rate(roll[..., first : first + count], num_latents))
 
 
 def grow_piano(
     base: MultiStreamDiT,  # stage-1 model
-    reader: nn.Module,  # roll predictor
+    predictor: nn.Module,  # roll predictor
     stream: StreamConfig,  # size of the roll stream
     velocity: bool = True,  # whether the roll carries velocity
     seed: int = 0,  # of the new stream's weights
     restart_fusion: bool = False,  # compat: learnt fusion columns start again (D-carry-over)
 ) -> CoPPiano:  # answers like the base model at first, unless the fusion was restarted
-    "Stage-1 model plus roll stream plus reader."
-    config = replace(base.config, roll=stream, roll_keys=reader.cfg.num_keys)
+    "Stage-1 model plus roll stream plus predictor."
+    config = replace(base.config, roll=stream, roll_keys=predictor.cfg.num_keys)
     return CoPPiano(
-        carry_over(base, MultiStreamDiT(config, seed=seed), restart_fusion), reader, velocity
+        carry_over(base, MultiStreamDiT(config, seed=seed), restart_fusion), predictor, velocity
     ).to(next(base.parameters()).device)
 
 # %% ../../nbs/model/45_cop_piano.ipynb #153dd84a
 def save_piano(
     path: Path | str,  # file ending in .safetensors
-    model: CoPPiano,  # reader and DiT
+    model: CoPPiano,  # predictor and DiT
     meta: Mapping | None = None,  # split hash, code fingerprint, ...
 ) -> None:
     "Weights and sizes of a stage-2 model in one file."
@@ -103,7 +103,7 @@ def save_piano(
             **(meta or {}),
             "asset": "piano",
             "dit": asdict(model.dit.config),
-            "reader": asdict(model.reader.cfg),
+            "predictor": asdict(model.predictor.cfg),
             "velocity": model.velocity,
         },
     )
@@ -120,7 +120,7 @@ def load_piano(
         )
     model = CoPPiano(
         MultiStreamDiT(from_dict(DiTConfig, meta["dit"], "dit")),
-        build_roll(from_dict(RollConfig, meta["reader"], "reader")),
+        build_roll(from_dict(RollConfig, meta["predictor"], "predictor")),
         meta["velocity"],
     )
     try:

@@ -99,7 +99,7 @@ WEIGHTS: dict[str, Weights] = {
         ),
         Weights(
             "openclip_bigg",
-            "film frames -> embeddings",
+            "video frames -> embeddings",
             "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
             "743c27bd53dfe508a0ade0f50698f99b39d03bec",
             (OPENCLIP_CONFIG,),

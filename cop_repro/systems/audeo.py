@@ -23,7 +23,7 @@ AUDEO_VELOCITY = 100  # constant velocity of arXiv 2006.14348
 
 
 def audeo_sound(
-    notes: Notes,  # read from the film
+    notes: Notes,  # read from the video
     duration_s: float,  # seconds of sound
     same_soundfont: bool = False,  # True: the piano that made the truth (upper bound)
 ):  # float32 (s,), peak 0.5
@@ -47,7 +47,7 @@ class AudeoStyle:
         "Roll, notes and sound of one clip."
         began = time.monotonic()
         if clip.strips is None:
-            raise BadInput(f"clip {clip.clip_id} has no rectified film: Audeo reads the keyboard")
+            raise BadInput(f"clip {clip.clip_id} has no rectified video: Audeo reads the keyboard")
         made = predict_roll(self.roll, clip.strips)
         notes = roll_to_notes(made)
         return Prediction(

@@ -72,9 +72,9 @@ def codec_step_fn(
 # %% ../../nbs/training/53_components.ipynb #38de74b4
 def _frame(store: Mapping, row: int, rng: torch.Generator, size: int) -> Tensor:
     "One frame of a clip as (size, size, 3) uint8, letterboxed."
-    film = store["frames"] if "frames" in store else store["strips"]
+    video = store["frames"] if "frames" in store else store["strips"]
     frame = torch.from_numpy(
-        np.array(film[row][int(torch.randint(film.shape[1], (), generator=rng))])
+        np.array(video[row][int(torch.randint(video.shape[1], (), generator=rng))])
     )
     frame = frame if frame.ndim == 3 else frame[..., None].expand(-1, -1, 3)
     return (
@@ -87,12 +87,12 @@ def _frame(store: Mapping, row: int, rng: torch.Generator, size: int) -> Tensor:
 
 def encoders_step_fn(
     trainer: EncodersTrainer,  # in training
-    films: Sequence[tuple[Store, Sequence[int]]],  # stores with frames or strips
+    videos: Sequence[tuple[Store, Sequence[int]]],  # stores with frames or strips
     sounds: Sequence[tuple[Store, Sequence[int]]],  # stores with sound
     cfg: TrainConfig,  # batch size and seed
 ) -> StepFn:  # for `train`
     "Captioned frames and captioned sounds into the encoders' own loss."
-    counts = [sum(len(rows) for _, rows in side) for side in (films, sounds)]
+    counts = [sum(len(rows) for _, rows in side) for side in (videos, sounds)]
     size = trainer.encoders.image.size
 
     def step_fn(step: int, part: int, parts: int):
@@ -102,7 +102,7 @@ def encoders_step_fn(
                 side,
                 rows_for_step(range(n), step, cfg.batch_size, cfg.seed + k, part, parts).tolist(),
             )
-            for k, (side, n) in enumerate(zip((films, sounds), counts))
+            for k, (side, n) in enumerate(zip((videos, sounds), counts))
         )
         mel = log_mel(
             torch.from_numpy(np.stack([s["wav"][r].astype(np.float32) / 32767 for s, r in heard]))
@@ -141,7 +141,7 @@ def roll_step_fn(
     crop_s: float = 2.0,  # window, seconds
     augment: bool = True,  # vary light and position
 ) -> StepFn:  # for `train`
-    "Windows of film and roll into the predictor's own loss."
+    "Windows of video and roll into the predictor's own loss."
     length, device = RATES.frames(crop_s), next(model.parameters()).device
 
     def step_fn(step: int, part: int, parts: int):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Objective', 'OBJECTIVES', 'CONTRAST', 'eq5_terms', 'supcon_out_terms', 'ContrastHeads', 'first_layers',
-           'ContrastConfig', 'build_heads', 'stretch', 'filmed', 'contrast_loss', 'contrast_step', 'Run',
+           'ContrastConfig', 'build_heads', 'stretch', 'with_video', 'contrast_loss', 'contrast_step', 'Run',
            'PostTrainingData', 'contrast_run', 'contrast_cost', 'save_contrast', 'nce_bound', 'club_bound']
 
 # %% ../../nbs/training/56_contrast.ipynb #37f2ef4a
@@ -43,7 +43,7 @@ def _log_shares(a: Tensor, v: Tensor, tau: float) -> Float[Tensor, "b m l"]:
         )
     if len(a) < 2:
         raise BadInput(
-            "a contrast needs at least two filmed clips in the batch: larger batch_size, or fewer parts?"
+            "a contrast needs at least two recorded clips in the batch: larger batch_size, or fewer parts?"
         )
     logits = torch.einsum("imd,kld->imkl", a, v) / tau
     own = logits.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # clip i with itself: (b, m, l)
@@ -157,12 +157,12 @@ def stretch(
     return [f.gather(1, index[..., None].expand(-1, -1, f.shape[2])) for f in features]
 
 
-def filmed(
+def with_video(
     cond: Conditions,  # of a batch
 ) -> Bool[Tensor, " b"]:  # True where there is a picture
     "Which clips can take part in the contrast."
     if cond.video is None:
-        raise BadInput("no clip of this batch has pictures: the contrast needs filmed clips")
+        raise BadInput("no clip of this batch has pictures: the contrast needs recorded clips")
     return (
         torch.ones(len(cond.video), dtype=torch.bool, device=cond.video.device)
         if cond.video_keep is None
@@ -182,7 +182,7 @@ def contrast_loss(
     x1, cond = batch
     x0, t = draw_noise_and_time(x1, rng)
     flow = fm_loss(model, x1, drop_conditions(cond, dropout, rng), x0, t)
-    seen = filmed(cond)
+    seen = with_video(cond)
     first = first_layers(model, path(x0, x1, t)[0][seen], t[seen], cond[seen], cfg.see_all)
     audio, video = stretch([first.audio, first.video], cfg, rng)
     clips = OBJECTIVES[cfg.objective](*(z.float() for z in heads(audio, video)), cfg.tau).mean(1)

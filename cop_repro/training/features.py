@@ -210,7 +210,7 @@ def piano_batch(
         given["video"] = cut(store["video"], rows, starts, length, total).float()
     if cached and cached not in store:
         raise BadInput(
-            f"stored rolls are wanted, but the store has no column {cached!r}: run store_rolls after the reader's training"
+            f"stored rolls are wanted, but the store has no column {cached!r}: run store_rolls after the predictor's training"
         )
     target = RollTarget(*(window(n, spans).float().to(device) for n in RollTarget._fields))
     return PianoBatch(
@@ -319,7 +319,7 @@ def _encode_row(store: Store, row: int, codec: Codec, encoders: Encoders) -> dic
             .numpy()
         )
     elif "strips" in store:
-        made["video"] = encoders.watch_strips(store["strips"][row])[0].cpu().numpy()
+        made["video"] = encoders.encode_strips(store["strips"][row])[0].cpu().numpy()
     return made | {"has_video": "video" in made}
 
 
@@ -327,7 +327,7 @@ def encode_stores(
     folder: Path | str,  # store to make
     stores: Sequence[Store],  # of one clip length
     codec: Codec,  # sound -> latents
-    encoders: Encoders,  # captions and films -> features
+    encoders: Encoders,  # captions and videos -> features
     max_tokens: int,  # text tokens kept
     progress: Progress = silent,  # done, total, message
     **about,  # split hash, asset hashes
@@ -353,7 +353,7 @@ def scene_features(
     folder: Path | str,  # store to make; one that the same scenes and assets made is kept
     data: SceneData,  # how many of which
     codec: Codec,  # sound -> latents
-    encoders: Encoders,  # captions and films -> features
+    encoders: Encoders,  # captions and videos -> features
     max_tokens: int,  # text tokens kept
     workers: int = 2,  # processes that render
     progress: Progress = silent,  # done, total, message
@@ -398,7 +398,7 @@ def encode_shards(
     folder: Path | str,  # sharded store to make, or to go on with
     store: Store | ShardedStore,  # clips of a recorded set
     codec: Codec,  # sound -> latents
-    encoders: Encoders,  # captions and films -> features
+    encoders: Encoders,  # captions and videos -> features
     max_tokens: int,  # text tokens kept; a clip with a longer caption is refused and listed
     shard_size: int = 256,  # clips in a shard
     progress: Progress = silent,  # done, total, message
@@ -437,17 +437,17 @@ def encode_shards(
 # %% ../../nbs/training/51_features.ipynb #9c1df9af
 @torch.no_grad()
 def store_rolls(
-    reader: nn.Module,  # trained roll predictor
+    predictor: nn.Module,  # trained roll predictor
     strips: UInt8[np.ndarray, "f h w"],  # one clip
 ) -> dict[
     str, Float[np.ndarray, "f 88"]
-]:  # soft_presence and, if the reader has it, soft_velocity, float16
+]:  # soft_presence and, if the predictor has it, soft_velocity, float16
     "Soft rolls of one clip for the store's columns."
-    training = reader.training
-    logits = reader.eval()(
-        torch.from_numpy(np.array(strips))[None].to(next(reader.parameters()).device)
+    training = predictor.training
+    logits = predictor.eval()(
+        torch.from_numpy(np.array(strips))[None].to(next(predictor.parameters()).device)
     )
-    reader.train(training)
+    predictor.train(training)
     kinds = [False] if logits.velocity is None else [False, True]
     return {
         ROLL_COLUMNS[kind]: soft_roll(logits, kind)[0].float().cpu().numpy().astype(np.float16)
@@ -457,7 +457,7 @@ def store_rolls(
 # %% ../../nbs/training/51_features.ipynb #5c91f440
 def soft_store(
     folder: Path | str,  # store to make
-    reader: nn.Module,  # trained roll predictor
+    predictor: nn.Module,  # trained roll predictor
     store: Store | ShardedStore,  # with strips
     rows: Sequence[int],  # clips whose rolls are wanted; the others are NaN, never zero
     progress: Progress = silent,  # done, total, message
@@ -469,7 +469,7 @@ def soft_store(
 
     def make(row: int) -> dict:
         return (
-            store_rolls(reader, store["strips"][row])
+            store_rolls(predictor, store["strips"][row])
             if row in wanted
             else {name: np.full((frames, 88), np.nan, np.float16) for name in columns}
         )

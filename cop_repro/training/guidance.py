@@ -40,11 +40,13 @@ class GuidanceConfig:
 
     guidance: Literal["none", "presence", "velocity"] = "velocity"  # what the DiT is told
     roll_source: Literal["predicted", "cached"] = "predicted"  # rolls that need no gradient
-    joint_every: int = 1  # every k-th step trains the reader too
+    joint_every: int = 1  # every k-th step trains the predictor too
     joint_items: int | None = None  # piano clips with gradient in such a step, per part; None = all
     lambda_roll: float = 10.0  # weight of the roll loss (released code)
-    heads_weight: float = 1.0  # weight of the reader's own loss, which keeps onset and pedal alive
-    reader_share: float = 1.0  # the reader's learning rate, as a share of the new weights'
+    heads_weight: float = (
+        1.0  # weight of the predictor's own loss, which keeps onset and pedal alive
+    )
+    predictor_share: float = 1.0  # the predictor's learning rate, as a share of the new weights'
     base_share: float = 1.0  # that of what stage 1 taught, outside the fusion that the roll joins
     restart_fusion: bool = (
         False  # compat: the fusion that the roll joins forgets what stage 1 taught it
@@ -57,9 +59,9 @@ class GuidanceConfig:
             )
         if self.guidance == "none" and self.roll_source == "cached":
             raise ParamsError(
-                "guidance 'none' trains its reader from scratch: stored rolls of a trained one would be guidance"
+                "guidance 'none' trains its predictor from scratch: stored rolls of a trained one would be guidance"
             )
-        for name in ("reader_share", "base_share"):
+        for name in ("predictor_share", "base_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ParamsError(
                     f"{name} is {getattr(self, name)}; a number in [0, 1] is needed, 0 = the weights stay as they came"
@@ -76,14 +78,14 @@ def learning_shares(
 ) -> dict[
     str, float
 ]:  # for `TrainConfig.shares`: start of a weight's name -> share of the learning rate
-    "What stage 2 adds learns at the full rate, what came trained at its share (D-reader-share, D-base-share)."
+    "What stage 2 adds learns at the full rate, what came trained at its share (D-predictor-share, D-base-share)."
     added = [
         f"piano.dit.{n}"
         for n, _ in model.dit.named_parameters()
         if {"roll", "roll_input", "fusion"} & set(n.split("."))
     ]
     return {
-        "piano.reader": cfg.reader_share,
+        "piano.predictor": cfg.predictor_share,
         **dict.fromkeys(added, 1.0),
         "piano.dit": cfg.base_share,
     }
@@ -91,11 +93,11 @@ def learning_shares(
 
 @contextmanager
 def reading(
-    reader: nn.Module,  # roll predictor
+    predictor: nn.Module,  # roll predictor
     from_scratch: bool = False,  # True: batch statistics are learnt too
 ) -> Iterator[None]:
     "Batch-norm statistics as at inference, unless they are being learnt; the former modes come back."
-    modes = {m: m.training for m in reader.modules()}
+    modes = {m: m.training for m in predictor.modules()}
     for m in modes:
         m.training = from_scratch if isinstance(m, nn.modules.batchnorm._BatchNorm) else m.training
     try:
@@ -106,7 +108,7 @@ def reading(
 
 # %% ../../nbs/training/55_guidance.ipynb #ea124102
 def batch_roll(
-    model: CoPPiano,  # reader inside
+    model: CoPPiano,  # predictor inside
     batch: PianoBatch,  # strips or stored rolls
     cfg: GuidanceConfig,  # variant
     joint: int,  # how many clips are read with gradient
@@ -116,8 +118,8 @@ def batch_roll(
     "Soft rolls of a batch, with gradient for the first `joint` clips, and their losses (arXiv 2503.22200, L_roll)."
     rolls, losses, count = [], {}, len(batch.x1)
     if joint:
-        with reading(model.reader, from_scratch=cfg.guidance == "none"):
-            logits = model.reader(batch.strips[:joint])
+        with reading(model.predictor, from_scratch=cfg.guidance == "none"):
+            logits = model.predictor(batch.strips[:joint])
         rolls.append(soft_roll(logits, model.velocity))
         target = RollTarget(*(x[:joint] for x in batch.target))
         told = logits if model.velocity else logits._replace(velocity=None)
@@ -129,13 +131,13 @@ def batch_roll(
         if cfg.roll_source == "cached":
             rolls.append(batch.cached[joint:])
         else:
-            with torch.no_grad(), reading(model.reader):
-                rolls.append(model.read(batch.strips[joint:]))
+            with torch.no_grad(), reading(model.predictor):
+                rolls.append(model.soft_roll(batch.strips[joint:]))
     return torch.cat(rolls), losses
 
 
 def guidance_loss(
-    model: CoPPiano,  # reader and DiT
+    model: CoPPiano,  # predictor and DiT
     batch: PianoBatch,  # piano clips
     rng: torch.Generator,  # CPU generator of this step
     cfg: GuidanceConfig = GuidanceConfig(),
@@ -148,7 +150,7 @@ def guidance_loss(
     rolls, roll_losses = batch_roll(
         model, batch, cfg, piano if joint is None else min(joint, piano)
     )
-    told = batch.x1, model.told(batch.cond, rolls, batch.x1.shape[1])
+    told = batch.x1, model.with_roll(batch.cond, rolls, batch.x1.shape[1])
     x1, cond = told if general is None else join_batches([told, general])
     x0, t = draw_noise_and_time(x1, rng)
     clips = fm_loss(model, x1, drop_conditions(cond, dropout, rng), x0, t, per_example=True)
@@ -219,22 +221,22 @@ def guidance_step(
 def guidance_job(
     name: str,  # of the variant
     dit: Cost,  # of the three-stream DiT
-    reader: Cost,  # of the roll predictor
+    predictor: Cost,  # of the roll predictor
     train: TrainConfig,  # steps and piano clips
-    guidance: GuidanceConfig,  # how often the reader learns
+    guidance: GuidanceConfig,  # how often the predictor learns
     general_items: int,  # general clips that join a step
 ) -> Job:
     "Stage 2.2: DiT and roll predictor together."
     joint = min(train.batch_size, guidance.joint_items or train.batch_size)
     loads = (
         Load(dit, train.batch_size + general_items),
-        Load(reader, joint / guidance.joint_every, peak_clips=joint),
+        Load(predictor, joint / guidance.joint_every, peak_clips=joint),
     )
     return Job(
         name,
         train.steps,
         loads,
-        dit.parameters + reader.parameters,
+        dit.parameters + predictor.parameters,
         **as_written(train),
         batch=common_divisor(train.batch_size, general_items),
     )

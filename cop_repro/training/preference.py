@@ -169,7 +169,7 @@ def piano_preference_loss(
     rng: torch.Generator,  # CPU generator of this step
     cfg: PreferenceConfig = PreferenceConfig(),
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # loss and logs
-    "Eq. 7 on all modules of the stage-2 model: the roll is read by each model's own reader, the live one with gradient."
+    "Eq. 7 on all modules of the stage-2 model: the roll is read by each model's own predictor, the live one with gradient."
     joint, source = (
         len(batch.x1) if cfg.joint_items is None else min(cfg.joint_items, len(batch.x1)),
         "predicted" if batch.cached is None else "cached",
@@ -183,8 +183,8 @@ def piano_preference_loss(
         reference,
         batch.x1,
         x1_l,
-        model.told(batch.cond, rolls, n),
-        reference.told(batch.cond, ref_rolls, n),
+        model.with_roll(batch.cond, rolls, n),
+        reference.with_roll(batch.cond, ref_rolls, n),
         rng,
         cfg,
     )
@@ -242,21 +242,21 @@ def style_pairs(
     store: Store,  # piano clips
     preferred: str,  # pianist whose touch should win
 ) -> list[tuple[int, int]]:  # (preferred row, other row)
-    "Rows that share a film."
-    films: dict[tuple, dict[str, int]] = {}
-    for row in store.select(film="pair").tolist():
+    "Rows that share a video."
+    videos: dict[tuple, dict[str, int]] = {}
+    for row in store.select(rendering="pair").tolist():
         entry = store.index[row]
-        films.setdefault((entry["work_id"], entry["clip_id"].rsplit("-", 1)[0]), {})[
+        videos.setdefault((entry["work_id"], entry["clip_id"].rsplit("-", 1)[0]), {})[
             entry["pianist"]
         ] = row
     pairs = [
         (both[preferred], next(r for p, r in both.items() if p != preferred))
-        for both in films.values()
+        for both in videos.values()
         if len(both) == 2 and preferred in both
     ]
     if not pairs:
         raise BadInput(
-            f"no pair of films in which {preferred!r} plays: the manifest has no style pairs, or the pianist has another name"
+            f"no pair of videos in which {preferred!r} plays: the manifest has no style pairs, or the pianist has another name"
         )
     return pairs
 

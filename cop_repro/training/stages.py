@@ -237,7 +237,7 @@ def train_general(
     init: Path | None = None,  # stage-1 model to start from; None: fresh weights
     relearn: bool = False,  # it may know the latents of another codec, and learns these
 ) -> Trained:
-    "Stage 1: text to audio, then text and film to audio (arXiv 2503.22200, stage 1)."
+    "Stage 1: text to audio, then text and video to audio (arXiv 2503.22200, stage 1)."
     place.verify_recorded("encoded")
     piano, general = place.open("encoded", "general")
     rendered = [general, *place.open(*place.stores.keys() & {"scenes"})]
@@ -247,7 +247,7 @@ def train_general(
         RATES.latents(crop_s),
     )
     model = start_dit(sizes, place.seed, split, init, latents, relearn).to(place.device)
-    captions, films = (
+    captions, videos = (
         [(store, store.select(split="train", domain=domain)) for store in rendered]
         for domain in ("t2a", "foley")
     )
@@ -266,8 +266,8 @@ def train_general(
         )
     everything = [
         *captions,
-        *films,
-        (piano, piano.select(split="train", film="nuisance")),
+        *videos,
+        (piano, piano.select(split="train", rendering="nuisance")),
         *heard,
         *recorded_sources(place, "foley"),
         *recorded_sources(place, "piano"),
@@ -293,7 +293,7 @@ def with_recorded(
     rows: np.ndarray,  # rendered clips in use
     *kinds: str,  # stores that make up the columns: clips, encoded, rolls
 ) -> tuple[Mapping, np.ndarray]:  # columns and rows of all training clips
-    "Recorded piano films behind the rendered ones; without recorded sets the very columns that were given."
+    "Recorded piano videos behind the rendered ones; without recorded sets the very columns that were given."
     tables, ends = [columns], len(next(iter(columns.values())))
     for stores in place.open_recorded(*kinds, domain="piano"):
         tables.append({k: v for store in stores for k, v in store.columns.items()})
@@ -309,7 +309,7 @@ def train_roll(
     crop_s: float,  # window, seconds
     init: Path | None = None,  # predictor to start from; None: fresh weights
 ) -> Trained:
-    "Stage 2.1: film to keys (arXiv 2503.22200, Roll Predictor)."
+    "Stage 2.1: video to keys (arXiv 2503.22200, Roll Predictor)."
     place.verify_recorded("clips")
     (store,) = place.open("clips")
     split = store.about["split_hash"]
@@ -319,7 +319,9 @@ def train_roll(
         )
     step = roll_step_fn(
         model,
-        *with_recorded(place, store.columns, store.select(split="train", film="nuisance"), "clips"),
+        *with_recorded(
+            place, store.columns, store.select(split="train", rendering="nuisance"), "clips"
+        ),
         cfg,
         crop_s,
     )
@@ -333,9 +335,9 @@ def train_roll(
 
 def recorded_rolls(
     place: Place,  # its recorded sets
-    reader: nn.Module,  # trained roll predictor
+    predictor: nn.Module,  # trained roll predictor
 ) -> list[str]:  # sets whose rolls were stored
-    "Soft rolls of the recorded piano films that stage 2.2 will train on."
+    "Soft rolls of the recorded piano videos that stage 2.2 will train on."
     made = []
     for name, folders in place.recorded.items():
         clips = open_store(folders["clips"])
@@ -343,7 +345,7 @@ def recorded_rolls(
             continue
         soft_store(
             folders["rolls"],
-            reader,
+            predictor,
             clips,
             rows,
             place.progress,
@@ -356,14 +358,14 @@ def recorded_rolls(
 def piano_columns(
     place: Place,  # stores: clips, encoded, rolls
 ) -> tuple[Store, dict]:  # the clips; all columns by name
-    "Films, rolls, features and stored rolls of the piano clips."
+    "Videos, rolls, features and stored rolls of the piano clips."
     clips, *others = place.open("clips", "encoded", "rolls")
     return clips, {k: v for store in (clips, *others) for k, v in store.columns.items()}
 
 
 def build_piano(
     base: MultiStreamDiT,  # stage-1 model
-    reader: nn.Module,  # trained roll predictor
+    predictor: nn.Module,  # trained roll predictor
     stream: StreamConfig,  # size of the roll stream
     guidance: GuidanceConfig,  # variant; without guidance the predictor starts from scratch
     seed: int = 0,  # of the new stream
@@ -371,16 +373,16 @@ def build_piano(
     "The stage-2 model of a variant (arXiv 2503.22200, stage 2)."
     if guidance.guidance == "none":
         with seeded(seed, "roll"):
-            reader = build_roll(reader.cfg)
+            predictor = build_roll(predictor.cfg)
     return grow_piano(
-        base, reader, stream, guidance.guidance == "velocity", seed, guidance.restart_fusion
+        base, predictor, stream, guidance.guidance == "velocity", seed, guidance.restart_fusion
     )
 
 
 def resume_piano(
     init: Path,  # finished stage-2 model
     base: MultiStreamDiT,  # stage-1 model whose sizes it must have
-    reader: nn.Module,  # roll predictor of stage 2.1, which takes the place of the one in the file
+    predictor: nn.Module,  # roll predictor of stage 2.1, which takes the place of the one in the file
     stream: StreamConfig,  # of the roll stream
     guidance: GuidanceConfig,  # variant
     split: str,  # split hash it must carry
@@ -394,7 +396,7 @@ def resume_piano(
     for key, value in (
         ("split_hash", split),
         ("velocity", guidance.guidance == "velocity"),
-        ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.reader.cfg.num_keys))),
+        ("dit", asdict(replace(base.config, roll=stream, roll_keys=model.predictor.cfg.num_keys))),
     ):
         if meta.get(key) != value:
             raise AssetMismatch(
@@ -402,18 +404,18 @@ def resume_piano(
             )
     if guidance.guidance == "none":
         return model  # its own predictor, learnt from the sound alone: another would be guidance
-    if reader.cfg != model.reader.cfg:
+    if predictor.cfg != model.predictor.cfg:
         raise AssetMismatch(
-            f"{init.name} has another roll predictor ({model.reader.cfg}) than stage 2.1 ({reader.cfg}): use init: null"
+            f"{init.name} has another roll predictor ({model.predictor.cfg}) than stage 2.1 ({predictor.cfg}): use init: null"
         )
-    model.reader.load_state_dict(reader.state_dict())
+    model.predictor.load_state_dict(predictor.state_dict())
     return model
 
 
 def train_piano(
     place: Place,  # stores: clips, encoded, rolls, general
     base: Path,  # stage-1 model
-    reader: Path,  # roll predictor
+    predictor: Path,  # roll predictor
     stream: StreamConfig,  # size of the roll stream
     guidance: GuidanceConfig,  # variant
     cfg: TrainConfig,  # how to train
@@ -435,15 +437,20 @@ def train_piano(
     start, meta = load_dit(base)
     check_latents(base.name, meta, latents)
     model = (
-        build_piano(start, load_roll(reader)[0], stream, guidance, place.seed)
+        build_piano(start, load_roll(predictor)[0], stream, guidance, place.seed)
         if init is None
         else resume_piano(
-            init, start, load_roll(reader)[0], stream, guidance, split, latents, relearn
+            init, start, load_roll(predictor)[0], stream, guidance, split, latents, relearn
         )
     ).to(place.device)
     cfg = replace(cfg, shares=learning_shares(model, guidance))
     columns, rows = with_recorded(
-        place, columns, clips.select(split="train", film="nuisance"), "clips", "encoded", "rolls"
+        place,
+        columns,
+        clips.select(split="train", rendering="nuisance"),
+        "clips",
+        "encoded",
+        "rolls",
     )
     step = guidance_step(
         model,
@@ -527,7 +534,7 @@ def _size(module: nn.Module) -> int:
 def published_counts(
     dit: DiTConfig,  # stage-1 network with a video stream
     roll_stream: StreamConfig,  # what stage 2 adds
-    reader_width: int = 64,  # first channels of Video2Roll
+    predictor_width: int = 64,  # first channels of Video2Roll
     heads_width: int = 512,  # of the contrastive heads
 ) -> dict[str, int]:  # network -> parameters
     "Parameters of every network that the papers name, for 51 and 88 keys (arXiv 2503.22200), counted on the meta device."
@@ -537,10 +544,10 @@ def published_counts(
             MultiStreamDiT(replace(dit, video=None, roll=None)),
         )
         grown = {n: MultiStreamDiT(replace(dit, roll=roll_stream, roll_keys=n)) for n in (51, 88)}
-        readers = {
+        predictors = {
             n: build_roll(
                 RollConfig(
-                    "video2roll", reader_width, 100, 900, False, False, 15 if n == 51 else 0, n
+                    "video2roll", predictor_width, 100, 900, False, False, 15 if n == 51 else 0, n
                 )
             )
             for n in (51, 88)
@@ -554,8 +561,8 @@ def published_counts(
         "base": two["total"],
         "roll_stream": three["roll"],
         "fusion_3": three["fusion"],
-        **{f"video2roll_{n}": _size(r) for n, r in readers.items()},
-        **{f"piano_{n}": _size(g) + _size(readers[n]) for n, g in grown.items()},
+        **{f"video2roll_{n}": _size(r) for n, r in predictors.items()},
+        **{f"piano_{n}": _size(g) + _size(predictors[n]) for n, g in grown.items()},
         "base_cl": two["total"] + _size(heads),
     }
 

@@ -1,4 +1,4 @@
-"A long film needs no more memory than a short one, and its pieces make the same performance as the whole."
+"A long video needs no more memory than a short one, and its pieces make the same performance as the whole."
 
 import tracemalloc
 from pathlib import Path
@@ -12,19 +12,19 @@ import torch
 from cop_repro.core import RATES, BadInput, numpy_rng
 from cop_repro.data.clips import LevelMeter, prepare_level
 from cop_repro.data.keyboard import parse_corners
-from cop_repro.data.notes import NoteReader, drop_unstruck, make_roll, read_midi, roll_to_notes
+from cop_repro.data.notes import NoteDecoder, drop_unstruck, make_roll, read_midi, roll_to_notes
 from cop_repro.data.video import probe_video, read_audio, write_video
 from cop_repro.model.flow import SampleConfig
 from cop_repro.model.roll import RollLogits, logits_to_roll
 from cop_repro.systems.cop import (
     Performer,
     WindowConfig,
-    film_noise,
-    film_pieces,
+    noise_track,
     perform_video,
     play,
     sound_blocks,
     strip_windows,
+    video_pieces,
     window_starts,
     window_weights,
 )
@@ -33,14 +33,14 @@ CHANNELS = 128
 
 
 class Player(Performer):
-    "Networks in miniature: keys come and go with the brightness of the film, latents are the noise, sound is its first channel."
+    "Networks in miniature: keys come and go with the brightness of the video, latents are the noise, sound is its first channel."
 
     def __init__(self):
-        reader = SimpleNamespace(cfg=SimpleNamespace(height=16, strip_width=104))
+        predictor = SimpleNamespace(cfg=SimpleNamespace(height=16, strip_width=104))
         super().__init__(
             SimpleNamespace(channels=CHANNELS, hop_length=320),
             None,
-            SimpleNamespace(reader=reader, velocity=False),
+            SimpleNamespace(predictor=predictor, velocity=False),
             SampleConfig(),
         )
 
@@ -68,7 +68,7 @@ CORNERS = "33,80 607,80 607,112 33,112"
 
 
 def blink(path: Path, frames: int, rate: float = 25.0) -> Path:
-    "A film whose brightness counts to forty, again and again."
+    "A video whose brightness counts to forty, again and again."
     write_video(
         path, (np.full((96, 640, 3), 60 + 4 * (i % 40), np.uint8) for i in range(frames)), rate
     )
@@ -76,7 +76,7 @@ def blink(path: Path, frames: int, rate: float = 25.0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> dict[int, Path]:
+def videos(tmp_path_factory) -> dict[int, Path]:
     "One minute and four."
     folder = tmp_path_factory.mktemp("long")
     return {minutes: blink(folder / f"{minutes}.mp4", 300 * minutes, 5.0) for minutes in (1, 4)}
@@ -84,7 +84,7 @@ def films(tmp_path_factory) -> dict[int, Path]:
 
 @pytest.fixture(autouse=True)
 def any_picture(monkeypatch):
-    "Nothing in these films looks like keys; the corners are taken all the same, and so are cuts."
+    "Nothing in these videos looks like keys; the corners are taken all the same, and so are cuts."
     monkeypatch.setattr("cop_repro.data.keyboard.MIN_GIVEN", -1.0)
     monkeypatch.setattr("cop_repro.systems.cop.check_still", lambda *_: None)
 
@@ -99,12 +99,12 @@ def peak_of(work) -> float:
         tracemalloc.stop()
 
 
-def test_memory_does_not_grow_with_the_film(films, tmp_path):
+def test_memory_does_not_grow_with_the_video(videos, tmp_path):
     "Three minutes are 16 MiB of sound, 5 of rolls and 7 of latents: none of them may be held whole."
     player = Player()
     plays = {
-        minutes: lambda name, m=minutes: play(films[m], tmp_path / name, player, "", 0, CORNERS)
-        for minutes in films
+        minutes: lambda name, m=minutes: play(videos[m], tmp_path / name, player, "", 0, CORNERS)
+        for minutes in videos
     }
     plays[1]("warm.wav")
     peaks = {minutes: peak_of(lambda: one(f"{minutes}.wav")) for minutes, one in plays.items()}
@@ -118,13 +118,13 @@ def test_memory_does_not_grow_with_the_film(films, tmp_path):
                 sound_blocks(tmp_path / f"{m}.wav"),
             )
         )
-        for m in films
+        for m in videos
     }
     assert sounds[4] < sounds[1] + 1, f"{sounds} MiB"
 
 
-def test_a_film_of_four_minutes(films, tmp_path):
-    said = perform_video(films[4], tmp_path / "out", Player(), corners=CORNERS)
+def test_a_video_of_four_minutes(videos, tmp_path):
+    said = perform_video(videos[4], tmp_path / "out", Player(), corners=CORNERS)
     wav, rate = soundfile.read(tmp_path / "out" / "sound.wav", dtype="float32")
     assert (
         len(wav) == 240 * rate
@@ -139,13 +139,13 @@ def test_a_film_of_four_minutes(films, tmp_path):
     )
 
 
-def read_at_once(film: Path, player: Player, rows: int):
-    "The roll of a film in one window."
+def read_at_once(video: Path, player: Player, rows: int):
+    "The roll of a video in one window."
     return logits_to_roll(
         player.rolls(
             next(
                 strip_windows(
-                    film, parse_corners(CORNERS), (16, 104), rows, WindowConfig(rows / 25, 0.0)
+                    video, parse_corners(CORNERS), (16, 104), rows, WindowConfig(rows / 25, 0.0)
                 )
             )[1]
         )
@@ -153,10 +153,10 @@ def read_at_once(film: Path, player: Player, rows: int):
 
 
 @pytest.mark.parametrize("frames", [1, 3, 10, 50, 51, 249, 250, 251, 300])
-def test_films_of_any_length(frames, tmp_path):
-    "From one picture to a window and a bit: as long as the film, and its notes are those of its rows read at once."
+def test_videos_of_any_length(frames, tmp_path):
+    "From one picture to a window and a bit: as long as the video, and its notes are those of its rows read at once."
     made = play(
-        blink(tmp_path / "film.mp4", frames),
+        blink(tmp_path / "video.mp4", frames),
         tmp_path / "sound.wav",
         player := Player(),
         "",
@@ -167,15 +167,15 @@ def test_films_of_any_length(frames, tmp_path):
         frames * RATES.sample_rate / 25
     ) and not list(tmp_path.glob("*raw*"))
     assert made.notes == roll_to_notes(
-        read_at_once(tmp_path / "film.mp4", player, max(frames, 3))
+        read_at_once(tmp_path / "video.mp4", player, max(frames, 3))
     ) and (frames < 10 or len(made.notes))
 
 
-def test_windows_join_as_if_the_film_were_one(tmp_path):
-    "One noise track and the same pictures in every window: what leaves the cross-fade is the track itself and the film's roll."
+def test_windows_join_as_if_the_video_were_one(tmp_path):
+    "One noise track and the same pictures in every window: what leaves the cross-fade is the track itself and the video's roll."
     pieces = list(
-        film_pieces(
-            blink(tmp_path / "film.mp4", 540),
+        video_pieces(
+            blink(tmp_path / "video.mp4", 540),
             parse_corners(CORNERS),
             21.6,
             player := Player(),
@@ -188,9 +188,9 @@ def test_windows_join_as_if_the_film_were_one(tmp_path):
         np.concatenate(parts)
         for parts in zip(*((z.numpy(), r.presence, r.onset, r.pedal) for r, z in pieces))
     )
-    whole = read_at_once(tmp_path / "film.mp4", player, 540)
+    whole = read_at_once(tmp_path / "video.mp4", player, 540)
     assert (
-        np.allclose(latents, film_noise(0, 0, 1620)[0], atol=1e-6)
+        np.allclose(latents, noise_track(0, 0, 1620)[0], atol=1e-6)
         and max(len(r) for r, _ in pieces) <= 100
     )
     assert whole.presence.std() > 0.4 and whole.pedal.std() > 0.4
@@ -199,14 +199,14 @@ def test_windows_join_as_if_the_film_were_one(tmp_path):
 
 
 def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
-    film, out = blink(tmp_path / "film.mp4", 60), tmp_path / "new" / "deep" / "out"
+    video, out = blink(tmp_path / "video.mp4", 60), tmp_path / "new" / "deep" / "out"
     monkeypatch.setattr(
         "cop_repro.systems.cop.write_midi",
         lambda *_: (_ for _ in ()).throw(BadInput("the disk is full")),
     )
     with pytest.raises(BadInput, match="the disk is full"):
-        perform_video(film, out, Player(), corners=CORNERS)
-    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+        perform_video(video, out, Player(), corners=CORNERS)
+    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
     def crowded(*_):
         (out.parent / "another").mkdir()
@@ -214,23 +214,25 @@ def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
 
     monkeypatch.setattr("cop_repro.systems.cop.write_midi", crowded)
     with pytest.raises(BadInput, match="the disk is full"):
-        perform_video(film, out, Player(), corners=CORNERS)  # not that a folder is not empty
+        perform_video(video, out, Player(), corners=CORNERS)  # not that a folder is not empty
     assert [p.name for p in out.parent.iterdir()] == ["another"]
 
 
 def test_a_folder_in_the_way_of_a_file(tmp_path):
     (tmp_path / "out" / "sound.wav").mkdir(parents=True)
     with pytest.raises(BadInput, match="sound.wav is a folder"):
-        perform_video(blink(tmp_path / "film.mp4", 60), tmp_path / "out", Player(), corners=CORNERS)
+        perform_video(
+            blink(tmp_path / "video.mp4", 60), tmp_path / "out", Player(), corners=CORNERS
+        )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["sound.wav"]
 
 
-def test_the_first_minute_is_drawn_whatever_comes_after(films, tmp_path, monkeypatch):
+def test_the_first_minute_is_drawn_whatever_comes_after(videos, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "matplotlib.axes.Axes.hlines", lambda self, y, *_, **__: drawn.append(len(y))
     )
-    perform_video(films[4], tmp_path / "out", Player(), corners=CORNERS)
+    perform_video(videos[4], tmp_path / "out", Player(), corners=CORNERS)
     notes = read_midi(tmp_path / "out" / "notes.mid")
     assert drawn == [(notes.onsets_s < 60).sum()] and len(notes) > 2 * drawn[0] > 0
 
@@ -253,30 +255,30 @@ def test_notes_in_pieces_are_the_notes_of_the_whole(seed):
     rows = int(rng.integers(3, 400))
     rough = lambda *shape: np.clip(np.cumsum(rng.normal(0, 0.25, shape), 0) % 2 - 0.5, 0, 1)
     whole = make_roll(rough(rows, 88), rough(rows, 88), rough(rows, 88), rough(rows))
-    reader, at = NoteReader(), 0
+    decoder, at = NoteDecoder(), 0
     while at < rows:
         part = slice(at, at := at + int(rng.integers(1, 40)))
-        reader.read(
+        decoder.add(
             make_roll(
                 whole.presence[part], whole.onset[part], whole.velocity[part], whole.pedal[part]
             )
         )
-    assert (found := reader.finish()) == roll_to_notes(whole) == roll_to_notes(
+    assert (found := decoder.finish()) == roll_to_notes(whole) == roll_to_notes(
         drop_unstruck(whole)
     ) and len(found)
 
 
-def test_reader_of_notes_refuses_what_it_cannot_join():
-    reader = NoteReader()
-    reader.read(make_roll(np.zeros((2, 88))))
+def test_note_decoder_refuses_what_it_cannot_join():
+    decoder = NoteDecoder()
+    decoder.add(make_roll(np.zeros((2, 88))))
     with pytest.raises(BadInput, match="at least 3"):
-        reader.finish()
+        decoder.finish()
     with pytest.raises(BadInput, match="one rate"):
-        reader.read(make_roll(np.zeros((9, 88)), frame_rate=50.0))
-    reader.read(make_roll(np.zeros((9, 88))))
-    assert len(reader.finish()) == 0
-    with pytest.raises(BadInput, match="new NoteReader"):
-        reader.read(make_roll(np.zeros((9, 88))))
+        decoder.add(make_roll(np.zeros((9, 88)), frame_rate=50.0))
+    decoder.add(make_roll(np.zeros((9, 88))))
+    assert len(decoder.finish()) == 0
+    with pytest.raises(BadInput, match="new NoteDecoder"):
+        decoder.add(make_roll(np.zeros((9, 88))))
 
 
 def test_level_of_pieces_is_the_level_of_the_whole():
@@ -297,7 +299,7 @@ def test_level_of_pieces_is_the_level_of_the_whole():
     ).shape == (0,)
 
 
-def test_sound_in_pieces_is_the_same_film(tmp_path):
+def test_sound_in_pieces_is_the_same_video(tmp_path):
     wav = numpy_rng(0, "voice").uniform(-0.5, 0.5, 24_000).astype(np.float32)
     frames = np.zeros((25, 32, 32, 3), np.uint8)
     write_video(tmp_path / "whole.mp4", frames, 25.0, wav)

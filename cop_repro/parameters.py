@@ -12,10 +12,16 @@ import yaml
 
 from cop_repro.core import ParamsError, did_you_mean, from_dict
 
-OPEN = {"keep", "sets", "repeats"}  # mappings with free keys: a profile replaces them whole
+OPEN = {
+    "keep",
+    "sets",
+    "repeats",
+    "models",
+    "settings",
+}  # mappings with free keys: a profile replaces them whole
 
 KEYS = {  # keys of a plain section; * is any name. What becomes a dataclass is in SHAPES, everything else is a value
-    "": "profile seed threads device machines manifest prepare train_codec train_encoders train_judges encode train_general train_roll train_piano train_preference evaluate report release",
+    "": "profile seed threads device machines manifest prepare train_codec train_encoders train_judges encode train_general train_roll train_piano train_preference train_systems evaluate report release",
     "manifest": "seed fractions duration_s sizes",
     "manifest.fractions": "train val test",
     "prepare": "manifest etudes strip keep registers workers sets shard_size",
@@ -27,9 +33,11 @@ KEYS = {  # keys of a plain section; * is any name. What becomes a dataclass is 
     "train_roll": "init roll crop_s train",
     "train_piano": "init relearn roll_stream crop_s dropout general_items train variants",
     "train_preference": "crop_s preferred dropout variants",
-    "train_preference.variants.*": "objective start settings train",
+    "train_preference.variants.*": "objective start made settings train",
+    "train_systems": "variants",
+    "train_systems.variants.*": "system settings train",
     "evaluate": "sample clips touches general_clips workers variants",
-    "report": "paper real seeds nuisance examples",
+    "report": "paper tables real seeds nuisance examples",
     "release": "assets",
 }
 
@@ -64,10 +72,11 @@ SHAPES = {  # place -> its dataclass, or several of which the stage chooses; the
     "train_piano.variants.*": "training.guidance.GuidanceConfig",
     "train_preference.dropout": DROPOUT,
     "train_preference.variants.*.train": TRAIN,
+    "train_systems.variants.*.train": TRAIN,
     "train_preference.variants.*.settings": "training.contrast.ContrastConfig training.preference.PreferenceConfig",
     "evaluate.sample": SAMPLE,
     "evaluate.variants.*.*.sample": SAMPLE,
-    "evaluate.variants.*.*": "evaluation.rows.RowEntry",
+    "evaluate.variants.*.*": "evaluation.evaluate.RowEntry",
 }
 PARTS = (
     "evaluate.variants.*.*.sample",
@@ -75,6 +84,7 @@ PARTS = (
 ENTRIES = (
     "train_piano.variants",
     "train_preference.variants",
+    "train_systems.variants",
     "evaluate.variants",
     "evaluate.variants.*",
 )  # a profile drops an entry of these with null

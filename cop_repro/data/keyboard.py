@@ -271,31 +271,38 @@ def _sure(found: Keyboard | None) -> bool:
     return found is not None and found.confidence > SURE and min(found.octaves) > SURE_OCTAVE
 
 
+def _moved_by_octave(corners: np.ndarray, octave: int) -> np.ndarray:
+    "The same quadrilateral, some white keys further to the right."
+    right = octave + NUM_WHITE
+    return _carried(corners, [[octave, 0], [right, 0], [right, 1], [octave, 1]])
+
+
+def _judged(large: np.ndarray, corners: np.ndarray) -> Keyboard | None:
+    "The match of a quadrilateral; None if it cannot be a keyboard in this picture."
+    if not cv2.isContourConvex(corners.astype(np.float32)):
+        return None
+    if _inside(corners, large.shape) < MIN_INSIDE or not _white_below(large, corners):
+        return None
+    template = _template(32, 624)
+    score = float(_fit_score(large, corners, template)[0])
+    octaves = _fit_score(large, corners, template, 7)
+    return Keyboard(corners, score, tuple(octaves.round(3).tolist()))
+
+
 def _candidates(large: np.ndarray, start: np.ndarray) -> Iterator[Keyboard]:
     "The refined start; if one end does not match, also the same an octave to either side."
-    corners = _refine(large, start)
-    for octave in (0, -7, 7):
-        if octave:
-            corners = _refine(
-                large,
-                _carried(
-                    first.corners, [[octave, 0], [octave + 52, 0], [octave + 52, 1], [octave, 1]]
-                ),
-            )
-        if (
-            not cv2.isContourConvex(corners.astype(np.float32))
-            or _inside(corners, large.shape) < MIN_INSIDE
-        ):
+    first = _judged(large, _refine(large, start))
+    if first is None:
+        return
+    yield first
+    if min(first.octaves) > MIN_OCTAVE or first.confidence < MIN_COARSE:
+        return
+    for octave in (-7, 7):
+        found = _judged(large, _refine(large, _moved_by_octave(first.corners, octave)))
+        if found is None:
             return
-        if not _white_below(large, corners):
-            return
-        score = float(_fit_score(large, corners, _template(32, 624))[0])
-        octaves = _fit_score(large, corners, _template(32, 624), 7)
-        found = Keyboard(corners, score, tuple(octaves.round(3).tolist()))
         yield found
-        if octave == 0:
-            first = found
-        if min(octaves) > MIN_OCTAVE or score < MIN_COARSE:
+        if min(found.octaves) > MIN_OCTAVE or found.confidence < MIN_COARSE:
             return
 
 

@@ -23,7 +23,7 @@ from cop_repro.core import (
 )
 from .dit import DiTConfig, MultiStreamDiT, StreamConfig, carry_over
 from .flow import Conditions, to_latent_rate
-from .roll import RollConfig, build_roll, soft_roll
+from .roll import RollConfig, build_roll, read_roll, soft_roll
 
 # %% ../../nbs/model/45_cop_piano.ipynb #c502a82e
 class CoPPiano(nn.Module):
@@ -60,9 +60,10 @@ class CoPPiano(nn.Module):
     def soft_roll(
         self,
         strips: UInt8[Tensor, "b f h w"],  # rectified keyboards
+        background: Float[Tensor, "b h w"],  # of the whole clips, from `mean_background`
     ) -> Float[Tensor, "b f 88"]:  # soft roll, differentiable
         "What the predictor believes, as the DiT is told it."
-        return soft_roll(self.predictor(strips), self.velocity)
+        return soft_roll(read_roll(self.predictor, strips, background), self.velocity)
 
     def with_roll(
         self,

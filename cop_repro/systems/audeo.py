@@ -8,15 +8,15 @@ __all__ = ['AUDEO_VELOCITY', 'audeo_sound', 'AudeoStyle']
 # %% ../../nbs/systems/72_audeo.ipynb #9a1026a7
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from ..core import BadInput
-from ..data.clips import Clip, Prediction, Store, prepare_level
+from ..data.clips import Clip, Prediction, prepare_level
 from ..data.notes import OTHER_PIANO, Notes, roll_to_notes, synthesise
 from ..model.roll import predict_roll
+from .contract import Output, Task
 
 # %% ../../nbs/systems/72_audeo.ipynb #8a1a0be7
 AUDEO_VELOCITY = 100  # constant velocity of arXiv 2006.14348
@@ -38,10 +38,8 @@ class AudeoStyle:
 
     roll: nn.Module  # a roll predictor, in eval mode
     same_soundfont: bool = False  # True: declared upper bound
-    gives: frozenset = frozenset({"roll", "notes", "audio"})
-
-    def fit(self, cfg: Any, data: Store) -> None:
-        "Its only learnt part is the roll predictor, which stage 2.1 trains."
+    task: Task = "reconstruction"
+    outputs: frozenset[Output] = frozenset({"roll", "notes", "audio"})
 
     def predict(self, clip: Clip) -> Prediction:
         "Roll, notes and sound of one clip."

@@ -36,7 +36,7 @@ from ..data.shards import ShardedStore, fill_shards
 from ..model.codec import Codec, prepare_wav
 from ..model.encoders import Encoders
 from ..model.flow import Conditions, concat_conditions
-from ..model.roll import RollTarget, soft_roll
+from ..model.roll import RollTarget, mean_background, predict_logits, soft_roll
 
 # %% ../../nbs/training/51_features.ipynb #16476772
 Columns = Mapping[str, np.ndarray]
@@ -72,6 +72,16 @@ def cut(
     return torch.from_numpy(np.stack(picked))
 
 
+def _text_of(store: Columns, rows: Sequence[int]) -> dict[str, Tensor]:
+    "Text features of some clips, where the store has them."
+    if "text" not in store:
+        return {}
+    return {
+        "text": _take(store["text"], rows).float(),
+        "text_mask": _take(store["text_mask"], rows).bool(),
+    }
+
+
 def general_batch(
     store: Columns,  # features
     rows: Sequence[int],  # clips of this batch
@@ -88,12 +98,7 @@ def general_batch(
     total = latents.shape[1]
     length = crop_latents or total
     starts = crop_starts(total, length, len(rows), rng)
-    given: dict[str, Tensor] = {}
-    if "text" in store:
-        given |= {
-            "text": _take(store["text"], rows).float(),
-            "text_mask": _take(store["text_mask"], rows).bool(),
-        }
+    given = _text_of(store, rows)
     if "video" in store:
         given["video"] = cut(store["video"], rows, starts, length, total).float()
         if "has_video" in store:
@@ -148,6 +153,7 @@ class PianoBatch(NamedTuple):
     cond: Conditions  # text and video, no roll yet
     target: RollTarget  # true rolls, b f 88
     strips: UInt8[Tensor, "k f h w"] | None  # of the first k clips
+    background: Float[Tensor, "k h w"] | None  # of the same clips, whole
     cached: Float[Tensor, "b f 88"] | None  # stored soft rolls
 
 
@@ -177,48 +183,45 @@ def aligned_starts(
     return (grid * torch.randint((latents - length) // grid + 1, (count,), generator=rng)).tolist()
 
 
+def _backgrounds(strips: np.ndarray, rows: Sequence[int]) -> Tensor:
+    "Background of each clip, whole."
+    return torch.stack([mean_background(strips[r]) for r in rows])
+
+
 def piano_batch(
     store: Columns,  # features, strips and rolls
     rows: Sequence[int],  # clips
     rng: torch.Generator,  # CPU generator of this step, for the windows
-    crop_latents: int
-    | None = None,  # window length, a multiple of the latents per frame; None = whole clips
-    num_strips: int | None = None,  # how many clips' pictures are needed; None = all
+    crop_latents: int | None = None,  # window length, whole frames; None: whole clips
+    num_strips: int | None = None,  # clips whose strips are needed; None: all
     cached: str | None = None,  # column of stored soft rolls, if they are wanted
     device: torch.device | str = "cpu",  # where the network lives
 ) -> PianoBatch:
     "Random aligned windows of piano clips."
-    (total, frames), k = (
-        (store[n].shape[1] for n in ("latents", "presence")),
-        len(rows) if num_strips is None else num_strips,
-    )
-    length = crop_latents or total
+    total, frames = (store[name].shape[1] for name in ("latents", "presence"))
+    length, k = crop_latents or total, len(rows) if num_strips is None else num_strips
+    if cached and cached not in store:
+        raise BadInput(
+            f"stored rolls are wanted, but the store has no column {cached!r}: "
+            "run soft_store after the roll predictor's training"
+        )
     starts = aligned_starts(total, frames, length, len(rows), rng)
     spans = [(r, s * frames // total, (s + length) * frames // total) for r, s in zip(rows, starts)]
 
-    def window(name, spans):
-        return torch.from_numpy(np.stack([store[name][r][a:b] for r, a, b in spans]))
+    def window(name: str, spans: Sequence[tuple[int, int, int]]) -> Tensor:
+        cut_out = torch.from_numpy(np.stack([store[name][r][a:b] for r, a, b in spans]))
+        return (cut_out if name == "strips" else cut_out.float()).to(device)
 
-    given = {
-        n: torch.from_numpy(np.stack([store[n][r] for r in rows]))
-        for n in ("text", "text_mask")
-        if n in store
-    }
-    if "text" in given:
-        given |= {"text": given["text"].float(), "text_mask": given["text_mask"].bool()}
+    given = _text_of(store, rows)
     if "video" in store:
         given["video"] = cut(store["video"], rows, starts, length, total).float()
-    if cached and cached not in store:
-        raise BadInput(
-            f"stored rolls are wanted, but the store has no column {cached!r}: run store_rolls after the predictor's training"
-        )
-    target = RollTarget(*(window(n, spans).float().to(device) for n in RollTarget._fields))
     return PianoBatch(
         cut(store["latents"], rows, starts, length, total).float().to(device),
         Conditions(**given).to(device),
-        target,
-        window("strips", spans[:k]).to(device) if k else None,
-        window(cached, spans).float().to(device) if cached else None,
+        RollTarget(*(window(name, spans) for name in RollTarget._fields)),
+        window("strips", spans[:k]) if k else None,
+        _backgrounds(store["strips"], rows[:k]).to(device) if k else None,
+        window(cached, spans) if cached else None,
     )
 
 # %% ../../nbs/training/51_features.ipynb #e27f0469
@@ -438,23 +441,14 @@ def encode_shards(
 @torch.no_grad()
 def store_rolls(
     predictor: nn.Module,  # trained roll predictor
-    strips: UInt8[np.ndarray, "f h w"],  # one clip
-) -> dict[
-    str, Float[np.ndarray, "f 88"]
-]:  # soft_presence and, if the predictor has it, soft_velocity, float16
+    strips: UInt8[np.ndarray, "f h w"],  # one clip, whole
+) -> dict[str, Float[np.ndarray, "f 88"]]:  # soft_presence, soft_velocity where known; float16
     "Soft rolls of one clip for the store's columns."
-    training = predictor.training
-    logits = predictor.eval()(
-        torch.from_numpy(np.array(strips))[None].to(next(predictor.parameters()).device)
-    )
-    predictor.train(training)
+    logits = predict_logits(predictor, strips)
     kinds = [False] if logits.velocity is None else [False, True]
-    return {
-        ROLL_COLUMNS[kind]: soft_roll(logits, kind)[0].float().cpu().numpy().astype(np.float16)
-        for kind in kinds
-    }
+    return {ROLL_COLUMNS[k]: soft_roll(logits, k)[0].numpy().astype(np.float16) for k in kinds}
 
-# %% ../../nbs/training/51_features.ipynb #5c91f440
+
 def soft_store(
     folder: Path | str,  # store to make
     predictor: nn.Module,  # trained roll predictor

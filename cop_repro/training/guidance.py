@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import ParamsError, torch_rng
 from ..model.cop_piano import CoPPiano
 from ..model.flow import DropoutConfig, draw_noise_and_time, drop_conditions, fm_loss
-from ..model.roll import RollTarget, roll_loss, soft_roll
+from ..model.roll import RollTarget, read_roll, roll_loss, soft_roll
 from cop_repro.training.features import (
     ROLL_COLUMNS,
     Batch,
@@ -119,7 +119,7 @@ def batch_roll(
     rolls, losses, count = [], {}, len(batch.x1)
     if joint:
         with reading(model.predictor, from_scratch=cfg.guidance == "none"):
-            logits = model.predictor(batch.strips[:joint])
+            logits = read_roll(model.predictor, batch.strips[:joint], batch.background[:joint])
         rolls.append(soft_roll(logits, model.velocity))
         target = RollTarget(*(x[:joint] for x in batch.target))
         told = logits if model.velocity else logits._replace(velocity=None)
@@ -132,7 +132,7 @@ def batch_roll(
             rolls.append(batch.cached[joint:])
         else:
             with torch.no_grad(), reading(model.predictor):
-                rolls.append(model.soft_roll(batch.strips[joint:]))
+                rolls.append(model.soft_roll(batch.strips[joint:], batch.background[joint:]))
     return torch.cat(rolls), losses
 
 

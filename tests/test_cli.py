@@ -233,7 +233,7 @@ def test_unknown_parameter_stops_a_stage(root, tmp_path, monkeypatch):
 
     from cop_repro.core import ParamsError
     from cop_repro.model.roll import RollConfig
-    from cop_repro.stage import open_stage
+    from cop_repro.pipeline import open_stage
 
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["train_roll"]["roll"]["widht"] = 3
@@ -305,7 +305,7 @@ def test_unknown_and_missing_parameters(root, tmp_path, monkeypatch, place, key,
 
     from cop_repro.core import ParamsError
     from cop_repro.parameters import check_params
-    from cop_repro.stage import open_stage
+    from cop_repro.pipeline import open_stage
 
     monkeypatch.chdir(root)
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -404,7 +404,7 @@ def test_profiles_set_every_documented_switch(root):
 
 
 def test_a_profile_publishes_what_it_made(tmp_path):
-    from cop_repro.cli import publish
+    from cop_repro.cli._profiles import publish
 
     given = (
         "results.json",

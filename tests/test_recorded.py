@@ -21,7 +21,7 @@ from cop_repro.model.dit import DiTConfig, StreamConfig
 from cop_repro.model.encoders import build_encoders, learn_words
 from cop_repro.model.flow import DropoutConfig
 from cop_repro.model.roll import RollConfig, load_roll
-from cop_repro.stage import Stage
+from cop_repro.pipeline import Stage
 from cop_repro.training.features import encode_shards, encode_stores, soft_store
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig

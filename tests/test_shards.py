@@ -168,8 +168,8 @@ def test_what_is_refused(tmp_path, stores):
 
 
 def test_bench_of_the_loader(capsys):
-    from cop_repro.benches import LOADER_SECONDS
     from cop_repro.cli import main
+    from cop_repro.cli._bench_loader import LOADER_SECONDS
 
     assert main(["bench", "--loader", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)

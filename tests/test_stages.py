@@ -30,7 +30,7 @@ from cop_repro.model.encoders import (
 from cop_repro.model.flow import DropoutConfig
 from cop_repro.model.roll import RollConfig, build_roll
 from cop_repro.parameters import load_params, merge
-from cop_repro.stage import Stage
+from cop_repro.pipeline import Stage
 from cop_repro.training.contrast import ContrastConfig, build_heads
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.launch import Machines, launch

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cop_repro.cli import _check_notebook, stage_modules
+from cop_repro.cli.fingerprints import stage_modules
+from cop_repro.cli.run import check_notebook
 from cop_repro.core import CopError, ParamsError
 from cop_repro.parameters import KEYS, check_params, load_params, merge
 
@@ -104,7 +105,7 @@ def test_stages_are_thin(path):
     assert all(not c.get("outputs") and c.get("execution_count") is None for c in cells), (
         "stage notebooks keep no outputs"
     )
-    _check_notebook(path)
+    check_notebook(path)
 
 
 def test_pipeline_declares_stages_and_params():
@@ -167,7 +168,7 @@ def test_untagged_parameters_are_refused(tmp_path):
         cell["metadata"].pop("tags", None)
     (tmp_path / "x.ipynb").write_text(json.dumps(notebook))
     with pytest.raises(CopError, match="tagged"):
-        _check_notebook(tmp_path / "x.ipynb")
+        check_notebook(tmp_path / "x.ipynb")
 
 
 def test_fingerprints_are_fresh():

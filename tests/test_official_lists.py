@@ -17,6 +17,9 @@ from cop_repro.data.official_lists import (
 from cop_repro.data.real_sets import REAL_SETS
 from cop_repro.data.video import write_video
 
+MAESTRO_HEADER = (
+    "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"
+)
 PLAYED = make_notes([60, 72], [0.2, 0.9], [0.8, 1.6], [50, 100])
 
 
@@ -51,7 +54,7 @@ def test_a_missing_list_names_itself(tmp_path, name):
     )
 
 
-def test_every_set_of_table1_and_every_piano_has_a_reader():
+def test_every_set_of_table1_and_every_piano_can_be_read():
     without = set(REAL_SETS) - set(SET_LOADERS)
     assert without == {"Piano-10h", "SymMV"}, "never released; music video without a keyboard"
 
@@ -59,8 +62,10 @@ def test_every_set_of_table1_and_every_piano_has_a_reader():
 def test_lists_as_spreadsheets_write_them(tmp_path):
     put(
         tmp_path / "musiccaps-public.csv",
-        "\ufeffytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset,is_audioset_eval\n"
-        '-0aB,30,40,/m/1,"[\'a\', \'b\']","Two lines,\nand a ""quote""",4,False,TRUE\nother,0,10,,,x,1,False,False\n',
+        "\ufeffytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,"
+        "is_balanced_subset,is_audioset_eval\n"
+        '-0aB,30,40,/m/1,"[\'a\', \'b\']","Two lines,\nand a ""quote""",4,False,TRUE\n'
+        "other,0,10,,,x,1,False,False\n",
     )
     soundfile.write(tmp_path / "-0aB.wav", tone(1.0), 24_000)
     listing = read_set("MusicCaps", tmp_path, 1.0)
@@ -90,7 +95,7 @@ def test_no_work_is_in_two_splits(tmp_path):
 
 
 def test_pianoyt_from_video_to_rows(tmp_path):
-    "Transcribed where MIDI is missing; refused where the box does not fit the picture; coverage says so."
+    "Transcribed without MIDI, refused where the box exceeds the picture; both in the coverage."
     from cop_repro.judges.transcription import transcribe
 
     folder = tmp_path / "pianoyt"
@@ -201,7 +206,9 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "WavCaps": [
         (
             {
-                "json_files/BBC/bbc_final.json": '{"data": [{"id": "1", "caption": "x"}, {"id": "2"}]}'
+                "json_files/BBC/bbc_final.json": (
+                    '{"data": [{"id": "1", "caption": "x"}, {"id": "2"}]}'
+                )
             },
             "bbc_final.json, entry 1",
         ),
@@ -219,7 +226,10 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "TangoPromptBank": [
         (
             {
-                "data.json": '{"location": "a/b.wav", "captions": "x"}\n{"location": "a/c.wav", "captions": []}\n'
+                "data.json": (
+                    '{"location": "a/b.wav", "captions": "x"}\n'
+                    '{"location": "a/c.wav", "captions": []}\n'
+                )
             },
             "data.json, line 2: 'captions'",
         ),
@@ -233,7 +243,9 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "MusicCaps": [
         (
             {
-                "musiccaps-public.csv": "ytid,start_s,end_s,caption,is_audioset_eval\na,0,10,x,True\nb,0,10,x\n"
+                "musiccaps-public.csv": (
+                    "ytid,start_s,end_s,caption,is_audioset_eval\na,0,10,x,True\nb,0,10,x\n"
+                )
             },
             "musiccaps-public.csv, line 3",
         )
@@ -256,14 +268,20 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "PianoVAM": [
         (
             {
-                "metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1,2", "Point_RT": "1,b", "Point_RB": "1,2", "Point_LB": "1,2"}}'
+                "metadata.json": (
+                    '{"1": {"record_time": "t", "split": "train", "Point_LT": "1,2", '
+                    '"Point_RT": "1,b", "Point_RB": "1,2", "Point_LB": "1,2"}}'
+                )
             },
             "metadata.json, entry 1: Point_RT",
         ),
         ({"metadata.json": '{"1": {"record_time": "t"}}'}, "metadata.json, entry 1"),
         (
             {
-                "metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1", "Point_RT": "1,2", "Point_RB": "1,2", "Point_LB": "1,2"}}'
+                "metadata.json": (
+                    '{"1": {"record_time": "t", "split": "train", "Point_LT": "1", '
+                    '"Point_RT": "1,2", "Point_RB": "1,2", "Point_LB": "1,2"}}'
+                )
             },
             "metadata.json, entry 1",
         ),
@@ -272,15 +290,11 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     ],
     "MAESTRO": [
         (
-            {
-                "maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration\nA,B,train,2018,a.midi,a.wav,long\n"
-            },
+            {"maestro-v3.0.0.csv": f"{MAESTRO_HEADER}\nA,B,train,2018,a.midi,a.wav,long\n"},
             "maestro-v3.0.0.csv, line 2: duration",
         ),
         (
-            {
-                "maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration\nA,B,train\n"
-            },
+            {"maestro-v3.0.0.csv": f"{MAESTRO_HEADER}\nA,B,train\n"},
             "maestro-v3.0.0.csv, line 2",
         ),
     ],

@@ -1,4 +1,4 @@
-"Guards of the renderer and of reading video: bad files, odd files, determinism, honesty of the video."
+"The renderer and reading video: bad files, odd files, determinism, a task that is not made easy."
 
 import struct
 from dataclasses import fields, replace

@@ -1,4 +1,4 @@
-"Parameter files: what params.yaml may hold, and how a profile changes it. A door: library code never imports it."
+"Parameter files: what params.yaml may hold, and how a profile changes it. Not for library code."
 
 import hashlib
 import importlib
@@ -12,16 +12,17 @@ import yaml
 
 from cop_repro.core import ParamsError, did_you_mean, from_dict
 
-OPEN = {
-    "keep",
-    "sets",
-    "repeats",
-    "models",
-    "settings",
-}  # mappings with free keys: a profile replaces them whole
+# Mappings with free keys: a profile replaces them whole.
+OPEN = {"keep", "sets", "repeats", "models", "settings"}
 
-KEYS = {  # keys of a plain section; * is any name. What becomes a dataclass is in SHAPES, everything else is a value
-    "": "profile seed threads device machines manifest prepare train_codec train_encoders train_judges encode train_general train_roll train_piano train_preference train_systems evaluate report release",
+# Keys of a plain section; * is any name. What becomes a dataclass is in SHAPES, everything else is
+# a value.
+KEYS = {
+    "": (
+        "profile seed threads device machines manifest prepare train_codec train_encoders "
+        "train_judges encode train_general train_roll train_piano train_preference "
+        "train_systems evaluate report release"
+    ),
     "manifest": "seed fractions duration_s sizes",
     "manifest.fractions": "train val test",
     "prepare": "manifest etudes strip keep registers workers sets shard_size",
@@ -38,16 +39,17 @@ KEYS = {  # keys of a plain section; * is any name. What becomes a dataclass is 
     "train_systems.variants.*": "system settings train",
     "evaluate": "sample clips touches general_clips workers variants",
     "report": "paper tables real seeds nuisance examples",
-    "release": "assets",
+    "release": "profile assets",
 }
 
-TRAIN, SCENES, DROPOUT, SAMPLE = (
-    "training.loop.TrainConfig",
-    "training.features.SceneData",
-    "model.flow.DropoutConfig",
-    "model.flow.SampleConfig",
-)
-SHAPES = {  # place -> its dataclass, or several of which the stage chooses; the first that fits counts
+TRAIN = "training.loop.TrainConfig"
+SCENES = "training.features.SceneData"
+DROPOUT = "model.flow.DropoutConfig"
+SAMPLE = "model.flow.SampleConfig"
+
+# Place -> its dataclass; or a table of objects with `settings`, of which the stage chooses one.
+# The first place that fits counts.
+SHAPES = {
     "machines": "training.launch.Machines",
     "manifest.sizes": "data.clips.SetSizes",
     "prepare.strip": "data.clips.StripSize",
@@ -72,31 +74,32 @@ SHAPES = {  # place -> its dataclass, or several of which the stage chooses; the
     "train_piano.variants.*": "training.guidance.GuidanceConfig",
     "train_preference.dropout": DROPOUT,
     "train_preference.variants.*.train": TRAIN,
+    "train_preference.variants.*.settings": "training.stages.OBJECTIVES",
     "train_systems.variants.*.train": TRAIN,
-    "train_preference.variants.*.settings": "training.contrast.ContrastConfig training.preference.PreferenceConfig",
     "evaluate.sample": SAMPLE,
     "evaluate.variants.*.*.sample": SAMPLE,
     "evaluate.variants.*.*": "evaluation.evaluate.RowEntry",
 }
-PARTS = (
-    "evaluate.variants.*.*.sample",
-)  # fields that differ from another mapping: none is missing
+
+# Fields that differ from another mapping: none is missing.
+PARTS = ("evaluate.variants.*.*.sample",)
+
+# A profile drops an entry of these with null.
 ENTRIES = (
     "train_piano.variants",
     "train_preference.variants",
     "train_systems.variants",
     "evaluate.variants",
     "evaluate.variants.*",
-)  # a profile drops an entry of these with null
+)
+
+# What two runs of the same settings may differ in.
+UNSHARED = ("profile", "seed", "threads", "device", "machines", "report", "release")
 
 
 def settings_hash(params: Mapping) -> str:
     "What two runs that differ in their seed alone have in common."
-    shared = {
-        k: v
-        for k, v in params.items()
-        if k not in ("profile", "seed", "threads", "device", "machines", "report", "release")
-    }
+    shared = {key: value for key, value in params.items() if key not in UNSHARED}
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -125,70 +128,99 @@ def _named(cls: type, key: str) -> Iterator[type]:
     yield from (k for k in (kind, *typing.get_args(kind)) if is_dataclass(k))
 
 
+def _classes(name: str) -> tuple[type, ...]:
+    "The dataclass of an entry of SHAPES, or the settings of every object of a table."
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(f"cop_repro.{module}"), attribute)
+    if isinstance(found, Mapping):
+        return tuple(entry.settings for entry in found.values())
+    return (found,)
+
+
 def shapes_at(place: tuple[str, ...]) -> tuple[type, ...]:
     "The dataclasses that a place of the parameters becomes; none for a plain section."
     pattern = next((p for p in SHAPES if _fits(p, place)), None)
-    if pattern is None:
-        return tuple(
-            inner
-            for cls in (shapes_at(place[:-1]) if place else ())
-            for inner in _named(cls, place[-1])
-        )
-    return tuple(
-        getattr(importlib.import_module(f"cop_repro.{module}"), name)
-        for module, _, name in (n.rpartition(".") for n in SHAPES[pattern].split())
-    )
+    if pattern is not None:
+        return _classes(SHAPES[pattern])
+    outer = shapes_at(place[:-1]) if place else ()
+    return tuple(inner for cls in outer for inner in _named(cls, place[-1]))
+
+
+def _known_keys(base: dict, place: tuple[str, ...]) -> list[str]:
+    "Keys that a profile may set at a place: those of params.yaml, and fields at their default."
+    shapes = [f.name for cls in shapes_at(place) for f in fields(cls)]
+    return list(dict.fromkeys(map(str, [*base, *shapes])))
+
+
+def _is_dropped(place: tuple[str, ...], value: object) -> bool:
+    "Whether a profile drops an entry: null among the variants."
+    return value is None and any(_fits(p, place) for p in ENTRIES)
 
 
 def merge(base: dict, over: dict, place: tuple[str, ...] = ()) -> dict:
-    "A profile changes values of params.yaml and fields that it leaves at their default; null drops a variant; an unknown key is an error."
+    """A profile's values over those of params.yaml.
+
+    A profile changes values, sets fields that params.yaml leaves at their default, and drops a
+    variant with null; an unknown key is an error.
+    """
     made = dict(base)
     for key, value in over.items():
         here = (*place, key)
-        if key not in base and key not in (
-            known := [*base, *(f.name for cls in shapes_at(place) for f in fields(cls))]
-        ):
-            raise ParamsError(
-                f"profile: unknown parameter {'.'.join(map(str, here))!r}{did_you_mean(key, known)}; known are {', '.join(dict.fromkeys(map(str, known)))}"
-            )
-        if value is None and any(_fits(p, place) for p in ENTRIES):
+        if key not in base and key not in (known := _known_keys(base, place)):
+            raise _unknown(".".join(map(str, here)), key, known, "profile: ")
+        old = base.get(key)
+        if _is_dropped(place, value):
             del made[key]
-        elif isinstance(base.get(key), dict) and isinstance(value, dict) and key not in OPEN:
-            made[key] = merge(base[key], value, here)
+        elif isinstance(old, dict) and isinstance(value, dict) and key not in OPEN:
+            made[key] = merge(old, value, here)
         else:
             made[key] = value
     return made
 
 
+def _unknown(where: str, key: str, known: list[str], whose: str = "") -> ParamsError:
+    "An unknown key, with the one that was probably meant."
+    return ParamsError(
+        f"{whose}unknown parameter {where!r}{did_you_mean(key, known)}; "
+        f"known are {', '.join(known)}"
+    )
+
+
 def _check_keys(value: object, known: list[str], where: str, complete: bool = True) -> None:
     "Refuse unknown and missing keys by name."
     if not isinstance(value, Mapping):
-        raise ParamsError(
-            f"{where or 'the file'} is {value!r}; a mapping with {', '.join(known)} is needed"
-        )
+        needed = ", ".join(known)
+        raise ParamsError(f"{where or 'the file'} is {value!r}; a mapping with {needed} is needed")
     for key in value:
         if key not in known:
-            raise ParamsError(
-                f"unknown parameter {f'{where}.{key}'.strip('.')!r}{did_you_mean(key, known)}; known are {', '.join(known)}"
-            )
+            raise _unknown(f"{where}.{key}".strip("."), key, known)
     for key in known if complete else ():
         if key not in value:
             raise ParamsError(f"missing parameter {f'{where}.{key}'.strip('.')!r}")
 
 
+def _check_dataclass(value: object, classes: tuple[type, ...], place: tuple[str, ...]) -> None:
+    "Refuse what a dataclass does not take; of several, or of a part, unknown keys alone."
+    where = ".".join(place)
+    if len(classes) == 1 and not any(_fits(p, place) for p in PARTS):
+        from_dict(classes[0], value, where)
+        return
+    known = [f.name for cls in classes for f in fields(cls)]
+    _check_keys(value, known, where, complete=False)
+
+
 def check_params(params: dict, *sections: str, place: tuple[str, ...] = ()) -> None:
-    "Refuse unknown, missing and ill-typed parameters by name; dataclasses of the named sections alone, of all where none is named."
-    value, where = params, ".".join(place)
-    if classes := shapes_at(place) if place and (not sections or place[0] in sections) else ():
-        part = any(_fits(p, place) for p in PARTS)
-        if part or len(classes) > 1:
-            _check_keys(
-                value, [f.name for cls in classes for f in fields(cls)], where, complete=False
-            )
-        else:
-            from_dict(classes[0], value, where)
-    elif (pattern := next((p for p in KEYS if _fits(p, place)), None)) is not None:
-        _check_keys(value, KEYS[pattern].split(), where)
-    if isinstance(value, Mapping) and (not place or place[-1] not in OPEN):
-        for key, inner in value.items():
+    """Refuse unknown, missing and ill-typed parameters by name.
+
+    Dataclasses of the named sections alone are checked, those of all where none is named.
+    """
+    wanted = place and (not sections or place[0] in sections)
+    classes = shapes_at(place) if wanted else ()
+    pattern = next((p for p in KEYS if _fits(p, place)), None)
+    if classes:
+        _check_dataclass(params, classes, place)
+    elif pattern is not None:
+        _check_keys(params, KEYS[pattern].split(), ".".join(place))
+    if isinstance(params, Mapping) and (not place or place[-1] not in OPEN):
+        for key, inner in params.items():
             check_params(inner, *sections, place=(*place, str(key)))

@@ -25,7 +25,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def real_folder(root) -> Path:
-    "Real recordings lie beside the checkout where they are at hand at all; they are never part of it."
+    "Real recordings, never part of the checkout: they lie beside it where they are available."
     folder = Path(os.environ.get("COP_REAL_CLIPS", root.parent / "shared" / "real"))
     if not folder.is_dir():
         pytest.skip("no real recordings at hand (set COP_REAL_CLIPS to a folder that holds them)")

@@ -43,7 +43,7 @@ def test_si_sdr_agrees_with_torchmetrics():
 @pytest.mark.parametrize("snr_db", [-50, 0, 25, 29.9, 30.1, 60, 95])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_si_sdr_is_its_definition(snr_db, kind):
-    "Three inner products say what the residual, sample by sample, says; longer than a block, and of any axes."
+    "Three inner products give what the residual gives; signals longer than a block, any axes."
     ref = rng(1).normal(size=(2, 3, 2 * m.BLOCK + 5)).astype(kind)
     est = (0.3 * ref + 0.3 * 10 ** (-snr_db / 20) * rng(2).normal(size=ref.shape)).astype(kind)
     ref64, est64 = ref.astype(float), est.astype(float)
@@ -322,7 +322,7 @@ def test_av_offset():
 
 
 def test_motion_offset():
-    "A ball that stops and a thud: delays come back to a frame, at any video rate; nothing heard or seen is undefined."
+    "A ball stops, a thud follows: delays to a frame at any video rate; without either, undefined."
     for frame_rate in (25.0, 30.0):
         frames, hits = round(4 * frame_rate), [0.8, 1.6, 2.9]
         flow = np.zeros(frames)
@@ -389,7 +389,7 @@ def test_bootstrap():
         values, range(400), seed=2
     )
     assert m.bootstrap_interval(
-        values, ["w%d" % (i % 7) for i in range(400)], seed=1
+        values, [f"w{i % 7}" for i in range(400)], seed=1
     ) == m.bootstrap_interval(values, [i % 7 for i in range(400)], seed=1)
     assert m.paired_interval(values + 1, values, range(400), seed=0)[1] > 0.999
     assert all(map(math.isnan, m.bootstrap_interval([1, 2.0], "aa", seed=0)[1:])) and math.isnan(
@@ -425,7 +425,7 @@ def test_registry():
         m.registry(("a", "", True), ("a", "", True))
 
 
-# ---------------------------------------------------------------- parity with other people's code, ordinary and adversarial inputs
+# Parity with other people's code, on ordinary and adversarial inputs.
 
 ADVERSARIAL = {
     "tiny": lambda x: 1e-5 * x,
@@ -477,9 +477,9 @@ def test_stft_agrees_with_auraloss():
     )
     ref, est = (torch.tensor(x, dtype=torch.float32)[None, None] for x in (REF, EST))
     theirs = [loss.stft(x.reshape(1, -1))[0][0].numpy() for x in (ref, est)]
-    for x, other in zip(
-        (REF, EST), theirs
-    ):  # theirs reflects at the ends, ours pads zeros: compare the frames that see neither; their floor is 1e-4
+    # Theirs reflects at the ends, ours pads zeros: frames that touch neither are compared; their
+    # floor is 1e-4.
+    for x, other in zip((REF, EST), theirs):
         np.testing.assert_allclose(
             np.maximum(m.stft_magnitude(x, 1024, 240)[:, 3:-3], 1e-4),
             other[:, 3:-3],
@@ -553,7 +553,7 @@ def test_inception_score_agrees_with_torchmetrics_definition():
 
 
 def test_si_sdr_spec_anchors():
-    "Rendered piano: most notes right, an unrelated piece, noise; the order and the size of the anchors."
+    "Piano with most notes right, an unrelated piece, noise: order and size of the anchors."
     from cop_repro.data.notes import make_notes, synthesise
 
     r = rng(4)

@@ -1,4 +1,7 @@
-"The command line: a rendered video in, five files out; damaged videos give one clear line, exit code 2 and nothing on disk."
+"""The command line: a rendered video in, five files out.
+
+Damaged videos give one clear line, exit code 2 and nothing on disk.
+"""
 
 import json
 import shutil
@@ -76,7 +79,7 @@ def test_perform_twice_is_the_same(video, tmp_path):
 
 
 def test_corners_given_by_hand(video, tmp_path):
-    "The corners that the finder reports, typed in, make the same performance; the report tells how well they match."
+    "The finder's corners, typed in, make the same performance; the report rates their match."
     assert main(["perform", str(video[0]), "-o", str(tmp_path / "found")]) == 0
     found = json.loads((tmp_path / "found" / "report.json").read_text())["keyboard"]
     assert (
@@ -233,7 +236,7 @@ def test_unknown_parameter_stops_a_stage(root, tmp_path, monkeypatch):
 
     from cop_repro.core import ParamsError
     from cop_repro.model.roll import RollConfig
-    from cop_repro.stage import open_stage
+    from cop_repro.pipeline import open_stage
 
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["train_roll"]["roll"]["widht"] = 3
@@ -300,12 +303,12 @@ def test_readme_shows_the_committed_results(root, monkeypatch):
     ],
 )
 def test_unknown_and_missing_parameters(root, tmp_path, monkeypatch, place, key, why):
-    "A misspelt key ends every stage that its section belongs to, with the key that was meant; a key that is not there, too."
+    "A misspelt key stops every stage of its section and names the key that was meant."
     import yaml
 
     from cop_repro.core import ParamsError
     from cop_repro.parameters import check_params
-    from cop_repro.stage import open_stage
+    from cop_repro.pipeline import open_stage
 
     monkeypatch.chdir(root)
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -343,7 +346,7 @@ def test_a_row_of_the_evaluation_is_checked(root):
 
 
 def test_profiles_set_every_documented_switch(root):
-    "Fields that params.yaml leaves at their default can be set; null drops a variant; what no dataclass has is refused."
+    "Profiles set fields that params.yaml leaves at their default, and drop variants with null."
     from cop_repro.core import ParamsError
     from cop_repro.parameters import check_params, load_params, merge
 
@@ -404,7 +407,7 @@ def test_profiles_set_every_documented_switch(root):
 
 
 def test_a_profile_publishes_what_it_made(tmp_path):
-    from cop_repro.cli import publish
+    from cop_repro.cli._profiles import publish
 
     given = (
         "results.json",

@@ -287,10 +287,10 @@ def test_declared_shapes_hold(batch):
             )
         }
         model = dit.MultiStreamDiT(dit.DiTConfig(**sizes, **others))
-        told = flow.drop_conditions(cond, flow.DropoutConfig(), torch_rng(0, "drop"))
+        kept = flow.drop_conditions(cond, flow.DropoutConfig(), torch_rng(0, "drop"))
         mask = torch.ones(2, 20, dtype=torch.bool)
         flow.fm_loss(
-            model, xt, told, torch.zeros_like(xt), t, mask, per_example=True
+            model, xt, kept, torch.zeros_like(xt), t, mask, per_example=True
         ).sum().backward()
         model(xt, t, cond, features=True)
         flow.sample(

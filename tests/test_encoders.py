@@ -61,7 +61,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
-    "A tiny encoder-decoder in the format of FLAN-T5 on the hub: config, safetensors, fast tokenizer."
+    "A tiny encoder-decoder in the hub's format of FLAN-T5: config, safetensors, fast tokenizer."
     folder = tmp_path_factory.mktemp("t5")
     with seeded(0, "t5"):
         cfg = transformers.T5Config(
@@ -259,9 +259,8 @@ def test_asset_round_trip_and_mismatches(tmp_path):
 def test_step_is_pure_and_reaches_every_kept_parameter():
     trainer = EncodersTrainer(SMALL, learn_words(["a thing falls"]))
     optimizer = torch.optim.Adam(trainer.parameters(), lr=1e-3)
-    for step in range(
-        2
-    ):  # CLIP's residual branches start at zero, so the second step is the first that reaches inside them
+    # CLIP's residual branches start at zero: the second step is the first that reaches inside them.
+    for step in range(2):
         loss, logs = encoders_step(trainer, small_batch(), torch_rng(0, "step", step))
         optimizer.zero_grad()
         loss.backward()

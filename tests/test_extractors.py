@@ -1,4 +1,7 @@
-"Extractors: the real networks through tiny weights in their own formats, parity with their libraries, refusal of mixtures."
+"""Extractors: the real networks through tiny weights in their own formats.
+
+Parity with their libraries, refusal of mixtures.
+"""
 
 import json
 
@@ -191,7 +194,7 @@ def test_vggish_through_its_package(tmp_path):
 
 
 def _other_package(name: str, module: str):
-    "A module of a package that is not a requirement, without running the package's own start (which may fetch files)."
+    "A module of an optional package, without running its __init__, which may fetch files."
     import importlib
     import importlib.util
     import sys
@@ -210,7 +213,7 @@ SOUND = torch.from_numpy(t2a_clip(5, 4.0).wav[:64_000])
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_panns_hears_what_the_released_code_hears(tmp_path):
+def test_panns_equals_the_released_code(tmp_path):
     models = _other_package("panns_inference", "models")
     with seeded(0, "cnn14"):
         net = models.Cnn14(32_000, 1024, 320, 64, 50, 14_000, 527).eval()
@@ -233,7 +236,7 @@ def test_panns_hears_what_the_released_code_hears(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wav2clip_hears_what_the_released_code_hears():
+def test_wav2clip_equals_the_released_code():
     encoder = _other_package("wav2clip", "model.encoder")
     from cop_repro.judges.pretrained import Wav2Clip
 
@@ -339,7 +342,7 @@ def test_clip_of_open_clip(tmp_path):
 
 
 def test_a_pickle_is_read_once_and_never_by_an_extractor(tmp_path):
-    "Tensors only, from the usual wrappings; one that would run code is refused; the extractors refuse any."
+    "Tensors only, from the usual wrappings; code is refused; the extractors refuse any pickle."
     from cop_repro.cli import main
 
     torch.save({"iteration": 3, "model": {"fc1.weight": torch.ones(2, 2)}}, tmp_path / "net.pth")
@@ -580,7 +583,7 @@ def test_clap_of_long_sounds_is_the_mean_of_whole_windows(clap_folder):
     assert not torch.allclose(hear(changed), hear(long), atol=1e-7)
 
 
-def test_ast_hears_what_follows_its_window(ast_folder):
+def test_ast_covers_what_follows_its_window(ast_folder):
     extractor, window = load_extractor("ast", ast_folder), (63 * 10 + 25) * 16  # 64 frames of 10 ms
     long = SOUND[: 3 * window]
     for kind in ("clip", "logits"):

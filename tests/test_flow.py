@@ -113,7 +113,10 @@ def test_branches_share_one_batch_and_are_counted():
 
 
 def test_conditions_are_encoded_once_a_clip(monkeypatch):
-    "From a video to latents, whatever the number of passes: one call of the text encoder, one of the image encoder, one of the roll predictor."
+    """From a video to latents, whatever the number of passes, each condition is encoded once.
+
+    One call of the text encoder, one of the image encoder, one of the roll predictor.
+    """
     import numpy as np
 
     from cop_repro.model.cop_piano import grow_piano
@@ -189,9 +192,9 @@ def test_half_precision_answers_do_not_degrade_the_state():
 
 @pytest.mark.parametrize("parallel, expected", [(1.0, 3.0), (0.0, 1.0)])
 def test_apg_removes_what_only_makes_it_louder(parallel, expected):
-    def model(xt, t, cond):  # being told doubles the answer, along the data estimate
-        told = torch.ones(len(xt)) if cond.text_keep is None else cond.text_keep.float()
-        return (told[:, None, None]).expand_as(xt)
+    def model(xt, t, cond):  # a caption doubles the answer, along the data estimate
+        given = torch.ones(len(xt)) if cond.text_keep is None else cond.text_keep.float()
+        return (given[:, None, None]).expand_as(xt)
 
     x0 = torch.zeros(1, 3, 2)
     out = sample(

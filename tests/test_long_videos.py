@@ -1,6 +1,7 @@
-"A long video needs no more memory than a short one, and its pieces make the same performance as the whole."
+"A long video needs no more memory than a short one, and is performed as if it were one piece."
 
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,11 @@ CHANNELS = 128
 
 
 class Player(Performer):
-    "Networks in miniature: keys come and go with the brightness of the video, latents are the noise, sound is its first channel."
+    """Networks in miniature.
+
+    Keys come and go with the brightness of the video, latents are the noise, sound is its first
+    channel.
+    """
 
     def __init__(self):
         predictor = SimpleNamespace(cfg=SimpleNamespace(height=16, strip_width=104))
@@ -100,26 +105,21 @@ def peak_of(work) -> float:
 
 
 def test_memory_does_not_grow_with_the_video(videos, tmp_path):
-    "Three minutes are 16 MiB of sound, 5 of rolls and 7 of latents: none of them may be held whole."
+    "Three minutes are 16 MiB of sound, 5 of rolls and 7 of latents: none may be held whole."
     player = Player()
-    plays = {
-        minutes: lambda name, m=minutes: play(videos[m], tmp_path / name, player, "", 0, CORNERS)
-        for minutes in videos
-    }
-    plays[1]("warm.wav")
-    peaks = {minutes: peak_of(lambda: one(f"{minutes}.wav")) for minutes, one in plays.items()}
+
+    def perform(minutes, name):
+        return play(videos[minutes], tmp_path / name, player, "", 0, CORNERS)
+
+    perform(1, "warm.wav")
+    peaks = {minutes: peak_of(partial(perform, minutes, f"{minutes}.wav")) for minutes in videos}
     assert peaks[4] < peaks[1] + 3, f"{peaks} MiB"
-    sounds = {
-        m: peak_of(
-            lambda: write_video(
-                tmp_path / f"{m}.mp4",
-                np.zeros((2, 32, 32, 3), np.uint8),
-                25.0,
-                sound_blocks(tmp_path / f"{m}.wav"),
-            )
-        )
-        for m in videos
-    }
+
+    def mux(minutes):
+        frames, wav = np.zeros((2, 32, 32, 3), np.uint8), tmp_path / f"{minutes}.wav"
+        write_video(tmp_path / f"{minutes}.mp4", frames, 25.0, sound_blocks(wav))
+
+    sounds = {minutes: peak_of(partial(mux, minutes)) for minutes in videos}
     assert sounds[4] < sounds[1] + 1, f"{sounds} MiB"
 
 
@@ -154,7 +154,10 @@ def read_at_once(video: Path, player: Player, rows: int):
 
 @pytest.mark.parametrize("frames", [1, 3, 10, 50, 51, 249, 250, 251, 300])
 def test_videos_of_any_length(frames, tmp_path):
-    "From one picture to a window and a bit: as long as the video, and its notes are those of its rows read at once."
+    """From one picture to a window and a bit: sound as long as the video.
+
+    Its notes are those of its rows read at once.
+    """
     made = play(
         blink(tmp_path / "video.mp4", frames),
         tmp_path / "sound.wav",
@@ -172,7 +175,7 @@ def test_videos_of_any_length(frames, tmp_path):
 
 
 def test_windows_join_as_if_the_video_were_one(tmp_path):
-    "One noise track and the same pictures in every window: what leaves the cross-fade is the track itself and the video's roll."
+    "One noise track, the same pictures in every window: the cross-fade returns track and roll."
     pieces = list(
         video_pieces(
             blink(tmp_path / "video.mp4", 540),

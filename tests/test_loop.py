@@ -1,4 +1,4 @@
-"The training loop: exact resume, atomic checkpoints, guard, order. What needs several processes is in test_launch.py."
+"The training loop: exact resume, atomic checkpoints, guard, order; one process (see test_launch)."
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ CFG = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, sa
 
 
 class Net(nn.Module):
-    "Dropout, batch statistics and a layer that only some steps use: everything that can break a resume."
+    "Dropout, batch statistics and a layer that only some steps use: what can break a resume."
 
     def __init__(self, dropout=0.2):
         super().__init__()
@@ -115,14 +115,14 @@ def test_resume_is_bit_for_bit(tmp_path, changes):
 
 
 def test_checkpoint_of_the_middle_equals_too(tmp_path):
-    "Every file of the last checkpoint, moments of Adam included, is the same with and without the interruption."
+    "All files of the last checkpoint, moments of Adam included, equal those of an unbroken run."
     for folder, stop in (("whole", 99), ("broken", 6)):
         for limit in (stop, 99):
             net, fn = make(CFG)
             try:
                 train(
                     {"net": net},
-                    lambda s, p, n: fn(s, p, n) if s < limit else 1 / 0,
+                    lambda s, p, n, fn=fn, limit=limit: fn(s, p, n) if s < limit else 1 / 0,
                     CFG,
                     tmp_path / folder,
                 )
@@ -153,7 +153,10 @@ def test_global_generator_is_left_alone(tmp_path):
 
 
 def test_kill_during_save_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    "A SIGKILL leaves the folder as it is at that moment: photograph it around every write of the second save and resume from each picture."
+    """A SIGKILL leaves the folder as it is at that moment.
+
+    Copies of it around every write of the second save are resumed from.
+    """
     run, pictures = tmp_path / "run", []
 
     def photographed(good):
@@ -354,7 +357,10 @@ def test_stop_rule_survives_a_resume(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
-    "The kernel refuses to write beyond a limit in the middle of the second save: one clear error, nothing half-written, and the run goes on from the first."
+    """The kernel refuses to write beyond a limit in the middle of the second save.
+
+    One clear error, nothing half-written, and the run goes on from the first.
+    """
     net, fn = make(CFG)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -366,7 +372,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     try:
         with pytest.raises(
             CopError,
-            match="step-00000008 could not be written.*1 complete checkpoints before it are untouched",
+            match="step-00000008 could not be written.*"
+            "1 complete checkpoints before it are untouched",
         ):
             train({"net": net}, step_fn, CFG, tmp_path)
     finally:
@@ -448,7 +455,10 @@ def test_marker_names_every_file(tmp_path):
 
 
 def test_a_share_of_the_learning_rate(tmp_path):
-    "Adam's first step is the learning rate itself, so a share shows exactly; 0 freezes; a resumed run keeps the shares."
+    """Adam's first step is the learning rate itself, so a share of it shows exactly.
+
+    A share of 0 freezes; a resumed run keeps the shares.
+    """
     start = Net().state_dict()
 
     def run(shares, steps=1, folder="a"):
@@ -491,7 +501,7 @@ def test_a_share_of_the_learning_rate(tmp_path):
 
 
 def test_other_parts_are_other_draws(tmp_path):
-    "A run is not resumed with a batch cut into other parts: its noise would be drawn from other generators."
+    "A run is not resumed with other parts of a batch: their noise comes from other generators."
     net, fn = make(CFG)
     train({"net": net}, fn, CFG, tmp_path)
     with pytest.raises(AssetMismatch, match="identity.parts was 1, is 2"):

@@ -243,7 +243,10 @@ def test_symbolic_golden():
 
 
 def test_windows_reach_the_last_bar():
-    "Four bars of quarter notes, three of one pitch and one of four: (0 + 0 + 0 + 2) / 4; every onset lies in a window, whatever window and hop."
+    """Four bars of quarter notes, three of one pitch and one of four: (0 + 0 + 0 + 2) / 4.
+
+    Every onset lies in a window, whatever window and hop.
+    """
     ticks, pitches = 24 * np.arange(16), [60] * 12 + [60, 62, 64, 65]
     assert m.windowed_entropy(pitches, ticks, 96, 96) == 0.5
     assert m.windowed_entropy(pitches, ticks, 192, 192) == pytest.approx(
@@ -331,7 +334,7 @@ def test_symbolic_undefined_and_bad():
 
 
 def paths(size, length, row):
-    "All paths over the columns of a segment that start in a row: cells by steps (1, 1), (1, 2), (2, 1)."
+    "All paths through a segment's columns from a row: cells by steps (1, 1), (1, 2), (2, 1)."
     found, open_paths = [], [[(row, 0)]]
     while open_paths:
         path = open_paths.pop()

@@ -1,11 +1,15 @@
 "Recorded sets in their own layouts: odd lists, odd files, and what becomes of them."
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
 
-from cop_repro.core import BadInput, DatasetMissing
+from cop_repro.core import BadInput, DatasetMissing, numpy_rng
+from cop_repro.data import official_lists
 from cop_repro.data.clips import StripSize, store_clip, works_of
+from cop_repro.data.keyboard import find_keyboard, key_profile, key_shift, rectify
 from cop_repro.data.notes import make_notes, read_midi, synthesise, write_midi
 from cop_repro.data.official_lists import (
     SET_LOADERS,
@@ -15,7 +19,9 @@ from cop_repro.data.official_lists import (
     write_pseudo_midi,
 )
 from cop_repro.data.real_sets import REAL_SETS
-from cop_repro.data.video import write_video
+from cop_repro.data.rendering import render, sample_nuisance
+from cop_repro.data.video import read_video, write_video
+from cop_repro.systems.cop import WindowConfig, strip_windows
 
 PLAYED = make_notes([60, 72], [0.2, 0.9], [0.8, 1.6], [50, 100])
 
@@ -51,7 +57,7 @@ def test_a_missing_list_names_itself(tmp_path, name):
     )
 
 
-def test_every_set_of_table1_and_every_piano_has_a_reader():
+def test_every_set_of_table1_and_every_piano_has_a_loader():
     without = set(REAL_SETS) - set(SET_LOADERS)
     assert without == {"Piano-10h", "SymMV"}, "never released; music video without a keyboard"
 
@@ -90,7 +96,7 @@ def test_no_work_is_in_two_splits(tmp_path):
 
 
 def test_pianoyt_from_video_to_rows(tmp_path):
-    "Transcribed where MIDI is missing; refused where the box does not fit the picture; coverage says so."
+    "Transcribed where MIDI is missing; refused where the box does not fit; coverage says so."
     from cop_repro.judges.transcription import transcribe
 
     folder = tmp_path / "pianoyt"
@@ -153,6 +159,85 @@ def test_any_folder(tmp_path):
     )
     with pytest.raises(BadInput, match="no loader for 'FSD50K'"):
         read_set("FSD50K", mine)
+
+
+def test_every_route_averages_before_it_samples(tmp_path):
+    "One bright line (200) in four: the average is 50, a sample without averaging is 0 or 200."
+    corners, size = [[0, 0], [416, 0], [416, 64], [0, 64]], StripSize(16, 104)
+    points = dict(
+        zip(("Point_LT", "Point_RT", "Point_RB", "Point_LB"), ("0,0", "416,0", "416,64", "0,64"))
+    )
+    lines = np.zeros((50, 64, 416, 3), np.uint8)
+    lines[:, :, ::4] = 200
+    files = {"PianoYT": "video_7.0.mp4", "PianoVAM": "Video/t.mp4", "folder": "a.mp4"}
+    for name, file in files.items():
+        write_video(tmp_path / name / file, lines, 25, tone(2.0))
+        write_midi(PLAYED, (tmp_path / name / file).with_suffix(".mid"))
+    put(tmp_path / "PianoYT" / "pianoyt.csv", "7,https://youtu.be/x,1,0,64,0,416\n")
+    entry = {"record_time": "t", "split": "train", **points}
+    put(tmp_path / "PianoVAM" / "metadata.json", json.dumps({"1": entry}))
+    video = tmp_path / "folder" / "a.mp4"
+    wanted = rectify(read_video(video, 25.0), np.array(corners, float), 16, 104)
+    assert np.abs(wanted.astype(int) - 50).max() <= 4
+    for name in files:
+        options = {"corners": corners} if name == "folder" else {}
+        item = read_set(name, tmp_path / name, 2.0, **options).items[0]
+        assert np.array_equal(RealClips(tmp_path / name, size)(item)["strips"], wanted), name
+    windows = strip_windows(video, np.array(corners, float), (16, 104), 50, WindowConfig())
+    assert np.array_equal(next(windows)[1], wanted), "cop perform"
+
+
+def test_a_folder_without_corners_is_searched(tmp_path, monkeypatch):
+    "One search for each video, over all of it; without a keyboard its clips are refused."
+    mine, size, searches = tmp_path / "mine", StripSize(32, 260), []
+    nuisance = sample_nuisance(numpy_rng(1, "scene"), 1.0)
+    scene = render(PLAYED, None, 4.0, "top", nuisance, (180, 320))
+    frames = scene.frames.copy()
+    frames[:25] = 0  # the beginning alone would not be enough
+    write_video(mine / "a.mp4", frames, 25, tone(4.0))
+    for stem in ("mute", "wall"):
+        write_video(mine / f"{stem}.mp4", np.full((100, 180, 320, 3), 90, np.uint8), 25, tone(4.0))
+    for stem in ("a", "wall"):
+        write_midi(PLAYED, mine / f"{stem}.mid")
+
+    def counting(frames):
+        searches.append(len(frames))
+        return find_keyboard(frames)
+
+    monkeypatch.setattr(official_lists, "find_keyboard", counting)
+    stores, covered = real_stores(tmp_path / "out", {"folder": mine}, 2.0, size)
+    store = stores["folder_piano"]
+    assert [row["clip_id"] for row in store.index] == ["a-0s", "a-2s"]
+    assert set(store.rejects) == {"mute-0s", "mute-2s", "wall-0s", "wall-2s"}
+    assert "no keyboard found" in store.rejects["wall-2s"]
+    assert "no MIDI" in store.rejects["mute-0s"]
+    assert covered["folder"]["n_used"] == 1 and len(searches) == 2
+    wanted = rectify(scene.frames[50:], scene.corners, 32, 260)
+    shift, likeness = key_shift(key_profile(wanted), key_profile(store["strips"][1]))
+    assert abs(shift) < 0.1 and likeness > 0.9
+
+
+def test_a_long_video_is_searched_from_end_to_end(tmp_path):
+    ramp = np.repeat(np.linspace(20, 220, 65).astype(np.uint8), 32 * 48 * 3).reshape(-1, 32, 48, 3)
+    for rate, last in ((25, 210), (1, 190)):  # 2.6 s; 65 s
+        write_video(tmp_path / f"{rate}.mp4", ramp, rate)
+        level = official_lists._spread_frames(tmp_path / f"{rate}.mp4").mean((1, 2, 3))
+        assert len(level) == 31 and (np.diff(level) > 0).all()
+        assert level[0] < 30 and level[-1] > last
+
+
+def test_corners_that_are_none(tmp_path):
+    video(tmp_path / "a.mp4")
+    write_midi(PLAYED, tmp_path / "a.mid")
+    for corners, why in (
+        ([[0, 2], [104, 2], [104, 22]], "four finite points"),
+        ([[0, 2], [104], [104, 22], [0, 22]], "four finite points"),
+        ([[104, 2], [0, 2], [0, 22], [104, 22]], "clockwise"),
+        ([[0, 2], [400, 2], [400, 22], [0, 22]], "another size"),
+    ):
+        item = read_set("folder", tmp_path, 2.0, corners=corners).items[0]
+        with pytest.raises(BadInput, match=why):
+            RealClips(tmp_path, StripSize(16, 104))(item)
 
 
 def test_sounds_that_cannot_be_used(tmp_path):

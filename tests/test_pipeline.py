@@ -23,7 +23,7 @@ def cop(root, *arguments):
 
 @pytest.mark.slow
 def test_smoke_pipeline(root):
-    "Every stage of the DAG runs, in a scratch copy; the report says smoke; a second run does nothing."
+    "Every stage of the DAG runs in a scratch copy, labelled smoke; a second run does nothing."
     cop(root, "profile", "smoke")
     scratch = root / "work" / "profiles" / "smoke"
     results = json.loads((scratch / "reports" / "results.json").read_text())
@@ -103,7 +103,7 @@ def test_committed_results_are_complete(root):
 
 
 def test_committed_results_come_from_the_committed_code(root):
-    "dvc.lock names the code that every stage ran with; the real video was read with the shipped weights."
+    "dvc.lock names every stage's code; the real video was read with the shipped weights."
     import yaml
 
     from cop_repro.core import file_hash

@@ -1,4 +1,4 @@
-"The plan: published counts, memory by hand, refusals with a remedy, a door that speaks JSON."
+"The plan: published counts, memory by hand, refusals with a remedy, output as JSON."
 
 import json
 from dataclasses import replace
@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cop_repro.cli import main
+from cop_repro.cli._plan_costs import Costs
+from cop_repro.cli._plan_text import plan_text
 from cop_repro.core import BadInput
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions
-from cop_repro.plans import Costs, plan_text
 from cop_repro.training import planning as counting
 from cop_repro.training.contrast import ContrastConfig, contrast_cost
 from cop_repro.training.guidance import GuidanceConfig, guidance_job
@@ -119,7 +120,7 @@ def test_memory_by_hand():
     assert checkpoint_bytes(1000) == 3 * 12_000 and checkpoint_bytes(1000, True, 1) == 2 * 16_000
 
 
-def test_help_comes_in_order():
+def test_remedies_come_in_order():
     job, bare = network_job("x", COST, TRAIN), dict(gpus=1, waste=0.0, context_gb=0.0)
     fits = [fit_job(job, Machine(memory_gb=m, **bare)) for m in (0.1, 0.06, 0.0215, 0.0175)]
     assert [(f.accumulate, f.checkpointing) for f in fits] == [
@@ -170,7 +171,7 @@ def test_operations_of_every_stage():
 
 
 def test_counted_is_real():
-    "Kept bytes of fake tensors are those of real ones, also for a deep network that is extrapolated and one with a roll."
+    "Fake tensors keep the bytes of real ones, also with a roll and extrapolated depth."
     config = DiTConfig(
         depth=6,
         audio=StreamConfig(64, 1),
@@ -243,7 +244,10 @@ def test_counted_once(tmp_path, monkeypatch):
 
 
 def test_one_pass_over_many_equals_two():
-    "What grows with the batch, told apart by a prime number of clips, is what two batch sizes give; also where weights are copied to 16 bits."
+    """What grows with the batch, found with a prime number of clips, is what two batch sizes give.
+
+    So it is where weights are copied to 16 bits.
+    """
     config = DiTConfig(
         depth=2,
         audio=StreamConfig(64, 1),
@@ -272,7 +276,10 @@ def test_one_pass_over_many_equals_two():
 
 
 def test_as_written():
-    "What the parameters say is planned first: parts, recomputed layers, divided weights; memory and operations by hand."
+    """What the parameters say is planned first: parts, recomputed layers, divided weights.
+
+    Memory and operations by hand.
+    """
     bare = dict(gpus=4, waste=0.0, context_gb=0.0)
     job = replace(
         network_job("x", COST, replace(TRAIN, accumulate=2, sharding="full")), checkpointing=True

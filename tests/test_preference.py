@@ -39,7 +39,10 @@ def members():
     return torch.randn(2, 8, 6, 3, generator=torch_rng(0, "pair"))
 
 
-def loss_of(model, reference, w, l, cfg=PreferenceConfig(), seed=0):
+DEFAULTS = PreferenceConfig()
+
+
+def loss_of(model, reference, w, l, cfg=DEFAULTS, seed=0):
     return preference_loss(
         model, reference, w, l, Conditions(), Conditions(), torch_rng(seed, "dpo"), cfg
     )
@@ -206,7 +209,11 @@ def test_bad_configurations(wrong):
 
 
 def test_the_released_reference_noise_and_both_losses():
-    "Live reference: the margin is zero, the gradient is not; with beta 2 and both losses it is that of the winner's flow loss. Unshared noise: a start that is no start."
+    """Live reference: the margin is zero, the gradient is not.
+
+    With beta 2 and both losses it is that of the winner's flow loss. Unshared noise: a start that
+    is no start.
+    """
     model, (w, l) = Affine().eval(), members()
     live = PreferenceConfig(beta=2.0, reference="live", both=1.0)
     assert (

@@ -1,4 +1,7 @@
-"Recorded sets in training: from files in their own layouts to finished models, by their own splits; without them nothing changes."
+"""Recorded sets in training: from files in their own layouts to finished models.
+
+They keep their own splits; without them nothing changes.
+"""
 
 import json
 import shutil
@@ -21,7 +24,7 @@ from cop_repro.model.dit import DiTConfig, StreamConfig
 from cop_repro.model.encoders import build_encoders, learn_words
 from cop_repro.model.flow import DropoutConfig
 from cop_repro.model.roll import RollConfig, load_roll
-from cop_repro.stage import Stage
+from cop_repro.pipeline import Stage
 from cop_repro.training.features import encode_shards, encode_stores, soft_store
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig
@@ -103,7 +106,7 @@ def rendered(folder):
             folder / domain,
             rows,
             {n: (v.shape[1:], str(v.dtype)) for n, v in columns.items()},
-            lambda i: {n: v[i] for n, v in columns.items()},
+            lambda i, columns=columns: {n: v[i] for n, v in columns.items()},
             range(len(rows)),
             1,
             split_hash="s",
@@ -236,8 +239,8 @@ def test_recorded_sets_join_every_stage_by_their_own_split(made):
     loader, clips = load_roll(roll.made)[0], Store(place.stores["clips"])
     soft_store(place.stores["rolls"], loader, clips, range(6), split_hash="s")
     assert recorded_rolls(roll, loader) == ["pianoyt_piano"]
-    told = open_store(place.recorded["pianoyt_piano"]["rolls"])
-    assert np.isfinite(told["soft_velocity"][0]).all() and np.isnan(told["soft_velocity"][1:]).all()
+    soft = open_store(place.recorded["pianoyt_piano"]["rolls"])
+    assert np.isfinite(soft["soft_velocity"][0]).all() and np.isnan(soft["soft_velocity"][1:]).all()
     piano = replace(place, scratch=folder / "piano", made=folder / "piano.safetensors")
     guided = GuidanceConfig("velocity", "cached", joint_every=2, joint_items=2)
     result = train_piano(
@@ -290,7 +293,10 @@ def test_stores_that_do_not_fit_together(made, tmp_path):
 
 
 def test_a_flipped_byte_ends_a_stage(made, tmp_path):
-    "Stages 1, 2.1 and 2.2 and the encoding of features refuse a damaged recorded store by name, before anything is computed."
+    """Stages 1, 2.1 and 2.2 and the encoding of features refuse a damaged recorded store by name.
+
+    Nothing is computed before.
+    """
     folder, place, dit, _ = made
     shutil.copytree(folder / "real", tmp_path / "real")
     shutil.copytree(folder / "real_encoded", tmp_path / "encoded")
@@ -324,7 +330,7 @@ def test_a_flipped_byte_ends_a_stage(made, tmp_path):
     assert not broken.scratch.exists() and not (tmp_path / "again").exists()
 
 
-def test_the_door_lists_recorded_stores(tmp_path):
+def test_a_stage_lists_recorded_stores(tmp_path):
     (tmp_path / "fingerprints.yaml").write_text("{encode: 1, prepare: 1}")
     stage = Stage("encode", {"seed": 0, "device": "cpu", "encode": {}}, root=tmp_path)
     assert stage.recorded() == {} and stage.place("x")["recorded"] == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cop_repro.cli import _last, main, progress
+from cop_repro.cli import _progress, main
 from cop_repro.data.notes import make_notes, write_midi
 from cop_repro.data.video import write_video
 from cop_repro.judges.networks import JudgeSizes, make_judges, save_judges
@@ -557,17 +557,15 @@ def test_what_fails_is_noted_where_no_metric_was_named(made, tmp_path, capsys):
 
 def test_progress_goes_beside_the_output(made, capsys, monkeypatch):
     "A long run tells on stderr where it is; its output is the JSON alone. A short run is silent."
-    import cop_repro.cli as cli
-
     clock = iter(range(0, 10_000, 4))
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert (
         main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr", "--json"]) == 0
     )
     said = capsys.readouterr()
     assert json.loads(said.out)["clips"] == 3 and said.err.splitlines() == ["[    2/3] clip1"]
-    monkeypatch.setitem(_last, "at", 10_000)
-    progress(3, 3, "clip2", beside=True)
+    monkeypatch.setitem(_progress._last, "at", 10_000)
+    _progress.progress(3, 3, "clip2", beside=True)
     assert capsys.readouterr().err == ""
 
 

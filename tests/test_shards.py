@@ -1,4 +1,4 @@
-"Shards: one store in many folders, made once, checked to the byte, read by the training code as it is."
+"Shards: one store in many folders, made once, checked to the byte, read by the training code."
 
 import json
 import multiprocessing
@@ -168,8 +168,8 @@ def test_what_is_refused(tmp_path, stores):
 
 
 def test_bench_of_the_loader(capsys):
-    from cop_repro.benches import LOADER_SECONDS
     from cop_repro.cli import main
+    from cop_repro.cli._bench_loader import LOADER_SECONDS
 
     assert main(["bench", "--loader", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
@@ -179,7 +179,7 @@ def test_bench_of_the_loader(capsys):
     assert made[-1]["bytes"] > 5 * made[0]["bytes"]
 
 
-def test_the_door(tmp_path, stores, capsys):
+def test_the_command(tmp_path, stores, capsys):
     from cop_repro.cli import main
 
     assert main(["shards", str(stores[1].folder)]) == 0

@@ -1,4 +1,8 @@
-"Training stages as functions: the paper's sizes from its own profile, pretrained codec and encoders on tiny weights, one stage in two processes."
+"""Training stages as functions.
+
+The paper's sizes from its own profile, pretrained codec and encoders on tiny weights, one stage in
+two processes.
+"""
 
 import json
 from dataclasses import replace
@@ -30,7 +34,7 @@ from cop_repro.model.encoders import (
 from cop_repro.model.flow import DropoutConfig
 from cop_repro.model.roll import RollConfig, build_roll
 from cop_repro.parameters import load_params, merge
-from cop_repro.stage import Stage
+from cop_repro.pipeline import Stage
 from cop_repro.training.contrast import ContrastConfig, build_heads
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.launch import Machines, launch
@@ -84,19 +88,19 @@ def test_the_paper_profile_builds_the_published_systems(paper):
             ({"first_key": 15, "num_keys": 51}, (12_713_651, 789_296_595)),
             ({}, (12_718_424, 789_320_312)),
         ):
-            told_velocity, told_presence = (
+            with_velocity, presence_alone = (
                 replace(predictor, **keys),
                 replace(predictor, velocity=False, **keys),
             )
-            piano = build_piano(base, build_roll(told_presence), stream, variants["cop_piano"])
+            piano = build_piano(base, build_roll(presence_alone), stream, variants["cop_piano"])
             assert (size(piano.predictor), size(piano)) == published
             assert (
-                size(build_piano(base, build_roll(told_presence), stream, variants["no_guidance"]))
+                size(build_piano(base, build_roll(presence_alone), stream, variants["no_guidance"]))
                 == published[1]
             )
-            head = 129 * told_velocity.num_keys  # D-roll-velocity: ours
+            head = 129 * with_velocity.num_keys  # D-roll-velocity: ours
             assert (
-                size(build_piano(base, build_roll(told_velocity), stream, variants["cop_velocity"]))
+                size(build_piano(base, build_roll(with_velocity), stream, variants["cop_velocity"]))
                 == published[1] + head
             )
 
@@ -155,7 +159,10 @@ def sounds(tmp_path_factory):
 
 
 def test_a_pretrained_codec_through_the_stage(sounds, tmp_path):
-    "EnCodec's format with tiny weights: nothing is trained, statistics are fitted on the training split, the file is a codec that the next stage loads."
+    """EnCodec's format with tiny weights: nothing is trained.
+
+    Statistics are fitted on the training split; the file is a codec that the next stage loads.
+    """
     torch.manual_seed(0)
     source = EnCodec24(CodecConfig(kind="encodec"), num_filters=2, lstm_layers=1)
     save_weights(
@@ -268,7 +275,10 @@ def stage_one(place, cfg):
 
 
 def test_a_stage_in_two_processes_equals_one(tmp_path):
-    "Both phases of stage 1, weights in pieces, bf16 off: the file that two processes write is the file that one writes, to rounding."
+    """Both phases of stage 1, weights in pieces, bf16 off.
+
+    The file that two processes write is the file that one writes, to rounding.
+    """
     stores = {
         "encoded": features(tmp_path / "piano", ["piano"] * 6),
         "general": features(tmp_path / "general", ["t2a"] * 5 + ["foley"] * 5),

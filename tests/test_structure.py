@@ -1,8 +1,10 @@
-"The house: imports point down, stages are thin, what is generated is fresh."
+"Structure: imports point down, stages are thin, what is generated is fresh."
 
 import ast
+import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cop_repro.cli import _check_notebook, stage_modules
+from cop_repro.cli import command_modules
+from cop_repro.cli.fingerprints import stage_modules
+from cop_repro.cli.run import check_notebook
 from cop_repro.core import CopError, ParamsError
 from cop_repro.parameters import KEYS, check_params, load_params, merge
 
@@ -36,6 +40,17 @@ def module_of(path: Path) -> str:
     return re.search(r"#\| default_exp (\S+)", "\n".join(code_cells(path))).group(1)
 
 
+def imported_modules(source: str) -> set[str]:
+    "Absolute names of the project's modules that a source imports, in any form."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+    return {name for name in found if name.split(".")[0] == "cop_repro"}
+
+
 NUMBER = {f"cop_repro.{module_of(p)}": int(p.stem[:2]) for p in LIBRARY}
 
 
@@ -49,10 +64,32 @@ def test_imports_point_down(path):
         for node in ast.walk(ast.parse(cell)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cop_repro"):
                 assert node.module in NUMBER, (
-                    f"{path.stem} imports {node.module}, which no notebook exports (doors are not for library code)"
+                    f"{path.stem} imports {node.module}, which no notebook exports "
+                    "(the command line is not for library code)"
                 )
                 assert NUMBER[node.module] < number, f"{path.stem} imports {node.module} from above"
                 assert all(a.name != "*" for a in node.names), "explicit names only"
+
+
+NOT_FOR_LIBRARY_CODE = ("cop_repro.cli", "cop_repro.parameters", "cop_repro.pipeline")
+
+
+def not_for_library_code(name: str) -> bool:
+    return any(name == m or name.startswith(f"{m}.") for m in NOT_FOR_LIBRARY_CODE)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
+def test_library_code_knows_no_command_line(path):
+    "Exported cells import neither commands nor parameter files nor what stage notebooks share."
+    for cell in code_cells(path, exported=True):
+        wrong = [name for name in imported_modules(cell) if not_for_library_code(name)]
+        assert not wrong, f"{path.stem} imports {wrong}"
+
+
+def test_what_is_not_for_library_code_is_recognised():
+    source = "import cop_repro.cli.run\nfrom cop_repro import pipeline, core\nimport numpy"
+    wrong = {name for name in imported_modules(source) if not_for_library_code(name)}
+    assert wrong == {"cop_repro.cli.run", "cop_repro.pipeline"}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
@@ -83,16 +120,13 @@ def test_library_notebook_is_clean(path):
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_names_exist(path):
     "Every project import in every cell names something that its module has."
-    import importlib
-
     for cell in code_cells(path):
         source = "\n".join(l for l in cell.split("\n") if not l.startswith(("%", "!")))
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cop_repro"):
                 module = importlib.import_module(node.module)
-                assert all(hasattr(module, a.name) for a in node.names), (
-                    f"{path.stem}: {node.module} lacks {[a.name for a in node.names if not hasattr(module, a.name)]}"
-                )
+                lacking = [a.name for a in node.names if not hasattr(module, a.name)]
+                assert not lacking, f"{path.stem}: {node.module} lacks {lacking}"
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
@@ -104,7 +138,7 @@ def test_stages_are_thin(path):
     assert all(not c.get("outputs") and c.get("execution_count") is None for c in cells), (
         "stage notebooks keep no outputs"
     )
-    _check_notebook(path)
+    check_notebook(path)
 
 
 def test_pipeline_declares_stages_and_params():
@@ -132,7 +166,7 @@ def test_pipeline_declares_stages_and_params():
 
 
 def test_every_stage_section_is_read():
-    "A section's first-level keys all appear in the stage's notebook, in dvc.yaml or in a shared one."
+    "A section's first-level keys all appear in the stage's notebook."
     params = load_params(ROOT / "params.yaml")
     for path in STAGES:
         source = "\n".join(code_cells(path))
@@ -158,7 +192,14 @@ def test_stage_modules_follow_imports():
         "cop_repro.model.flow",
         "cop_repro.training.loop",
     } <= set(names)
-    assert "cop_repro.evaluation.report" not in names and "cop_repro.cli" not in names
+    assert "cop_repro.evaluation.report" not in names
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_command_line_enters_no_fingerprint(path):
+    names = stage_modules(path, ROOT)
+    assert "cop_repro.pipeline" in names
+    assert not [n for n in names if n == "cop_repro.cli" or n.startswith("cop_repro.cli.")]
 
 
 def test_untagged_parameters_are_refused(tmp_path):
@@ -167,7 +208,7 @@ def test_untagged_parameters_are_refused(tmp_path):
         cell["metadata"].pop("tags", None)
     (tmp_path / "x.ipynb").write_text(json.dumps(notebook))
     with pytest.raises(CopError, match="tagged"):
-        _check_notebook(tmp_path / "x.ipynb")
+        check_notebook(tmp_path / "x.ipynb")
 
 
 def test_fingerprints_are_fresh():
@@ -178,6 +219,61 @@ def test_fingerprints_are_fresh():
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+DUMMY_COMMAND = """
+HELP = "count to a number"
+
+
+def add_arguments(parser):
+    parser.add_argument("number", type=int)
+
+
+def run(args):
+    print(*range(args.number))
+    return 7
+"""
+
+
+def test_a_new_command_is_one_new_file(tmp_path, monkeypatch, capsys):
+    "A file dropped into the package of commands is a command; one with an underscore is none."
+    shutil.copytree(ROOT / "cop_repro" / "cli", tmp_path / "copied_cli")
+    (tmp_path / "copied_cli" / "count.py").write_text(DUMMY_COMMAND)
+    (tmp_path / "copied_cli" / "_helper.py").write_text("raise ValueError")
+    monkeypatch.syspath_prepend(tmp_path)
+    copied = importlib.import_module("copied_cli")
+    try:
+        assert "count to a number" in copied.build_parser().format_help()
+        assert copied.main(["count", "3"]) == 7
+        assert capsys.readouterr().out == "0 1 2\n"
+    finally:
+        for name in [n for n in sys.modules if n.split(".")[0] == "copied_cli"]:
+            del sys.modules[name]
+
+
+def test_the_parser_is_light():
+    "Building it loads no library that takes seconds."
+    code = (
+        "import sys, cop_repro.cli as cli; cli.build_parser(); "
+        "print(*{'torch', 'librosa', 'matplotlib', 'papermill', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+
+
+def test_every_command_explains_itself():
+    for name, module in command_modules().items():
+        assert module.HELP and "\n" not in module.HELP, name
+        assert module.__doc__ and module.run.__doc__ and module.add_arguments.__doc__, name
+
+
+@pytest.mark.parametrize("arguments", [("format", "--check"), ("check",)], ids=lambda a: a[0])
+def test_ruff(arguments):
+    "Layout and lint of modules, notebooks and tests, as pyproject.toml asks for."
+    ruff = Path(sys.executable).parent / "ruff"
+    command = [ruff, *arguments, "--no-cache", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 def test_deviation_ids_exist():
@@ -196,8 +292,6 @@ def test_deviation_ids_exist():
 
 def test_export_and_clean_are_fresh(tmp_path):
     "nbdev_clean and nbdev_export leave the tree as it is."
-    import shutil
-
     bin_folder = Path(sys.executable).parent
     for name in ("settings.ini", "pyproject.toml", "params.yaml"):
         shutil.copy2(ROOT / name, tmp_path / name)
@@ -221,7 +315,7 @@ def test_export_and_clean_are_fresh(tmp_path):
 
 
 def test_paper_profile_is_the_published_model():
-    "The paper profile's DiT, with the base's and the piano's streams, has the published number of parameters (on the meta device)."
+    "The paper profile's DiT, with the base's and the piano's streams, has the published size."
     from dataclasses import replace
 
     import torch

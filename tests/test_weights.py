@@ -1,4 +1,4 @@
-"Weights of others: what is refused by name, what is left alone, and one door."
+"Weights of others: what is refused by name, what is left alone, the command."
 
 import json
 
@@ -22,7 +22,10 @@ from cop_repro.model.weights import (
 SHAPES = {"a": (3, 2)}
 
 
-def put(folder, tensors={"a": torch.arange(6.0).reshape(3, 2)}):
+TENSORS = {"a": torch.arange(6.0).reshape(3, 2)}
+
+
+def put(folder, tensors=TENSORS):
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     return folder / "model.safetensors"
@@ -139,7 +142,7 @@ def test_a_pickled_openclip_is_converted_first(tmp_path):
     assert len(verify_weights("openclip_bigg", tmp_path, {"visual.proj": (4, 2)})) == 2
 
 
-def test_the_door(tmp_path, capsys):
+def test_the_command(tmp_path, capsys):
     assert main(["weights", "list", "--folder", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {r["name"]: r["state"] for r in rows} == dict.fromkeys(WEIGHTS, "missing") and all(

@@ -1,4 +1,4 @@
-"What stage notebooks share: where things are, this stage's parameters, progress, metrics. A door: library code never imports it."
+"What stage notebooks share: places, parameters, progress, metrics. Not for library code."
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from cop_repro.cli import progress
+from cop_repro.cli._progress import progress
 from cop_repro.core import (
     ParamsError,
     file_hash,
@@ -34,22 +34,27 @@ class Stage:
 
     @property
     def seed(self) -> int:
+        "Of everything that is random in this run."
         return int(self.params["seed"])
 
     @property
     def profile(self) -> str:
+        "Name of the parameters."
         return self.params["profile"]
 
     @property
     def label(self) -> str:
+        "How results of this run are labelled."
         return "smoke" if self.profile == "smoke" else "embedded"
 
     @property
     def device(self) -> torch.device:
+        "Where this run computes."
         name = str(self.params["device"])
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ParamsError(
-                f"device is {name!r}, but this machine has no GPU that torch can use: choose a profile for CPUs"
+                f"device is {name!r}, but this machine has no GPU that torch can use: "
+                "choose a profile for CPUs"
             )
         return torch.device(name)
 
@@ -80,63 +85,67 @@ class Stage:
             if key not in value:
                 raise ParamsError(f"{where}: missing parameter {key!r}")
             value, where = value[key], f"{where}.{key}"
-        own = (
-            {"seed": self.seed}
-            if "seed" in cls.__dataclass_fields__ and "seed" not in value
-            else {}
-        )  # batches and noise follow the run's seed
-        return from_dict(cls, {**value, **own}, where)
+        if "seed" in cls.__dataclass_fields__:  # batches and noise follow the run's seed
+            value = {"seed": self.seed, **value}
+        return from_dict(cls, value, where)
 
     def path(self, *parts: str) -> Path:
+        "A path below the checkout."
         return self.root.joinpath(*parts)
 
     def inputs(self, *files: Path | None, **stores: str) -> dict[str, str]:
-        "What a run is made from: hashes of the code, of each store's index and of each file. A checkpoint of other inputs is another run's."
+        """What a run is made from: hashes of the code, of each store's index and of each file.
+
+        A checkpoint of other inputs is another run's.
+        """
         listed = yaml.safe_load(self.path("fingerprints.yaml").read_text())
-        found = {
-            f"code of {name}": str(listed[name])
-            for name in dict.fromkeys((self.name, "prepare", "encode"))
+        code = dict.fromkeys((self.name, "prepare", "encode"))
+        indexes = [self.path("features", folder, "index.json") for folder in stores.values()]
+        paths = [p for p in (*files, *indexes) if p is not None and p.is_file()]
+        return {f"code of {name}": str(listed[name]) for name in code} | {
+            p.relative_to(self.root).as_posix(): file_hash(p) for p in paths
         }
-        paths = [
-            p
-            for p in (
-                *files,
-                *(self.path("features", folder, "index.json") for folder in stores.values()),
-            )
-            if p is not None and p.is_file()
-        ]
-        return found | {p.relative_to(self.root).as_posix(): file_hash(p) for p in paths}
 
     def scratch(self, inputs: dict[str, str]) -> Path:
-        "Git-ignored folder for checkpoints of this very run: its parameters, and what it is made from."
-        key = hashlib.sha256(
-            json.dumps(
-                [self.params[self.name], self.item, self.seed, inputs], sort_keys=True
-            ).encode()
-        ).hexdigest()[:12]
-        return self.path(
-            "work", "checkpoints", self.name + (f"-{self.item}" if self.item else ""), key
-        )
+        "Git-ignored folder for checkpoints of this very run: its parameters and inputs."
+        own = [self.params[self.name], self.item, self.seed, inputs]
+        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+        name = self.name + (f"-{self.item}" if self.item else "")
+        return self.path("work", "checkpoints", name, key)
 
     def recorded(self) -> dict[str, dict[str, Path]]:
-        "Stores of recorded sets that `prepare` listed: name -> folders by kind. Without a list there are none."
+        "Stores of recorded sets that `prepare` listed, if any: name -> folders by kind."
         listed = self.path("features", "clips", "real.json")
+        names = json.loads(listed.read_text()) if listed.is_file() else ()
         return {
             name: {
                 "clips": self.path("features", "real", name),
                 "encoded": self.path("features", "real_encoded", name),
                 "rolls": self.path("features", "rolls", "real", name),
             }
-            for name in (json.loads(listed.read_text()) if listed.is_file() else ())
+            for name in names
         }
 
     def list_recorded(self, folder: str, known: dict) -> None:
-        "Hashes of recorded stores in an output that DVC watches, so that later stages run again when a set has changed."
+        """Hashes of recorded stores in an output that DVC watches.
+
+        Later stages run again when a set has changed.
+        """
         listed = self.path("features", folder, "real.json")
-        write_json(listed, known) if known else listed.unlink(missing_ok=True)
+        if known:
+            write_json(listed, known)
+        else:
+            listed.unlink(missing_ok=True)
+
+    def made(self, name: str) -> Path:
+        "A file that this run makes, below models/."
+        return self.path("models", self.name, *([self.item] if self.item else []), name)
 
     def place(self, made: str, *files: Path | None, **stores: str) -> dict:
-        "Where this run reads (models that it starts from, name -> store below features/), computes and writes, for `training.stages.Place`."
+        """Where this run reads, computes and writes, for `training.stages.Place`.
+
+        `files` are models that it starts from, `stores` name -> store below features/.
+        """
         inputs = self.inputs(*files, **stores)
         return {
             "stores": {name: self.path("features", folder) for name, folder in stores.items()},
@@ -144,19 +153,16 @@ class Stage:
             "inputs": inputs,
             "device": str(self.device),
             "seed": self.seed,
-            "made": self.path("models", self.name, *([self.item] if self.item else []), made),
+            "made": self.made(made),
             "progress": progress,
             "recorded": self.recorded(),
         }
 
     def metrics(self, **values) -> dict:
-        "Write models/<stage>/metrics.json: what was measured and what it cost."
-        made = {**_finite(values), "seconds": round(time.monotonic() - self.began, 1)}
-        write_json(
-            self.path("models", self.name, *([self.item] if self.item else []), "metrics.json"),
-            made,
-        )
-        return made
+        "Write models/<stage>/metrics.json: what was measured, and the seconds it took."
+        values = {**_finite(values), "seconds": round(time.monotonic() - self.began, 1)}
+        write_json(self.made("metrics.json"), values)
+        return values
 
 
 def _finite(value):

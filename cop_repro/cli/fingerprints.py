@@ -1,0 +1,85 @@
+"`cop fingerprints`: one code fingerprint a stage, which dvc.yaml depends on."
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from cop_repro.core import CopError, code_fingerprint, project_root
+
+HELP = "write (or check) the code fingerprints of the stages"
+
+HEADER = (
+    "# Written by `make export`: hash of the syntax trees of a stage's cells and of all modules it "
+    "uses. Prose does not change it.\n"
+)
+COMMAND_LINE = "cop_repro.cli"  # decides nothing about results
+
+
+def add_arguments(parser) -> None:
+    "Write or check."
+    parser.add_argument("--check", action="store_true")
+
+
+def run(args) -> int:
+    "Write fingerprints.yaml, or fail where it is stale."
+    root = project_root()
+    notebooks = sorted((root / "nbs" / "stages").glob("*.ipynb"))
+    made = {p.stem: stage_fingerprint(p, root) for p in notebooks}
+    text = HEADER + yaml.safe_dump(made)
+    path = root / "fingerprints.yaml"
+    if path.exists() and path.read_text() == text:
+        return 0
+    if args.check:
+        raise CopError("fingerprints.yaml is stale: run `make export`")
+    path.write_text(text)
+    return 0
+
+
+def stage_fingerprint(notebook: Path, root: Path) -> str:
+    "Hash of a stage's own code cells and of every module it uses."
+    own = [ast.dump(ast.parse(source)) for source in _code_cells(notebook)]
+    used = code_fingerprint(*stage_modules(notebook, root))
+    return hashlib.sha256("\n".join([*own, used]).encode()).hexdigest()[:16]
+
+
+def stage_modules(notebook: Path, root: Path) -> list[str]:
+    "Every module of the project that a notebook needs, directly or through others."
+    todo = set().union(*(_imported(source, "") for source in _code_cells(notebook)))
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        path = root / (name.replace(".", "/") + ".py")
+        if name in seen or not path.exists() or _is_command_line(name):
+            continue
+        seen.add(name)
+        todo |= _imported(path.read_text(), name.rpartition(".")[0])
+    return sorted(seen)
+
+
+def _code_cells(notebook: Path) -> list[str]:
+    "Sources of a notebook's code cells."
+    cells = json.loads(notebook.read_text())["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+def _imported(source: str, package: str) -> set[str]:
+    "Modules of the project that a source imports from; `package` resolves relative imports."
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    relative = {_resolved(node, package) for node in nodes if node.level}
+    absolute = {node.module for node in nodes if not node.level and node.module}
+    return relative | {name for name in absolute if name.startswith("cop_repro")}
+
+
+def _resolved(node: ast.ImportFrom, package: str) -> str:
+    "The absolute name of a relative import's module."
+    parts = package.split(".")
+    above = parts[: len(parts) - node.level + 1]
+    return ".".join([*above, *(node.module or "").split(".")]).strip(".")
+
+
+def _is_command_line(name: str) -> bool:
+    "Whether a module belongs to this package."
+    return name == COMMAND_LINE or name.startswith(f"{COMMAND_LINE}.")

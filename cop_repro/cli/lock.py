@@ -1,0 +1,21 @@
+"`cop lock`: what `make lock` resolves."
+
+from configparser import ConfigParser
+
+from cop_repro.core import project_root
+
+HELP = "print the requirements of settings.ini"
+
+
+def add_arguments(parser) -> None:
+    "It takes no arguments."
+
+
+def run(args) -> int:
+    "Print what settings.ini asks for, one requirement a line."
+    parser = ConfigParser(delimiters=["="])
+    parser.read(project_root() / "settings.ini", encoding="utf-8")
+    settings = parser["DEFAULT"]
+    wanted = f"{settings['requirements']} {settings['dev_requirements']}".split()
+    print("\n".join(wanted))
+    return 0

@@ -1,0 +1,121 @@
+"`cop nuisance`: an ablation of what the renderer varies in its videos."
+
+from pathlib import Path
+
+from cop_repro.cli._progress import progress
+from cop_repro.core import CopError, from_dict, project_root, write_json
+from cop_repro.parameters import load_params
+
+HELP = "ablation of the rendered videos' nuisances: one roll predictor for each group left out"
+
+
+def add_arguments(parser) -> None:
+    "Sizes of the experiment."
+    parser.add_argument("videos", nargs="*", help="real piano videos with sound")
+    parser.add_argument("-o", "--output", default="reports/nuisance.json")
+    parser.add_argument("--clips", type=int, default=24, help="training videos of each variant")
+    parser.add_argument("--test-clips", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument(
+        "--variants", nargs="+", help="e.g. all none without_hands; default: every one"
+    )
+
+
+def run(args) -> int:
+    "Train a roll predictor from scratch for each variant, score all, write the scores."
+    root = project_root()
+    variants = _variants(args.variants)
+    params = load_params(root / "params.yaml")
+    made = _ablation(args, root, params, variants)
+    write_json(root / args.output, made)
+    for name, scored in made["scored"].items():
+        print(f"{name:20s} {_summary(scored)}")
+    return 0
+
+
+def _variants(wanted: list[str] | None) -> dict:
+    "Variants by name; default all."
+    from cop_repro.evaluation.nuisance_ablation import VARIANTS
+
+    unknown = sorted(set(wanted or ()) - set(VARIANTS))
+    if unknown:
+        raise CopError(f"no variant {unknown[0]!r}; variants are {', '.join(VARIANTS)}")
+    return {name: VARIANTS[name] for name in wanted or VARIANTS}
+
+
+def _ablation(args, root: Path, params: dict, variants: dict) -> dict:
+    "The scores of all variants, with what they were made from."
+    from cop_repro.cli._experiments import rendered
+    from cop_repro.data.clips import StripSize, load_works
+    from cop_repro.evaluation.nuisance_ablation import nuisance_ablation, real_video
+    from cop_repro.model.roll import RollConfig
+
+    clips = rendered(root, params)
+    train = _training_items(clips.items, args.clips)
+    works = sorted({item.recipe["work"] for item in train})
+    size = from_dict(StripSize, params["prepare"]["strip"], "prepare.strip")
+    cfg = _train_config(args.steps)
+    scored = nuisance_ablation(
+        root / "work" / "nuisance",
+        train,
+        load_works(works, root / params["prepare"]["etudes"], progress),
+        size,
+        from_dict(RollConfig, params["train_roll"]["roll"], "train_roll.roll"),
+        cfg,
+        params["train_roll"]["crop_s"],
+        clips.split,
+        _test_rows(clips.piano, args.test_clips),
+        [real_video(Path(video), size) for video in args.videos],
+        variants,
+        progress=progress,
+    )
+    return {
+        "clips": len(train),
+        "steps": cfg.steps,
+        "seed": cfg.seed,
+        "test_clips": args.test_clips,
+        "split": clips.split,
+        "scored": scored,
+    }
+
+
+def _training_items(items: list, count: int) -> list:
+    "Training videos with nuisances, one of each performance, spread evenly."
+    from cop_repro.cli._experiments import evenly
+
+    found = [
+        item
+        for item in items
+        if item.split == "train" and item.recipe["nuisance"] and "video_touch" not in item.recipe
+    ]
+    return [found[int(k)] for k in evenly(range(len(found)), count)]
+
+
+def _test_rows(store, count: int) -> dict[str, tuple]:
+    "Test clips by kind: clean, and with nuisances."
+    from cop_repro.cli._experiments import evenly
+
+    return {
+        kind: (store, evenly(store.select(split="test", rendering=kind), count))
+        for kind in ("clean", "nuisance")
+    }
+
+
+def _train_config(steps: int):
+    "How every variant is trained."
+    from cop_repro.training.loop import TrainConfig
+
+    return TrainConfig(steps, 8, 3e-3, warmup_steps=min(20, steps), decay="cosine", clip_norm=1.0)
+
+
+def _summary(scored: dict[str, list[dict]]) -> str:
+    "Mean onset F1 by kind of video."
+    return "  ".join(f"{kind} {_mean_f1(kind, clips):.2f}" for kind, clips in scored.items())
+
+
+def _mean_f1(kind: str, clips: list[dict]) -> float:
+    "Mean onset F1; of real videos, where sound and picture may be apart, after the best lag."
+    import numpy as np
+
+    metric = "lag_onset_f1" if kind == "real" else "onset_f1"
+    return float(np.mean([clip["metrics"][metric] for clip in clips]))

@@ -1,0 +1,41 @@
+"`cop perform VIDEO -o FOLDER`: sound for a silent piano video."
+
+from pathlib import Path
+
+from cop_repro.cli._assets import assets_folder
+from cop_repro.cli._progress import progress
+
+HELP = "turn a silent piano video into WAV, MIDI and a video with sound"
+
+
+def add_arguments(parser) -> None:
+    "A video, a folder, and how to perform."
+    parser.add_argument("video")
+    parser.add_argument("-o", "--output", required=True, help="folder to make")
+    parser.add_argument("--text", default="the sound of playing piano")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--corners",
+        help="keyboard corners in pixels: 'x,y x,y x,y x,y' "
+        "(top left, top right, bottom right, bottom left)",
+    )
+    parser.add_argument("--assets", help="folder with other weights")
+
+
+def run(args) -> int:
+    "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
+    from cop_repro.systems.cop import load_performer, perform_video
+
+    performer = load_performer(Path(args.assets) if args.assets else assets_folder())
+    out = perform_video(
+        Path(args.video),
+        Path(args.output),
+        performer,
+        text=args.text,
+        seed=args.seed,
+        corners=args.corners,
+        progress=progress,
+    )
+    for name, what in out.items():
+        print(f"{name:8s} {what}")
+    return 0

@@ -1,0 +1,50 @@
+"`cop plan`: what the training runs of a profile will need, before anything starts."
+
+import json
+
+from cop_repro.cli._profiles import profile_params
+from cop_repro.core import project_root
+
+HELP = (
+    "parameters, memory, operations, disk and hours of a profile's training runs, "
+    "before anything starts"
+)
+
+
+def add_arguments(parser) -> None:
+    "A profile and a machine."
+    parser.add_argument("--profile", default="default")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
+    parser.add_argument(
+        "--gpu", default="a100", help="a100, a800 or h100: the GPU whose peak speed is assumed"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.35, help="assumed fraction of the peak speed, 0 to 1"
+    )
+    parser.add_argument(
+        "--sharded",
+        action="store_true",
+        help="divide weights, gradients and moments among the GPUs",
+    )
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args) -> int:
+    "Print the plan of a profile on a machine, as tables or as JSON."
+    from cop_repro.cli._plan import make_plan, manifest_items
+    from cop_repro.cli._plan_costs import Costs
+    from cop_repro.cli._plan_text import plan_text
+    from cop_repro.training.planning import Machine
+
+    root = project_root()
+    params = profile_params(root, args.profile)
+    items = manifest_items(root, params)
+    costs = Costs(root / "work" / "plan-costs.json")
+    try:
+        machine = Machine(args.gpus, args.gpu_memory, args.gpu, args.mfu, args.sharded)
+        made = make_plan(params, machine, items, costs)
+    finally:
+        costs.save()
+    print(json.dumps(made, indent=1) if args.json else plan_text(made))
+    return 0

@@ -1,0 +1,30 @@
+"`cop profile NAME`: the whole pipeline with a profile's numbers."
+
+from cop_repro.cli._profiles import profile_params, publish, reproduce, scratch_copy
+from cop_repro.core import project_root
+
+HELP = "run the pipeline with a profile's numbers in a scratch copy"
+
+
+def add_arguments(parser) -> None:
+    "A profile, and the stages to run."
+    parser.add_argument("name")
+    parser.add_argument("targets", nargs="*")
+    parser.add_argument(
+        "--publish", action="store_true", help="copy its reports to reports/profiles/NAME"
+    )
+
+
+def run(args) -> int:
+    "Run the whole pipeline with a profile's numbers in a scratch copy of the work tree."
+    root, name = project_root(), args.name
+    scratch = scratch_copy(root, name, profile_params(root, name))
+    print(f"profile {name}: scratch copy in {scratch.relative_to(root)}", flush=True)
+    reproduce(scratch, name, args.targets)
+    reports = scratch / "reports"
+    print(f"profile {name}: reports are in {reports.relative_to(root)}", flush=True)
+    if args.publish:
+        target = root / "reports" / "profiles" / name
+        publish(reports, target)
+        print(f"published to {target.relative_to(root)}", flush=True)
+    return 0

@@ -1,0 +1,33 @@
+"`cop real VIDEO ...`: the shipped models on recorded piano videos that have sound."
+
+import json
+from pathlib import Path
+
+from cop_repro.cli._assets import assets_folder
+from cop_repro.cli._progress import progress
+from cop_repro.core import write_json
+
+HELP = "score the shipped models on real piano videos that have sound"
+
+
+def add_arguments(parser) -> None:
+    "Videos, and where to write."
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("-o", "--output", default="reports/real.json")
+    parser.add_argument("--picture")
+
+
+def run(args) -> int:
+    "Score shipped models on real piano videos against a transcription of their own sound."
+    from cop_repro.evaluation.real_videos import score_real_video
+    from cop_repro.systems.cop import load_performer
+
+    performer = load_performer(assets_folder())
+    picture = Path(args.picture) if args.picture else None
+    made = [
+        score_real_video(Path(video), performer, picture=picture, progress=progress)
+        for video in args.videos
+    ]
+    write_json(args.output, made)
+    print(json.dumps(made, indent=1))
+    return 0

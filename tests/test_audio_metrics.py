@@ -14,6 +14,7 @@ from mir_eval.util import match_events
 
 from cop_repro.core import BadInput
 from cop_repro.measure import audio_metrics as m
+from cop_repro.measure.registry import REGISTRY, Metric, Registry
 
 RATE = 24_000
 TIME = np.arange(RATE) / RATE
@@ -43,7 +44,7 @@ def test_si_sdr_agrees_with_torchmetrics():
 @pytest.mark.parametrize("snr_db", [-50, 0, 25, 29.9, 30.1, 60, 95])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_si_sdr_is_its_definition(snr_db, kind):
-    "Three inner products give what the residual gives; signals longer than a block, any axes."
+    "The shortcut by inner products equals the definition, across blocks and for any axes."
     ref = rng(1).normal(size=(2, 3, 2 * m.BLOCK + 5)).astype(kind)
     est = (0.3 * ref + 0.3 * 10 ** (-snr_db / 20) * rng(2).normal(size=ref.shape)).astype(kind)
     ref64, est64 = ref.astype(float), est.astype(float)
@@ -322,7 +323,7 @@ def test_av_offset():
 
 
 def test_motion_offset():
-    "A ball stops, a thud follows: delays to a frame at any video rate; without either, undefined."
+    "Delays are recovered to a frame at any video rate; silence or stillness is undefined."
     for frame_rate in (25.0, 30.0):
         frames, hits = round(4 * frame_rate), [0.8, 1.6, 2.9]
         flow = np.zeros(frames)
@@ -420,12 +421,15 @@ def test_bad_bootstrap(values, groups, level, said):
 
 
 def test_registry():
-    assert m.METRICS["mel_distance"].arrow == "↓" and all(k == v.name for k, v in m.METRICS.items())
-    with pytest.raises(BadInput):
-        m.registry(("a", "", True), ("a", "", True))
+    assert REGISTRY["mel_distance"].arrow == "↓"
+    assert all(k == v.name for k, v in REGISTRY.metrics.items())
+    own = Registry()
+    own.add(Metric("a", "", True))
+    with pytest.raises(BadInput, match="twice"):
+        own.add(Metric("a", "", True))
 
 
-# Parity with other people's code, on ordinary and adversarial inputs.
+# Parity with other libraries on ordinary and adversarial inputs.
 
 ADVERSARIAL = {
     "tiny": lambda x: 1e-5 * x,
@@ -477,9 +481,8 @@ def test_stft_agrees_with_auraloss():
     )
     ref, est = (torch.tensor(x, dtype=torch.float32)[None, None] for x in (REF, EST))
     theirs = [loss.stft(x.reshape(1, -1))[0][0].numpy() for x in (ref, est)]
-    # Theirs reflects at the ends, ours pads zeros: frames that touch neither are compared; their
-    # floor is 1e-4.
-    for x, other in zip((REF, EST), theirs):
+    # Theirs pads by reflection, ours with zeros: compare the frames without padding.
+    for x, other in zip((REF, EST), theirs):  # auraloss clips magnitudes at 1e-4
         np.testing.assert_allclose(
             np.maximum(m.stft_magnitude(x, 1024, 240)[:, 3:-3], 1e-4),
             other[:, 3:-3],
@@ -553,7 +556,7 @@ def test_inception_score_agrees_with_torchmetrics_definition():
 
 
 def test_si_sdr_spec_anchors():
-    "Piano with most notes right, an unrelated piece, noise: order and size of the anchors."
+    "Order and size of three anchors: most notes right, an unrelated piece, noise."
     from cop_repro.data.notes import make_notes, synthesise
 
     r = rng(4)

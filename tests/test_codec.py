@@ -1,4 +1,4 @@
-"The codec: parity with other implementations, the asset contract, arrays on any device."
+"Codec: parity with other implementations, the asset contract, what is refused."
 
 import copy
 from pathlib import Path
@@ -232,10 +232,7 @@ def test_a_correction_begins_as_nothing_and_uses_neighbours(small, wav):
 
 
 def test_a_learning_encoder_gains_nothing_by_growing(small, wav):
-    """The gradient along the encoder's own scale is zero.
-
-    Values are those of the running statistics, which follow the encoder.
-    """
+    "The gradient along the encoder's scale vanishes; values use running statistics, which follow."
     codec = copy.deepcopy(small)
     raw = codec.raw_latents(wav)
     scale = torch.ones((), requires_grad=True)

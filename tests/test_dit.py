@@ -97,7 +97,7 @@ def test_paper_parts():
 
 def test_fresh_streams_are_inaudible(batch):
     xt, t, cond = batch
-    model = MultiStreamDiT(TINY).eval()  # fusion is zero: video and roll cannot be heard yet
+    model = MultiStreamDiT(TINY).eval()  # fusion is zero: video and roll have no influence yet
     assert torch.equal(model(xt, t, cond), model(xt, t, Conditions(cond.text)))
 
 
@@ -287,10 +287,10 @@ def test_declared_shapes_hold(batch):
             )
         }
         model = dit.MultiStreamDiT(dit.DiTConfig(**sizes, **others))
-        kept = flow.drop_conditions(cond, flow.DropoutConfig(), torch_rng(0, "drop"))
+        dropped = flow.drop_conditions(cond, flow.DropoutConfig(), torch_rng(0, "drop"))
         mask = torch.ones(2, 20, dtype=torch.bool)
         flow.fm_loss(
-            model, xt, kept, torch.zeros_like(xt), t, mask, per_example=True
+            model, xt, dropped, torch.zeros_like(xt), t, mask, per_example=True
         ).sum().backward()
         model(xt, t, cond, features=True)
         flow.sample(

@@ -61,7 +61,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
-    "A tiny encoder-decoder in the hub's format of FLAN-T5: config, safetensors, fast tokenizer."
+    "A tiny encoder-decoder in FLAN-T5's hub format: config, safetensors, fast tokenizer."
     folder = tmp_path_factory.mktemp("t5")
     with seeded(0, "t5"):
         cfg = transformers.T5Config(
@@ -162,11 +162,11 @@ def test_a_saved_real_encoder_is_its_source(t5_folder, clip_folder, tmp_path):
 
 def test_t5_agrees_with_transformers(t5_folder):
     whole = transformers.T5ForConditionalGeneration.from_pretrained(t5_folder).eval()
-    predictor = load_t5(PretrainedSources(text=str(t5_folder)))
-    ids, mask = predictor.tokenize(["rain falls"])
+    encoder = load_t5(PretrainedSources(text=str(t5_folder)))
+    ids, mask = encoder.tokenize(["rain falls"])
     with torch.no_grad():
         expected = whole.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    assert torch.allclose(predictor.encode(["rain falls"])[0], expected, atol=1e-6)
+    assert torch.allclose(encoder.encode(["rain falls"])[0], expected, atol=1e-6)
 
 
 def test_loading_leaves_the_global_generator_alone(t5_folder, clip_folder):
@@ -259,7 +259,7 @@ def test_asset_round_trip_and_mismatches(tmp_path):
 def test_step_is_pure_and_reaches_every_kept_parameter():
     trainer = EncodersTrainer(SMALL, learn_words(["a thing falls"]))
     optimizer = torch.optim.Adam(trainer.parameters(), lr=1e-3)
-    # CLIP's residual branches start at zero: the second step is the first that reaches inside them.
+    # CLIP's residual branches start at zero: only the second step has gradients inside them.
     for step in range(2):
         loss, logs = encoders_step(trainer, small_batch(), torch_rng(0, "step", step))
         optimizer.zero_grad()
@@ -285,9 +285,9 @@ def test_several_positives_by_hand():
     a = torch.eye(2)
     both = contrastive_loss(a, a, torch.ones(2, 2, dtype=torch.bool), 2.0)
     own = contrastive_loss(a, a, torch.eye(2, dtype=torch.bool), 2.0)
-    log_share = torch.log_softmax(torch.tensor([2.0, 0.0]), 0)
-    assert own == pytest.approx(-float(log_share[0]), abs=1e-6) and both == pytest.approx(
-        -float(log_share.mean()), abs=1e-6
+    log_weights = torch.log_softmax(torch.tensor([2.0, 0.0]), 0)
+    assert own == pytest.approx(-float(log_weights[0]), abs=1e-6) and both == pytest.approx(
+        -float(log_weights.mean()), abs=1e-6
     )
 
 

@@ -1,7 +1,4 @@
-"""Extractors: the real networks through tiny weights in their own formats.
-
-Parity with their libraries, refusal of mixtures.
-"""
+"Extractors: real networks with tiny weights, parity with their libraries, refused mixtures."
 
 import json
 
@@ -130,15 +127,15 @@ WAVS = [t2a_clip(i, 2.0).wav for i in range(3)]
 def test_clap_is_transformers_own(clap_folder):
     extractor = load_extractor("clap", clap_folder)
     assert extractor.sample_rate == 16_000 and extractor.provenance.startswith("CLAP ")
-    heard, read = (
+    sounds, captions = (
         extractor("audio", "abc", WAVS),
         extractor("text", "abc", ["bell", "rain", "bell"]),
     )
-    assert heard.values.shape == (3, 12) and np.allclose(
-        np.linalg.norm(heard.values, axis=1), 1, rtol=1e-6, atol=1e-6
+    assert sounds.values.shape == (3, 12) and np.allclose(
+        np.linalg.norm(sounds.values, axis=1), 1, rtol=1e-6, atol=1e-6
     )
-    assert (read.values[0] == read.values[2]).all() and not np.allclose(
-        read.values[0], read.values[1]
+    assert (captions.values[0] == captions.values[2]).all() and not np.allclose(
+        captions.values[0], captions.values[1]
     )
     model, words = (
         transformers.ClapModel.from_pretrained(clap_folder),
@@ -147,10 +144,10 @@ def test_clap_is_transformers_own(clap_folder):
     with torch.inference_mode():
         out = model.get_text_features(**words(["bell"], return_tensors="pt"))
     out = (out if isinstance(out, torch.Tensor) else out.pooler_output)[0].double().numpy()
-    np.testing.assert_allclose(read.values[0], out / np.linalg.norm(out), atol=1e-6)
-    score = set_score("clap_score", read, heard)
+    np.testing.assert_allclose(captions.values[0], out / np.linalg.norm(out), atol=1e-6)
+    score = set_score("clap_score", captions, sounds)
     assert (
-        score.value == pytest.approx(m.clap_score(read.values, heard.values), abs=1e-12)
+        score.value == pytest.approx(m.clap_score(captions.values, sounds.values), abs=1e-12)
         and score.n == 3
     )
 
@@ -194,7 +191,7 @@ def test_vggish_through_its_package(tmp_path):
 
 
 def _other_package(name: str, module: str):
-    "A module of an optional package, without running its __init__, which may fetch files."
+    "A module of a package that is not required; its __init__, which may fetch files, is not run."
     import importlib
     import importlib.util
     import sys
@@ -213,7 +210,7 @@ SOUND = torch.from_numpy(t2a_clip(5, 4.0).wav[:64_000])
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_panns_equals_the_released_code(tmp_path):
+def test_panns_agrees_with_the_released_code(tmp_path):
     models = _other_package("panns_inference", "models")
     with seeded(0, "cnn14"):
         net = models.Cnn14(32_000, 1024, 320, 64, 50, 14_000, 527).eval()
@@ -236,7 +233,7 @@ def test_panns_equals_the_released_code(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wav2clip_equals_the_released_code():
+def test_wav2clip_agrees_with_the_released_code():
     encoder = _other_package("wav2clip", "model.encoder")
     from cop_repro.judges.pretrained import Wav2Clip
 
@@ -319,17 +316,17 @@ def test_clip_of_open_clip(tmp_path):
         for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     with torch.inference_mode():
-        seen = clip.encode_image(
+        pictures = clip.encode_image(
             (torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - mean) / std, normalize=True
         ).numpy()
-        read = clip.encode_text(
+        captions = clip.encode_text(
             open_clip.SimpleTokenizer(context_length=16)(["a bell rings"]), normalize=True
         ).numpy()
     np.testing.assert_allclose(
-        extractor("image", ["a"], [frames]).values, seen, rtol=1e-5, atol=1e-6
+        extractor("image", ["a"], [frames]).values, pictures, rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(
-        extractor("text", ["a"], ["a bell rings"]).values, read, rtol=1e-5, atol=1e-6
+        extractor("text", ["a"], ["a bell rings"]).values, captions, rtol=1e-5, atol=1e-6
     )
     with pytest.raises(BadInput, match="needs another extractor"):
         extractor("audio", ["a"], WAVS[:1])
@@ -342,7 +339,7 @@ def test_clip_of_open_clip(tmp_path):
 
 
 def test_a_pickle_is_read_once_and_never_by_an_extractor(tmp_path):
-    "Tensors only, from the usual wrappings; code is refused; the extractors refuse any pickle."
+    "Only tensors are converted; a pickle that runs code is refused; extractors refuse all."
     from cop_repro.cli import main
 
     torch.save({"iteration": 3, "model": {"fc1.weight": torch.ones(2, 2)}}, tmp_path / "net.pth")
@@ -376,7 +373,7 @@ def test_missing_networks(kind, tmp_path):
     with pytest.raises(DatasetMissing):
         load_extractor(kind, tmp_path / "none")
     with pytest.raises(BadInput, match="no extractor"):
-        load_extractor("ears", tmp_path)
+        load_extractor("unknown", tmp_path)
 
 
 def test_mixtures_are_refused(judges):
@@ -459,12 +456,12 @@ def test_videos_and_captions(judges):
         texts=["a bell rings"] * 2,
         videos=[c.frames for c in made],
     )
-    frames, heard = (
+    frames, sounds = (
         [extractor("image", ["x"], [c.frames[::30]]).values for c in made],
         extractor("audio", "ab", [c.wav for c in made]).values,
     )
     assert (
-        scores[0].value == pytest.approx(m.clip_score(heard, frames, every=1), rel=1e-9)
+        scores[0].value == pytest.approx(m.clip_score(sounds, frames, every=1), rel=1e-9)
         and -1 <= scores[1].value <= 1
     )
     for lacking in (
@@ -507,8 +504,8 @@ def test_assets_are_checked(judges, tmp_path):
     assert json.loads(json.dumps(meta))["classes"] == ["bell", "knock"]
 
 
-def test_shipped_judges_know_what_they_have_not_heard(root):
-    "Sounds of seeds that neither the judges nor the corpus have seen."
+def test_shipped_judges_recognise_new_sounds(root):
+    "Sounds of seeds that are in neither the judges' clips nor the corpus."
     path = root / "data" / "assets" / "judges.safetensors"
     if not path.is_file():
         pytest.skip("the judges are not among the assets")
@@ -525,11 +522,11 @@ def test_shipped_judges_know_what_they_have_not_heard(root):
     made = [foley_clip(kind, 77_000 + i, 4.0) for i, kind in enumerate(kinds)]
     found = extractor("logits", kinds, [c.wav for c in made]).values.argmax(1)
     assert sum(judge.classes[j] == kind for j, kind in zip(found, kinds)) >= 4
-    heard, read = (
+    sounds, captions = (
         extractor("audio", kinds, [c.wav for c in made]).values,
         extractor("text", kinds, [f"the sound of {k}" for k in kinds]).values,
     )
-    similarity = heard @ read.T
+    similarity = sounds @ captions.T
     assert np.diag(similarity).mean() > similarity[~np.eye(6, dtype=bool)].mean() + 0.2
 
 
@@ -566,33 +563,33 @@ def test_several_rows_of_a_clip_are_averaged():
 
 def test_clap_of_long_sounds_is_the_mean_of_whole_windows(clap_folder):
     extractor = load_extractor("clap", clap_folder)
-    hear, long = (
+    embed, long = (
         extractor.kinds["audio"],
         torch.cat([SOUND, SOUND.flip(0)])[: 5 * 16_000],
     )  # the model's window is 2 s
-    parts = [hear(long[s : s + 32_000]) for s in (0, 24_000, 48_000)]
+    parts = [embed(long[s : s + 32_000]) for s in (0, 24_000, 48_000)]
     np.testing.assert_allclose(
-        hear(long).numpy(),
+        embed(long).numpy(),
         torch.nn.functional.normalize(torch.stack(parts).mean(0), dim=-1).numpy(),
         rtol=1e-6,
         atol=1e-7,
     )
-    assert (hear(long) == hear(long)).all()
+    assert (embed(long) == embed(long)).all()
     changed = long.clone()
     changed[-8_000:] *= -0.5
-    assert not torch.allclose(hear(changed), hear(long), atol=1e-7)
+    assert not torch.allclose(embed(changed), embed(long), atol=1e-7)
 
 
 def test_ast_covers_what_follows_its_window(ast_folder):
     extractor, window = load_extractor("ast", ast_folder), (63 * 10 + 25) * 16  # 64 frames of 10 ms
     long = SOUND[: 3 * window]
     for kind in ("clip", "logits"):
-        hear = extractor.kinds[kind]
-        parts = [hear(long[i * window : (i + 1) * window]) for i in range(3)]
+        embed = extractor.kinds[kind]
+        parts = [embed(long[i * window : (i + 1) * window]) for i in range(3)]
         np.testing.assert_allclose(
-            hear(long).numpy(), torch.stack(parts).mean(0).numpy(), rtol=1e-6, atol=1e-7
+            embed(long).numpy(), torch.stack(parts).mean(0).numpy(), rtol=1e-6, atol=1e-7
         )
         assert (
             not torch.allclose(parts[2], parts[0], atol=1e-6)
-            and (hear(long[:window]) == parts[0]).all()
+            and (embed(long[:window]) == parts[0]).all()
         )

@@ -113,10 +113,7 @@ def test_branches_share_one_batch_and_are_counted():
 
 
 def test_conditions_are_encoded_once_a_clip(monkeypatch):
-    """From a video to latents, whatever the number of passes, each condition is encoded once.
-
-    One call of the text encoder, one of the image encoder, one of the roll predictor.
-    """
+    "One call of text encoder, image encoder and roll predictor, whatever the number of passes."
     import numpy as np
 
     from cop_repro.model.cop_piano import grow_piano
@@ -192,9 +189,9 @@ def test_half_precision_answers_do_not_degrade_the_state():
 
 @pytest.mark.parametrize("parallel, expected", [(1.0, 3.0), (0.0, 1.0)])
 def test_apg_removes_what_only_makes_it_louder(parallel, expected):
-    def model(xt, t, cond):  # a caption doubles the answer, along the data estimate
-        given = torch.ones(len(xt)) if cond.text_keep is None else cond.text_keep.float()
-        return (given[:, None, None]).expand_as(xt)
+    def model(xt, t, cond):  # the text doubles the output, along the data estimate
+        conditioned = torch.ones(len(xt)) if cond.text_keep is None else cond.text_keep.float()
+        return (conditioned[:, None, None]).expand_as(xt)
 
     x0 = torch.zeros(1, 3, 2)
     out = sample(
@@ -225,9 +222,9 @@ def test_concat_marks_what_is_missing():
 
 def test_dropout_keeps_guidance_possible():
     cond = Conditions(text=torch.zeros(50_000, 1, 1), roll=torch.zeros(50_000, 1, 1))
-    seen = drop_conditions(cond, DropoutConfig(), torch_rng(0, "d"))
-    assert (~seen.text_keep).double().mean().item() == pytest.approx(0.15, abs=0.01)
-    assert (~seen.text_keep & ~seen.roll_keep).double().mean().item() == pytest.approx(
+    dropped = drop_conditions(cond, DropoutConfig(), torch_rng(0, "d"))
+    assert (~dropped.text_keep).double().mean().item() == pytest.approx(0.15, abs=0.01)
+    assert (~dropped.text_keep & ~dropped.roll_keep).double().mean().item() == pytest.approx(
         0.1 * 0.1 + 0.05 * 0.5, abs=0.005
     )
     assert guidance_branches(cond, 0.0, 0.0) == {(True, True): 1.0}

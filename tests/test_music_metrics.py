@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from cop_repro.core import BadInput
 from cop_repro.measure import music_metrics as m
+from cop_repro.measure.registry import REGISTRY
 
 
 def rng(seed=0):
@@ -243,10 +244,7 @@ def test_symbolic_golden():
 
 
 def test_windows_reach_the_last_bar():
-    """Four bars of quarter notes, three of one pitch and one of four: (0 + 0 + 0 + 2) / 4.
-
-    Every onset lies in a window, whatever window and hop.
-    """
+    "Every onset lies in a window, whatever window and hop; four bars: (0 + 0 + 0 + 2) / 4."
     ticks, pitches = 24 * np.arange(16), [60] * 12 + [60, 62, 64, 65]
     assert m.windowed_entropy(pitches, ticks, 96, 96) == 0.5
     assert m.windowed_entropy(pitches, ticks, 192, 192) == pytest.approx(
@@ -334,7 +332,7 @@ def test_symbolic_undefined_and_bad():
 
 
 def paths(size, length, row):
-    "All paths through a segment's columns from a row: cells by steps (1, 1), (1, 2), (2, 1)."
+    "All paths over the columns of a segment from a row, by steps (1, 1), (1, 2), (2, 1)."
     found, open_paths = [], [[(row, 0)]]
     while open_paths:
         path = open_paths.pop()
@@ -464,4 +462,4 @@ def test_registry_covers_results():
         | m.pedal_event_scores([], [])
         | m.pedal_frame_scores([1], [1])
     )
-    assert set(produced) <= set(m.METRICS)
+    assert set(produced) <= set(REGISTRY.metrics)

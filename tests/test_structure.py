@@ -146,10 +146,12 @@ def test_pipeline_declares_stages_and_params():
         yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
         load_params(ROOT / "params.yaml"),
     )
-    assert set(pipeline) == {p.stem for p in STAGES} and set(pipeline) <= set(params)
+    notebooks = {name: stage.get("do", stage)["cmd"].split()[2] for name, stage in pipeline.items()}
+    assert set(notebooks.values()) == {p.stem for p in STAGES}
+    assert set(notebooks.values()) <= set(params)
     prints = yaml.safe_load((ROOT / "fingerprints.yaml").read_text())
-    for name, stage in pipeline.items():
-        body = stage.get("do", stage)
+    for stage_name, stage in pipeline.items():
+        body, name = stage.get("do", stage), notebooks[stage_name]
         wanted = [p for p in body["params"] if isinstance(p, str)]
         assert any(p == name or p.startswith(f"{name}.") for p in wanted), (
             f"{name} does not depend on its own section"
@@ -158,11 +160,29 @@ def test_pipeline_declares_stages_and_params():
             f"{name} does not depend on its code"
         )
         assert body["cmd"].startswith(f"cop run {name}")
-    for name in ("train_piano", "train_preference", "evaluate"):
-        matrix = pipeline[name]["foreach"]
-        assert list(matrix) == list(params[name]["variants"]), (
-            f"the matrix of {name} and its variants differ"
-        )
+    for name in ("train_piano", "train_preference", "train_systems"):
+        assert pipeline[name]["foreach"] == f"${{{name}.variants}}"
+    groups = [n.removeprefix("evaluate_") for n in pipeline if notebooks[n] == "evaluate"]
+    assert groups == list(params["evaluate"]["variants"])
+
+
+def test_a_group_depends_on_the_models_of_its_rows():
+    "Every file that a row is loaded from is, or lies in, a dependency of its group's stage."
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    variants = load_params(ROOT / "params.yaml")["evaluate"]["variants"]
+    for group, rows in variants.items():
+        deps = pipeline[f"evaluate_{group}"]["deps"]
+        for row, entry in rows.items():
+            for path in entry.get("models", {}).values():
+                file = f"models/{path}".replace("models/../", "")
+                assert any(file == d or file.startswith(f"{d}/") for d in deps), f"{row}: {file}"
+
+
+def test_a_post_training_saves_what_its_variant_says():
+    from cop_repro.training.stages import OBJECTIVES
+
+    for name, entry in load_params(ROOT / "params.yaml")["train_preference"]["variants"].items():
+        assert entry["made"] == f"{OBJECTIVES[entry['objective']].asset}.safetensors", name
 
 
 def test_every_stage_section_is_read():

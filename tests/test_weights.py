@@ -1,4 +1,4 @@
-"Weights of others: what is refused by name, what is left alone, the command."
+"Pretrained weights: what is refused, what is left alone, and the command."
 
 import json
 
@@ -22,10 +22,8 @@ from cop_repro.model.weights import (
 SHAPES = {"a": (3, 2)}
 
 
-TENSORS = {"a": torch.arange(6.0).reshape(3, 2)}
-
-
-def put(folder, tensors=TENSORS):
+def put(folder, tensors=None):
+    tensors = tensors or {"a": torch.arange(6.0).reshape(3, 2)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     return folder / "model.safetensors"
@@ -94,7 +92,7 @@ def test_fetching_is_complete_or_absent(tmp_path):
     def download(repo, file, revision, folder):
         calls.append((file, revision))
         if file == "spiece.model":
-            raise OSError("the line is cut")
+            raise OSError("connection lost")
         (folder / file).write_text("{}")
 
     with pytest.raises(
@@ -116,9 +114,8 @@ def test_fetching_is_complete_or_absent(tmp_path):
         json.loads((tmp_path / "encodec" / LOCK).read_text())["revision"]
         == WEIGHTS["encodec"].revision
     )
-    fetch_weights(
-        "encodec", tmp_path, download=None, shapes=SHAPES
-    )  # there already: checked, not asked for
+    # The folder exists: it is checked, and nothing is requested.
+    fetch_weights("encodec", tmp_path, download=None, shapes=SHAPES)
 
 
 def test_a_folder_of_ones_own(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ HELP = "write (or check) the README's results table"
 BEGIN = "<!-- results -->"
 END = "<!-- end of results -->"
 
+
 def add_arguments(parser) -> None:
     "Write or check."
     parser.add_argument("--check", action="store_true")

@@ -6,7 +6,7 @@
 __all__ = ['REGISTERS', 'FRAME_SIZE', 'Clip', 'Prediction', 'Item', 'works_of', 'write_manifest', 'read_manifest', 'SetSizes',
            'windows_of', 'piano_items', 'pair_items', 'general_items', 'rendered_items', 'keep_items',
            'in_other_registers', 'load_works', 'StripSize', 'LevelMeter', 'prepare_level', 'piano_clip', 'general_clip',
-           'Store', 'create_columns', 'parallel_map', 'fill_store', 'index_row', 'piano_columns', 'piano_store',
+           'Store', 'create_columns', 'parallel_map', 'fill_store', 'index_row', 'piano_schema', 'piano_store',
            'general_store', 'store_wav', 'store_clip']
 
 # %% ../../nbs/data/17_clips.ipynb #f06257ea
@@ -671,7 +671,7 @@ def _one_duration(items: Sequence[Item]) -> float:
     return durations.pop()
 
 
-def piano_columns(
+def piano_schema(
     duration_s: float,  # length of every clip
     size: StripSize,  # of the keyboard strips
 ) -> dict:  # name -> shape of a row, dtype
@@ -701,7 +701,7 @@ def piano_store(
     lost = sorted({item.recipe["work"] for item in items} - set(scores))
     if lost:
         raise BadInput(f"the manifest names works that are not at hand: {', '.join(lost[:4])}")
-    columns = piano_columns(_one_duration(items), size)
+    columns = piano_schema(_one_duration(items), size)
     rows = [asdict(item) for item in items]
     make, jobs = _PianoJob(size, RATES.frame_rate), [(i, scores[i.recipe["work"]]) for i in items]
     return fill_store(folder, rows, columns, make, jobs, workers, progress, **about)

@@ -27,7 +27,7 @@ from cop_repro.data.clips import (
     Item,
     StripSize,
     index_row,
-    piano_columns,
+    piano_schema,
     prepare_level,
     works_of,
 )
@@ -696,7 +696,7 @@ class RealClips:
     def columns(self, domain: str, duration_s: float) -> dict:
         "Columns of a store of one domain, as `piano_store` and `general_store` have them."
         if domain == "piano":
-            return piano_columns(duration_s, self.strip)
+            return piano_schema(duration_s, self.strip)
         columns = {"wav": ((RATES.samples(duration_s),), "int16")}
         if domain == "foley":
             columns["frames"] = ((RATES.frames(duration_s), self.side, self.side, 3), "uint8")

@@ -1,4 +1,4 @@
-"Contrastive losses: golden values, invariances, who has seen what, bounds on mutual information."
+"Contrastive losses: golden values, invariances, features, bounds on mutual information."
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from cop_repro.core import BadInput, ParamsError, from_dict, numpy_rng, torch_rn
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions, DropoutConfig
 from cop_repro.training.contrast import (
-    OBJECTIVES,
+    CONTRAST_TERMS,
     ContrastConfig,
     ContrastHeads,
     build_heads,
@@ -95,7 +95,7 @@ def test_chance_at_random_features():
     assert eq5_terms(a, v, 1.0).mean().item() == pytest.approx(math.log(32), abs=0.02)
 
 
-def test_audio_features_have_not_seen_the_picture():
+def test_audio_features_do_not_depend_on_the_picture():
     net, (x1, cond) = model().eval(), batch()
     t = torch.full((6,), 0.5)
     other = replace(cond, video=cond.video.flip(0), text=cond.text.flip(0))
@@ -123,7 +123,7 @@ def test_gradients_reach_first_layer_and_heads_only():
     assert touched == {"0"}
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", list(CONTRAST_TERMS))
 def test_the_sum_of_two_losses(objective):
     net, heads = model(), ContrastHeads(16, 8, 12)
     values = [

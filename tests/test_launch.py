@@ -1,6 +1,6 @@
-"""Several processes: equal to one, whole or in pieces; killed, restarted, resumed.
+"""Several processes: equal to one, whole or sharded; killed, restarted, resumed; torchrun.
 
-Also two nodes, and torchrun. Starting processes costs seconds, so each launch checks several facts.
+Starting processes costs seconds, so each launch checks several facts.
 """
 
 import json
@@ -214,10 +214,7 @@ def equal(a, b):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Gloo on two processes, whole weights and pieces: the same weights as one process.
-
-    Runs resume across numbers of processes; an error ends all of them.
-    """
+    "Gloo, whole and sharded: the weights of one process, resumption across sizes, errors on all."
     with pytest.raises(CopError, match="this part holds no video"):
         launch(everything, Machines(2, restarts=0), tmp_path, tmp_path)
     found = {p.stem: load_weights(p)[0] for p in tmp_path.glob("*.safetensors")}
@@ -301,10 +298,7 @@ def test_one_start_is_enough(tmp_path):
 
 
 def test_a_new_start_sees_no_old_address(monkeypatch):
-    """The agent's store outlives a start; what an earlier start wrote is not seen.
-
-    Several agents count their starts apart: no prefix.
-    """
+    "What an earlier start wrote to the agent's store is not seen; several agents use no prefix."
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {
         "MASTER_ADDR": "127.0.0.1",
@@ -329,10 +323,7 @@ def test_a_new_start_sees_no_old_address(monkeypatch):
 
 @pytest.mark.cluster
 def test_a_killed_process_changes_nothing(tmp_path):
-    """SIGKILL of one of two processes: all are started again from the checkpoint.
-
-    The run ends with the undisturbed run's weights, bit for bit.
-    """
+    "After SIGKILL of one of two the run continues and ends with the undisturbed run's weights."
     assert (
         launch(dying, 2, tmp_path, tmp_path) == {"equal": True, "resumed_from": 3}
         and (tmp_path / "killed").exists()
@@ -349,10 +340,7 @@ def who(folder):
 
 
 def test_two_nodes_one_of_them_under_torchrun(tmp_path):
-    """Two agents meet at a port of this machine and train together: ours, and torchrun's.
-
-    The script of torchrun joins the process that is there.
-    """
+    "Two agents meet at a port of this machine, ours and torchrun's, and train together."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"

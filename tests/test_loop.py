@@ -1,5 +1,9 @@
-"The training loop: exact resume, atomic checkpoints, guard, order; one process (see test_launch)."
+"""The training loop: exact resumption, atomic checkpoints, guard, order.
 
+What needs several processes is in test_launch.py.
+"""
+
+import contextlib
 import dataclasses
 import json
 import resource
@@ -34,7 +38,7 @@ CFG = TrainConfig(steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=3, sa
 
 
 class Net(nn.Module):
-    "Dropout, batch statistics and a layer that only some steps use: what can break a resume."
+    "Dropout, batch statistics and a layer that only some steps use: all that can break a resume."
 
     def __init__(self, dropout=0.2):
         super().__init__()
@@ -69,6 +73,21 @@ def make(cfg, dropout=0.2):
     return net, step_fn
 
 
+class Killed(Exception):
+    pass
+
+
+def killed_at(limit, step_fn):
+    "A step function that is interrupted before a step."
+
+    def interrupted(step, part, parts):
+        if step >= limit:
+            raise Killed
+        return step_fn(step, part, parts)
+
+    return interrupted
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"decay": "cosine", "ema": 0.0}]
 )
@@ -92,13 +111,8 @@ def test_resume_is_bit_for_bit(tmp_path, changes):
     net, fn = make(cfg)
     whole = train({"net": net}, fn, cfg, tmp_path / "whole")
     broken, fn = make(cfg)
-    with pytest.raises(RuntimeError):
-        train(
-            {"net": broken},
-            lambda s, p, n: fn(s, p, n) if s < 7 else (_ for _ in ()).throw(RuntimeError("killed")),
-            cfg,
-            tmp_path / "broken",
-        )
+    with pytest.raises(Killed):
+        train({"net": broken}, killed_at(7, fn), cfg, tmp_path / "broken")
     again, fn = make(cfg)
     torch.rand(5)
     resumed = train({"net": again}, fn, cfg, tmp_path / "broken")
@@ -115,19 +129,12 @@ def test_resume_is_bit_for_bit(tmp_path, changes):
 
 
 def test_checkpoint_of_the_middle_equals_too(tmp_path):
-    "All files of the last checkpoint, moments of Adam included, equal those of an unbroken run."
+    "Every file of the last checkpoint, Adam's moments included, is as without the interruption."
     for folder, stop in (("whole", 99), ("broken", 6)):
         for limit in (stop, 99):
             net, fn = make(CFG)
-            try:
-                train(
-                    {"net": net},
-                    lambda s, p, n, fn=fn, limit=limit: fn(s, p, n) if s < limit else 1 / 0,
-                    CFG,
-                    tmp_path / folder,
-                )
-            except ZeroDivisionError:
-                pass
+            with contextlib.suppress(Killed):
+                train({"net": net}, killed_at(limit, fn), CFG, tmp_path / folder)
     a, b = (list_checkpoints(tmp_path / f)[-1] for f in ("whole", "broken"))
     files = sorted(p.name for p in a.glob("*.safetensors"))
     assert files == [
@@ -153,10 +160,7 @@ def test_global_generator_is_left_alone(tmp_path):
 
 
 def test_kill_during_save_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    """A SIGKILL leaves the folder as it is at that moment.
-
-    Copies of it around every write of the second save are resumed from.
-    """
+    "A SIGKILL leaves the folder as it is: copy it around every write and resume from each copy."
     run, pictures = tmp_path / "run", []
 
     def photographed(good):
@@ -357,10 +361,7 @@ def test_stop_rule_survives_a_resume(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
-    """The kernel refuses to write beyond a limit in the middle of the second save.
-
-    One clear error, nothing half-written, and the run goes on from the first.
-    """
+    "A full disk in the second save: one clear error, nothing half-written, the first one remains."
     net, fn = make(CFG)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -455,10 +456,7 @@ def test_marker_names_every_file(tmp_path):
 
 
 def test_a_share_of_the_learning_rate(tmp_path):
-    """Adam's first step is the learning rate itself, so a share of it shows exactly.
-
-    A share of 0 freezes; a resumed run keeps the shares.
-    """
+    "Adam's first step is the learning rate itself, so a multiplier shows exactly; 0 freezes."
     start = Net().state_dict()
 
     def run(shares, steps=1, folder="a"):
@@ -482,13 +480,8 @@ def test_a_share_of_the_learning_rate(tmp_path):
     whole, fn = make(cfg)
     train({"net": whole}, fn, cfg, tmp_path / "whole")
     broken, fn = make(cfg)
-    with pytest.raises(RuntimeError):
-        train(
-            {"net": broken},
-            lambda s, p, n: fn(s, p, n) if s < 2 else (_ for _ in ()).throw(RuntimeError("killed")),
-            cfg,
-            tmp_path / "broken",
-        )
+    with pytest.raises(Killed):
+        train({"net": broken}, killed_at(2, fn), cfg, tmp_path / "broken")
     again, fn = make(cfg)
     assert train({"net": again}, fn, cfg, tmp_path / "broken").resumed_from == 2
     assert all(
@@ -501,7 +494,7 @@ def test_a_share_of_the_learning_rate(tmp_path):
 
 
 def test_other_parts_are_other_draws(tmp_path):
-    "A run is not resumed with other parts of a batch: their noise comes from other generators."
+    "A run is not resumed with another number of parts: its noise would come from other generators."
     net, fn = make(CFG)
     train({"net": net}, fn, CFG, tmp_path)
     with pytest.raises(AssetMismatch, match="identity.parts was 1, is 2"):

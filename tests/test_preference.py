@@ -39,10 +39,10 @@ def members():
     return torch.randn(2, 8, 6, 3, generator=torch_rng(0, "pair"))
 
 
-DEFAULTS = PreferenceConfig()
+CFG = PreferenceConfig()
 
 
-def loss_of(model, reference, w, l, cfg=DEFAULTS, seed=0):
+def loss_of(model, reference, w, l, cfg=CFG, seed=0):
     return preference_loss(
         model, reference, w, l, Conditions(), Conditions(), torch_rng(seed, "dpo"), cfg
     )
@@ -209,11 +209,7 @@ def test_bad_configurations(wrong):
 
 
 def test_the_released_reference_noise_and_both_losses():
-    """Live reference: the margin is zero, the gradient is not.
-
-    With beta 2 and both losses it is that of the winner's flow loss. Unshared noise: a start that
-    is no start.
-    """
+    "A live reference with beta 2 and both losses has the gradient of the winner's flow loss."
     model, (w, l) = Affine().eval(), members()
     live = PreferenceConfig(beta=2.0, reference="live", both=1.0)
     assert (

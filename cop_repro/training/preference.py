@@ -50,13 +50,9 @@ class PreferenceConfig:
 
     beta: float = 2000.0  # strength, for mean-reduced errors
     anchor: float = 0.0  # weight of the winner's own flow loss (TangoFlux)
-    joint_items: int | None = (
-        None  # pairs whose strips are read with gradient, per part; 0 = stored rolls only, None = all
-    )
-    window: int = 50  # steps of the stop rule; 0 = never stop
-    reference: Literal["frozen", "live"] = (
-        "frozen"  # what errors are compared with; compat: the model itself, as it is now
-    )
+    joint_items: int | None = None  # pairs per part that train the predictor; None: all, 0: none
+    window: int = 50  # steps of the stop rule; 0: never stop
+    reference: Literal["frozen", "live"] = "frozen"  # live (compat): the model itself, as it is
     shared: bool = True  # one noise and one time for the four errors; compat: each has its own
     both: float = 0.0  # weight of the flow loss on both members; compat: 1
 
@@ -74,7 +70,7 @@ class PreferenceConfig:
 def frozen_copy(
     model: nn.Module,  # stage-2 model before preference training
 ) -> nn.Module:  # its own weights, eval mode, no gradients
-    "The reference of Eq. 7: a deep copy, not the live model."
+    "The reference of Eq. 7 (arXiv 2503.22200): a deep copy, not the live model."
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
@@ -82,8 +78,35 @@ def reference_of(
     model: nn.Module,  # stage-2 model before preference training
     cfg: PreferenceConfig,  # which reference
 ) -> nn.Module:  # a frozen copy, or the model itself
-    "What errors are compared with (arXiv 2503.22200, Eq. 7; live in the released code, D-dpo-reference)."
+    "The reference of Eq. 7 (arXiv 2503.22200); live in the released code (D-dpo-reference)."
     return frozen_copy(model) if cfg.reference == "frozen" else model
+
+# %% ../../nbs/training/57_preference.ipynb #3b6e09d4
+def _refuse_training_mode(**networks: VelocityModel) -> None:
+    "Dropout in one of the networks would be larger than the differences that Eq. 7 compares."
+    for name, network in networks.items():
+        if isinstance(network, nn.Module) and network.training:
+            raise BadInput(
+                f"the {name} is in training mode: dropout noise would drown the preference; "
+                "call eval()"
+            )
+
+
+def _pair_noise_and_time(
+    x1_w: Tensor, x1_l: Tensor, shared: bool, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    "Noise and times of the preferred and then the other clips: the same for both, or separate."
+    if not shared:
+        return draw_noise_and_time(torch.cat([x1_w, x1_l]), rng)
+    x0, t = draw_noise_and_time(x1_w, rng)
+    return x0.repeat(2, 1, 1), t.repeat(2)
+
+
+def _pair_errors(
+    network: VelocityModel, x1: Tensor, cond: Conditions, x0: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    "Velocity errors on the preferred and on the other clips."
+    return fm_loss(network, x1, cond.repeat(2), x0, t, per_example=True).chunk(2)
 
 
 def preference_loss(
@@ -91,44 +114,47 @@ def preference_loss(
     reference: VelocityModel,  # from `reference_of`
     x1_w: Float[Tensor, "b n c"],  # preferred latents
     x1_l: Float[Tensor, "b n c"],  # other latents
-    cond: Conditions,  # shared by both members, as the model is told it
-    ref_cond: Conditions,  # the same, as the reference is told it (its own roll)
+    cond: Conditions,  # of the model, shared by both members
+    ref_cond: Conditions,  # of the reference (with the roll of its own predictor)
     rng: torch.Generator,  # CPU generator of this step
     cfg: PreferenceConfig = PreferenceConfig(),
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # loss and logs
-    "Eq. 7, by default with one noise and time for both members and both models (arXiv 2503.22200)."
-    for name, one in (("model", model), ("reference", reference)):
-        if isinstance(one, nn.Module) and one.training:
-            raise BadInput(
-                f"the {name} is in training mode: dropout noise would drown the preference; call eval()"
-            )
+    "Eq. 7, by default with one noise and time for all four errors (arXiv 2503.22200)."
+    _refuse_training_mode(model=model, reference=reference)
     x1 = torch.cat([x1_w, x1_l])
-    x0, t = draw_noise_and_time(x1_w if cfg.shared else x1, rng)
-
-    def errors(network, told, x0, t):
-        return fm_loss(network, x1, told.repeat(2), x0, t, per_example=True).chunk(2)
-
-    drawn = (x0.repeat(2, 1, 1), t.repeat(2)) if cfg.shared else (x0, t)
-    l_w, l_l = errors(model, cond, *drawn)
+    x0, t = _pair_noise_and_time(x1_w, x1_l, cfg.shared, rng)
+    l_w, l_l = _pair_errors(model, x1, cond, x0, t)
     with torch.no_grad():
-        ref_w, ref_l = errors(
-            reference, ref_cond, *(drawn if cfg.shared else draw_noise_and_time(x1, rng))
-        )
+        ref_x0, ref_t = (x0, t) if cfg.shared else draw_noise_and_time(x1, rng)
+        ref_w, ref_l = _pair_errors(reference, x1, ref_cond, ref_x0, ref_t)
     z = dpo_margin(l_w, l_l, ref_w, ref_l, cfg.beta)
     dpo = -F.logsigmoid(z).mean()
-    winner, loser = (l_w - ref_w).detach(), (l_l - ref_l).detach()
-    logs = {
-        "dpo": dpo.detach(),
-        "winner_gap": winner.mean(),
-        "loser_gap": loser.mean(),
-        "accuracy": (z > 0).float().mean(),
-        **by_time(loser - winner, t[: len(winner)], "margin"),
-    }
     loss = dpo + cfg.anchor * l_w.mean()
-    return loss + cfg.both * torch.cat([l_w, l_l]).mean() if cfg.both else loss, logs
+    if cfg.both:
+        loss = loss + cfg.both * torch.cat([l_w, l_l]).mean()
+    logs = {"dpo": dpo.detach(), "accuracy": (z > 0).float().mean()}
+    return loss, logs | _gap_logs(l_w - ref_w, l_l - ref_l, t[: len(x1_w)])
+
+
+def _gap_logs(winner: Tensor, loser: Tensor, t: Tensor) -> dict[str, Tensor]:
+    "Errors minus the reference's on both members, and their difference by time."
+    winner, loser = winner.detach(), loser.detach()
+    gaps = {"winner_gap": winner.mean(), "loser_gap": loser.mean()}
+    return gaps | by_time(loser - winner, t, "margin")
 
 # %% ../../nbs/training/57_preference.ipynb #7271be10
 Pair = tuple[int, int]  # rows of the preferred and of the other clip
+
+
+def _refuse_unequal(what: str, better: Tensor | None, other: Tensor | None, pairs) -> None:
+    "The condition must be the same for both members of every pair."
+    if better is None or torch.equal(better, other):
+        return
+    bad = next(i for i in range(len(pairs)) if not torch.equal(better[i], other[i]))
+    raise BadInput(
+        f"rows {pairs[bad][0]} and {pairs[bad][1]} differ in their {what}: the members of a pair "
+        "must share their condition"
+    )
 
 
 def pair_batch(
@@ -138,27 +164,22 @@ def pair_batch(
     crop_latents: int | None = None,  # window length
     num_strips: int | None = None,  # pairs whose pictures are needed; None = all
     cached: str | None = None,  # column of stored soft rolls
-    device: torch.device | str = "cpu",  # where the network lives
-) -> tuple[
-    PianoBatch, Float[Tensor, "b n c"]
-]:  # the preferred clips with the shared condition; the others' latents
+    device: torch.device | str = "cpu",  # where the network is
+) -> tuple[PianoBatch, Float[Tensor, "b n c"]]:  # preferred clips with condition; others' latents
     "Windows of pairs, cut at the same place."
+    winners, losers = [w for w, _ in pairs], [l for _, l in pairs]
     state = rng.get_state()
-    better = piano_batch(
-        store, [w for w, _ in pairs], rng, crop_latents, num_strips, cached, device
-    )
-    rng.set_state(state)
-    other = piano_batch(store, [l for _, l in pairs], rng, crop_latents, 0, None, device)
-    for name, a, b in (
-        ("text", better.cond.text, other.cond.text),
-        ("onset roll", better.target.onset, other.target.onset),
-    ):
-        if a is not None and not torch.equal(a, b):
-            bad = next(i for i in range(len(pairs)) if not torch.equal(a[i], b[i]))
-            raise BadInput(
-                f"rows {pairs[bad][0]} and {pairs[bad][1]} differ in their {name}: the members of a pair must share their condition"
-            )
+    better = piano_batch(store, winners, rng, crop_latents, num_strips, cached, device)
+    rng.set_state(state)  # the same windows again
+    other = piano_batch(store, losers, rng, crop_latents, 0, None, device)
+    _refuse_unequal("text", better.cond.text, other.cond.text, pairs)
+    _refuse_unequal("onset roll", better.target.onset, other.target.onset, pairs)
     return better, other.x1
+
+
+def _joint_pairs(cfg: PreferenceConfig, num_pairs: int) -> int:
+    "Pairs whose strips pass through the predictor with gradient."
+    return num_pairs if cfg.joint_items is None else min(cfg.joint_items, num_pairs)
 
 
 def piano_preference_loss(
@@ -169,25 +190,16 @@ def piano_preference_loss(
     rng: torch.Generator,  # CPU generator of this step
     cfg: PreferenceConfig = PreferenceConfig(),
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:  # loss and logs
-    "Eq. 7 on all modules of the stage-2 model: the roll is read by each model's own predictor, the live one with gradient."
-    joint, source = (
-        len(batch.x1) if cfg.joint_items is None else min(cfg.joint_items, len(batch.x1)),
-        "predicted" if batch.cached is None else "cached",
-    )
-    rolls = batch_roll(model, batch, GuidanceConfig(roll_source=source), joint)[0]
+    "Eq. 7 on all modules of the stage-2 model (arXiv 2503.22200), each with its own predictor."
+    count, n = batch.x1.shape[:2]
+    joint = _joint_pairs(cfg, count)
+    guidance = GuidanceConfig(roll_source="predicted" if batch.cached is None else "cached")
+    rolls = batch_roll(model, batch, guidance, joint)[0]
     with torch.no_grad():
-        ref_rolls = batch_roll(reference, batch, GuidanceConfig(roll_source=source), joint)[0]
-    n = batch.x1.shape[1]
-    return preference_loss(
-        model,
-        reference,
-        batch.x1,
-        x1_l,
-        model.with_roll(batch.cond, rolls, n),
-        reference.with_roll(batch.cond, ref_rolls, n),
-        rng,
-        cfg,
-    )
+        ref_rolls = batch_roll(reference, batch, guidance, joint)[0]
+    cond = model.with_roll(batch.cond, rolls, n)
+    ref_cond = reference.with_roll(batch.cond, ref_rolls, n)
+    return preference_loss(model, reference, batch.x1, x1_l, cond, ref_cond, rng, cfg)
 
 # %% ../../nbs/training/57_preference.ipynb #816c920c
 def preference_step(
@@ -199,23 +211,17 @@ def preference_step(
     cfg: PreferenceConfig = PreferenceConfig(),
     crop_latents: int | None = None,  # window length
 ) -> StepFn:  # for `train`
-    "Batch and loss of one step of preference training."
+    "Batch and loss of one step of preference training (arXiv 2503.22200, Eq. 7)."
     device = next(model.parameters()).device
+    size, seed = train_cfg.batch_size, train_cfg.seed
 
     def step_fn(step: int, part: int, parts: int):
         model.eval()  # D-dpo-dropout: gradients, but no dropout
-        chosen = [
-            pairs[i]
-            for i in rows_for_step(
-                range(len(pairs)), step, train_cfg.batch_size, train_cfg.seed, part, parts
-            )
-        ]
-        rng = torch_rng(train_cfg.seed, "preference", step, part)
-        cached = (
-            None
-            if cfg.joint_items is None or cfg.joint_items >= len(chosen)
-            else ROLL_COLUMNS[model.velocity]
-        )
+        places = rows_for_step(range(len(pairs)), step, size, seed, part, parts)
+        chosen = [pairs[i] for i in places]
+        rng = torch_rng(seed, "preference", step, part)
+        every_pair = _joint_pairs(cfg, len(chosen)) == len(chosen)
+        cached = None if every_pair else ROLL_COLUMNS[model.velocity]
         batch, x1_l = pair_batch(store, chosen, rng, crop_latents, cfg.joint_items, cached, device)
         return piano_preference_loss(model, reference, batch, x1_l, rng, cfg)
 
@@ -225,15 +231,14 @@ def preference_step(
 def winner_drifts(
     window: int,  # steps to look back; 0 = never stop
 ) -> StopFn:  # for `train`
-    "Stop when the model is clearly worse than its reference on the preferred clips (the known failure of DPO)."
+    "Stop if the model is clearly worse than its reference on the preferred clips."
 
     def stop(history: Mapping[str, np.ndarray]) -> bool:
-        gaps = history.get("winner_gap", np.empty(0))[-window:] if window else np.empty(0)
-        return (
-            window > 0
-            and len(gaps) == window
-            and bool(np.mean(gaps) > 2 * np.std(gaps) / math.sqrt(window))
-        )
+        gaps = history.get("winner_gap", np.empty(0))
+        if window == 0 or len(gaps) < window:
+            return False
+        recent = gaps[-window:]
+        return bool(np.mean(recent) > 2 * np.std(recent) / math.sqrt(window))
 
     return stop
 
@@ -243,58 +248,53 @@ def style_pairs(
     preferred: str,  # pianist whose touch should win
 ) -> list[tuple[int, int]]:  # (preferred row, other row)
     "Rows that share a video."
-    videos: dict[tuple, dict[str, int]] = {}
+    videos: dict[tuple[str, str], dict[str, int]] = {}
     for row in store.select(rendering="pair").tolist():
         entry = store.index[row]
-        videos.setdefault((entry["work_id"], entry["clip_id"].rsplit("-", 1)[0]), {})[
-            entry["pianist"]
-        ] = row
-    pairs = [
-        (both[preferred], next(r for p, r in both.items() if p != preferred))
-        for both in videos.values()
-        if len(both) == 2 and preferred in both
-    ]
+        video = entry["work_id"], entry["clip_id"].rsplit("-", 1)[0]
+        videos.setdefault(video, {})[entry["pianist"]] = row
+    pairs = []
+    for performances in videos.values():
+        if len(performances) == 2 and preferred in performances:
+            others = [row for pianist, row in performances.items() if pianist != preferred]
+            pairs.append((performances[preferred], others[0]))
     if not pairs:
         raise BadInput(
-            f"no pair of videos in which {preferred!r} plays: the manifest has no style pairs, or the pianist has another name"
+            f"no pair of videos in which {preferred!r} plays: the manifest has no style pairs, "
+            "or the pianist has another name"
         )
     return pairs
 
 # %% ../../nbs/training/57_preference.ipynb #5a4959ec
 def preference_run(
     start: Path,  # stage-2 model
-    data: PostTrainingData,  # piano clips and their pairs are used
+    data: PostTrainingData,  # its piano clips and their pairs are used
     train_cfg: TrainConfig,  # steps and pairs per step
     cfg: PreferenceConfig,  # beta, anchor
-    seed: int,  # unused: nothing is drawn anew
+    seed: int,  # unused: no new weights
     device: torch.device,  # where it computes
 ) -> Run:
-    "DPO of the stage-2 model against its frozen copy (arXiv 2503.22200, Eq. 7); both members of a pair have the whole condition."
+    "DPO of the stage-2 model against its frozen copy (arXiv 2503.22200, Eq. 7)."
     model = load_piano(start)[0].to(device)
-    step = preference_step(
-        model, reference_of(model, cfg), data.piano, data.pairs, train_cfg, cfg, data.crop_latents
+    reference = reference_of(model, cfg)
+    step_fn = preference_step(
+        model, reference, data.piano, data.pairs, train_cfg, cfg, data.crop_latents
     )
-    return Run({"piano": model}, step, winner_drifts(cfg.window))
+    return Run({"piano": model}, step_fn, winner_drifts(cfg.window))
 
 
 def preference_cost(
     name: str,  # of the run
     costs: NetworkCosts,  # counted networks
     train: TrainConfig,  # steps and pairs
-    cfg: PreferenceConfig,  # joint_items: pairs whose video the predictor sees with gradient
+    cfg: PreferenceConfig,  # joint_items: pairs that train the predictor
 ) -> Job:
     "Both members of every pair through the model and through its frozen copy."
-    joint = train.batch_size if cfg.joint_items is None else min(cfg.joint_items, train.batch_size)
+    joint = _joint_pairs(cfg, train.batch_size)
+    loads = (Load(costs.piano, 2 * train.batch_size, passes=4.0), Load(costs.predictor, joint))
     size = costs.piano.parameters + costs.predictor.parameters
-    return Job(
-        name,
-        train.steps,
-        (Load(costs.piano, 2 * train.batch_size, passes=4.0), Load(costs.predictor, joint)),
-        size,
-        frozen=size,
-        **as_written(train),
-        batch=train.batch_size,
-    )
+    settings = as_written(train)
+    return Job(name, train.steps, loads, size, frozen=size, batch=train.batch_size, **settings)
 
 
 def save_preference(

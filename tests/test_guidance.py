@@ -1,4 +1,4 @@
-"Stage 2: what is told, where gradients go, aligned windows, variants, files."
+"Stage 2: conditions of the DiT, where gradients go, aligned windows, variants, files."
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from cop_repro.core import (
 from cop_repro.model.cop_piano import grow_piano, load_piano, save_piano
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions, DropoutConfig
-from cop_repro.model.roll import RollConfig, build_roll, roll_loss
+from cop_repro.model.roll import RollConfig, build_roll, mean_background, roll_loss
 from cop_repro.training.features import aligned_starts, general_batch, store_rolls
 from cop_repro.training.guidance import (
     CoPPiano,
@@ -82,9 +82,9 @@ def test_new_stream_is_silent_at_first_and_learns():
     model = grow_piano(base, predictor(), StreamConfig(16, 1, 16)).eval()
     b = batch()
     t = torch.rand(5, generator=torch_rng(0, "t"))
-    told = model.with_roll(b.cond, model.soft_roll(b.strips), 12)
-    assert torch.allclose(model(b.x1, t, told), base.eval()(b.x1, t, b.cond), atol=1e-5)
-    model(b.x1, t, told).square().mean().backward()
+    cond = model.with_roll(b.cond, model.soft_roll(b.strips, b.background), 12)
+    assert torch.allclose(model(b.x1, t, cond), base.eval()(b.x1, t, b.cond), atol=1e-5)
+    model(b.x1, t, cond).square().mean().backward()
     assert any(
         p.grad is not None and p.grad.abs().sum() > 0
         for n, p in model.dit.named_parameters()
@@ -97,12 +97,10 @@ def test_new_stream_is_silent_at_first_and_learns():
 )
 def test_windows_begin_with_a_frame(latents, frames, grid):
     starts = aligned_starts(latents, frames, 150, 500, torch_rng(0, "starts"))
-    assert (
-        {s % grid for s in starts} == {0}
-        and min(starts) >= 0
-        and max(starts) <= latents - 150
-        and len(set(starts)) > 10
-    )
+    assert {s % grid for s in starts} == {0}
+    assert min(starts) >= 0
+    assert max(starts) <= latents - 150
+    assert len(set(starts)) > 10
     if grid > 1:
         with pytest.raises(BadInput, match=f"multiple of {grid}"):
             aligned_starts(latents, frames, 151, 1, torch_rng(0, "starts"))
@@ -117,10 +115,21 @@ def test_windows_are_the_same_time_in_every_column():
     store["video"] = np.broadcast_to(f[None, :, None], (8, 8, 5)).astype(np.float16)
     store["strips"] = np.broadcast_to(f[None, :, None, None], (8, 8, 16, 104)).astype(np.uint8)
     b = piano_batch(store, range(8), torch_rng(3, "batch"), 12)
-    assert torch.equal(b.x1[:, ::3, 0], b.target.presence[..., 0]) and torch.equal(
-        b.strips[..., 0, 0].float(), b.target.presence[..., 0]
-    )
-    assert torch.equal(b.cond.video[..., 0], b.x1[..., 0]) and len(b.x1[:, 0, 0].unique()) > 1
+    assert torch.equal(b.x1[:, ::3, 0], b.target.presence[..., 0])
+    assert torch.equal(b.strips[..., 0, 0].float(), b.target.presence[..., 0])
+    assert torch.equal(b.cond.video[..., 0], b.x1[..., 0])
+    assert len(b.x1[:, 0, 0].unique()) > 1
+
+
+def test_backgrounds_are_those_of_the_whole_clips():
+    store = toy()
+    b = piano_batch(store, range(5), torch_rng(0, "batch"), 12, num_strips=3)
+    assert len(b.strips) == len(b.background) == 3
+    for row in range(3):
+        assert torch.equal(b.background[row], mean_background(store["strips"][row]))
+    bare = piano_batch(store, range(5), torch_rng(0, "batch"), 12, num_strips=0)
+    assert bare.strips is None
+    assert bare.background is None
 
 
 @pytest.mark.parametrize(
@@ -143,49 +152,41 @@ def test_where_the_gradient_goes(joint, source, reached):
         joint,
     )
     loss.backward()
-    assert (
-        any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.predictor.parameters())
-        == reached
-    )
-    assert ("roll" in logs) == bool(joint) and loss.item() == pytest.approx(
-        logs["fm_piano"].item(), abs=1e-6
-    )
+    grads = [p.grad for p in model.predictor.parameters()]
+    assert any(g is not None and g.abs().sum() > 0 for g in grads) == reached
+    assert ("roll" in logs) == bool(joint)
+    assert loss.item() == pytest.approx(logs["fm_piano"].item(), abs=1e-6)
 
 
 def test_loss_is_the_sum_of_its_parts():
     model, b = piano(), batch()
-    loss, logs = guidance_loss(
-        model, b, torch_rng(0, "loss"), GuidanceConfig(lambda_roll=7.0, heads_weight=2.0)
-    )
-    assert loss.item() == pytest.approx(
-        (logs["fm_piano"] + 7 * logs["roll"] + 2 * logs["heads"]).item(), rel=1e-5
-    )
+    cfg = GuidanceConfig(lambda_roll=7.0, heads_weight=2.0)
+    loss, logs = guidance_loss(model, b, torch_rng(0, "loss"), cfg)
+    total = logs["fm_piano"] + 7 * logs["roll"] + 2 * logs["heads"]
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
     model.eval()
-    assert logs["roll"].item() == pytest.approx(
-        roll_loss(model.predictor(b.strips), b.target, "joint")["loss"].item(), rel=1e-5
-    )
+    roll = roll_loss(model.predictor(b.strips, b.background), b.target, "joint")["loss"]
+    assert logs["roll"].item() == pytest.approx(roll.item(), rel=1e-5)
     bare, logs = guidance_loss(model.train(), b, torch_rng(0, "loss"), GuidanceConfig("none"))
     assert bare.item() == pytest.approx(logs["fm_piano"].item(), abs=1e-6)
 
 
-def test_presence_variant_does_not_look_at_velocity():
+def test_presence_variant_does_not_depend_on_velocity():
     model, b = piano(velocity=False), batch()
     roll, losses = batch_roll(model, b, GuidanceConfig("presence"), 5)
     model.eval()
-    logits = model.predictor(b.strips)
-    assert torch.allclose(roll, logits.presence.sigmoid(), atol=1e-6)
-    assert losses["roll"].item() == pytest.approx(
-        ((b.target.presence - 0.1).abs() * (logits.presence.sigmoid() - b.target.presence).square())
-        .mean()
-        .item(),
-        rel=1e-5,
-    )
+    presence = model.predictor(b.strips, b.background).presence.sigmoid()
+    assert torch.allclose(roll, presence, atol=1e-6)
+    true = b.target.presence
+    weighted = (true - 0.1).abs() * (presence - true).square()
+    assert losses["roll"].item() == pytest.approx(weighted.mean().item(), rel=1e-5)
 
 
 def test_batch_statistics_move_only_from_scratch():
-    norms = lambda m: torch.cat(
-        [b.flatten().float() for n, b in m.predictor.named_buffers() if "running" in n]
-    )
+    def norms(model):
+        buffers = model.predictor.named_buffers()
+        return torch.cat([b.flatten().float() for name, b in buffers if "running" in name])
+
     for guidance, moves in (("velocity", False), ("none", True)):
         model = piano()
         before = norms(model).clone()
@@ -200,48 +201,38 @@ def test_general_clips_have_no_roll():
     seen = []
     model.dit.register_forward_pre_hook(lambda m, args: seen.append(args[2]))
     _, logs = guidance_loss(model, b, torch_rng(0, "loss"), GuidanceConfig(), 0, general, KEEP_ALL)
-    assert (
-        seen[0].roll_keep.tolist() == [True] * 5 + [False] * 3
-        and seen[0].kept("roll")[5:].abs().sum() == 0
-        and "fm_general" in logs
-    )
+    assert seen[0].roll_keep.tolist() == [True] * 5 + [False] * 3
+    assert seen[0].kept("roll")[5:].abs().sum() == 0
+    assert "fm_general" in logs
 
 
 def test_a_short_run_of_all_variants(tmp_path):
     store, plan = toy(), TrainConfig(3, 4, 1e-3)
-    for i, (cfg, velocity) in enumerate(
-        (
-            (GuidanceConfig("none"), True),
-            (GuidanceConfig("presence", "cached", 2, 1), False),
-            (GuidanceConfig("velocity", "cached", 3, 2), True),
-        )
-    ):
-        model = piano(velocity)
-        result = train(
-            {"piano": model},
-            guidance_step(model, store, range(8), plan, cfg, 12, [(toy(), range(4))], 2),
-            plan,
-            tmp_path / str(i),
-        )
+    variants = (
+        GuidanceConfig("none"),
+        GuidanceConfig("presence", "cached", 2, 1),
+        GuidanceConfig("velocity", "cached", 3, 2),
+    )
+    for i, cfg in enumerate(variants):
+        model = piano(velocity=cfg.guidance != "presence")
+        step_fn = guidance_step(model, store, range(8), plan, cfg, 12, [(toy(), range(4))], 2)
+        result = train({"piano": model}, step_fn, plan, tmp_path / str(i))
         assert np.isfinite(result.losses).all()
-        assert (~np.isnan(result.logs["roll"])).tolist() == [
-            s % cfg.joint_every == 0 for s in range(3)
-        ]
+        joint_steps = [step % cfg.joint_every == 0 for step in range(3)]
+        assert (~np.isnan(result.logs["roll"])).tolist() == joint_steps
     with pytest.raises(ParamsError, match="velocity=True"):
         guidance_step(piano(), store, range(8), plan, GuidanceConfig("presence"))
     with pytest.raises(ParamsError, match="general store"):
         guidance_step(piano(), store, range(8), plan, general_items=2)
 
 
-def test_stored_rolls_are_what_the_reader_says():
+def test_stored_rolls_are_those_of_the_predictor():
     model, strips = piano().eval(), toy()["strips"][0]
     rolls = store_rolls(model.predictor, strips)
     assert rolls["soft_velocity"].dtype == np.float16
-    assert np.allclose(
-        rolls["soft_velocity"],
-        model.soft_roll(torch.from_numpy(strips)[None])[0].detach().numpy(),
-        atol=1e-3,
-    )
+    background = mean_background(strips)[None]
+    direct = model.soft_roll(torch.from_numpy(strips)[None], background)[0].detach().numpy()
+    assert np.allclose(rolls["soft_velocity"], direct, atol=1e-3)
     assert set(store_rolls(predictor(False), strips)) == {"soft_presence"}
 
 
@@ -251,9 +242,13 @@ def test_files(tmp_path):
     again, meta = load_piano(tmp_path / "p.safetensors")
     t = torch.full((5,), 0.3)
     with torch.no_grad():
-        told = [m.with_roll(b.cond, m.soft_roll(b.strips), 12) for m in (model, again)]
-        assert torch.equal(model(b.x1, t, told[0]), again(b.x1, t, told[1]))
-    assert meta["split_hash"] == "abc" and not again.training
+        outputs = []
+        for m in (model, again):
+            cond = m.with_roll(b.cond, m.soft_roll(b.strips, b.background), 12)
+            outputs.append(m(b.x1, t, cond))
+    assert torch.equal(*outputs)
+    assert meta["split_hash"] == "abc"
+    assert not again.training
     save_weights(tmp_path / "other.safetensors", {"a": torch.ones(1)}, {"asset": "roll"})
     with pytest.raises(AssetMismatch, match="'roll'"):
         load_piano(tmp_path / "other.safetensors")

@@ -1,4 +1,4 @@
-"A long video needs no more memory than a short one, and is performed as if it were one piece."
+"A long video needs no more memory than a short one; its pieces equal the whole."
 
 import tracemalloc
 from functools import partial
@@ -25,6 +25,7 @@ from cop_repro.systems.cop import (
     play,
     sound_blocks,
     strip_windows,
+    video_background,
     video_pieces,
     window_starts,
     window_weights,
@@ -33,33 +34,30 @@ from cop_repro.systems.cop import (
 CHANNELS = 128
 
 
-class Player(Performer):
-    """Networks in miniature.
+def certain(yes):
+    "Logits of a batch of one that are far from zero."
+    return (yes.float() * 8 - 4)[None]
 
-    Keys come and go with the brightness of the video, latents are the noise, sound is its first
-    channel.
-    """
+
+class Player(Performer):
+    "Stand-ins: keys follow the video's brightness, latents are noise, sound is a channel of them."
 
     def __init__(self):
         predictor = SimpleNamespace(cfg=SimpleNamespace(height=16, strip_width=104))
-        super().__init__(
-            SimpleNamespace(channels=CHANNELS, hop_length=320),
-            None,
-            SimpleNamespace(predictor=predictor, velocity=False),
-            SampleConfig(),
-        )
+        codec = SimpleNamespace(channels=CHANNELS, hop_length=320)
+        piano = SimpleNamespace(predictor=predictor, velocity=False)
+        super().__init__(codec, None, piano, SampleConfig())
 
-    def rolls(self, strips):
-        "A frame of brightness 60 + 4 b is row b of a short piece that plays again and again."
-        tick = torch.from_numpy(((np.median(strips, (1, 2)) - 60) / 4).round().astype(int))[
-            :, None
-        ] + 3 * torch.arange(88)
-        sure = lambda yes: (yes.float() * 8 - 4)[None]
+    def rolls(self, strips, background):
+        "A frame of brightness 60 + 4 b is row b of a short piece that repeats."
+        assert tuple(background.shape) == strips.shape[1:]
+        beat = ((np.median(strips, (1, 2)) - 60) / 4).round().astype(int)
+        tick = torch.from_numpy(beat)[:, None] + 3 * torch.arange(88)
         return RollLogits(
-            sure(tick % 40 < 20),
-            sure(tick % 40 == 0),
-            sure(tick % 40 < 10),
-            sure(tick[:, 0] % 40 < 30),
+            certain(tick % 40 < 20),
+            certain(tick % 40 == 0),
+            certain(tick % 40 < 10),
+            certain(tick[:, 0] % 40 < 30),
         )
 
     def latents(self, strips, logits, text, noise):
@@ -74,9 +72,8 @@ CORNERS = "33,80 607,80 607,112 33,112"
 
 def blink(path: Path, frames: int, rate: float = 25.0) -> Path:
     "A video whose brightness counts to forty, again and again."
-    write_video(
-        path, (np.full((96, 640, 3), 60 + 4 * (i % 40), np.uint8) for i in range(frames)), rate
-    )
+    pictures = (np.full((96, 640, 3), 60 + 4 * (i % 40), np.uint8) for i in range(frames))
+    write_video(path, pictures, rate)
     return path
 
 
@@ -108,105 +105,76 @@ def test_memory_does_not_grow_with_the_video(videos, tmp_path):
     "Three minutes are 16 MiB of sound, 5 of rolls and 7 of latents: none may be held whole."
     player = Player()
 
-    def perform(minutes, name):
-        return play(videos[minutes], tmp_path / name, player, "", 0, CORNERS)
+    def play_minutes(minutes, name):
+        play(videos[minutes], tmp_path / name, player, "", 0, CORNERS)
 
-    perform(1, "warm.wav")
-    peaks = {minutes: peak_of(partial(perform, minutes, f"{minutes}.wav")) for minutes in videos}
+    def mux_minutes(minutes):
+        black = np.zeros((2, 32, 32, 3), np.uint8)
+        sound = sound_blocks(tmp_path / f"{minutes}.wav")
+        write_video(tmp_path / f"{minutes}.mp4", black, 25.0, sound)
+
+    play_minutes(1, "warm.wav")
+    peaks = {m: peak_of(partial(play_minutes, m, f"{m}.wav")) for m in videos}
     assert peaks[4] < peaks[1] + 3, f"{peaks} MiB"
-
-    def mux(minutes):
-        frames, wav = np.zeros((2, 32, 32, 3), np.uint8), tmp_path / f"{minutes}.wav"
-        write_video(tmp_path / f"{minutes}.mp4", frames, 25.0, sound_blocks(wav))
-
-    sounds = {minutes: peak_of(partial(mux, minutes)) for minutes in videos}
-    assert sounds[4] < sounds[1] + 1, f"{sounds} MiB"
+    peaks_of_muxing = {m: peak_of(partial(mux_minutes, m)) for m in videos}
+    assert peaks_of_muxing[4] < peaks_of_muxing[1] + 1, f"{peaks_of_muxing} MiB"
 
 
 def test_a_video_of_four_minutes(videos, tmp_path):
-    said = perform_video(videos[4], tmp_path / "out", Player(), corners=CORNERS)
-    wav, rate = soundfile.read(tmp_path / "out" / "sound.wav", dtype="float32")
-    assert (
-        len(wav) == 240 * rate
-        and np.isclose(np.abs(wav).max(), 0.5, atol=1e-4)
-        and said["sound.wav"] == "240.0 s of sound"
-    )
-    assert abs(probe_video(tmp_path / "out" / "video.mp4").duration_s - 240) < 0.5
-    assert abs(len(read_audio(tmp_path / "out" / "video.mp4")) - len(wav)) < 4096  # AAC's delay
-    assert (
-        sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-        and len(list((tmp_path / "out").iterdir())) == 5
-    )
+    out = tmp_path / "out"
+    said = perform_video(videos[4], out, Player(), corners=CORNERS)
+    wav, rate = soundfile.read(out / "sound.wav", dtype="float32")
+    assert len(wav) == 240 * rate
+    assert np.isclose(np.abs(wav).max(), 0.5, atol=1e-4)
+    assert said["sound.wav"] == "240.0 s of sound"
+    assert abs(probe_video(out / "video.mp4").duration_s - 240) < 0.5
+    assert abs(len(read_audio(out / "video.mp4")) - len(wav)) < 4096  # AAC's delay
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len(list(out.iterdir())) == 5
 
 
-def read_at_once(video: Path, player: Player, rows: int):
+def roll_at_once(video: Path, player: Player, rows: int):
     "The roll of a video in one window."
-    return logits_to_roll(
-        player.rolls(
-            next(
-                strip_windows(
-                    video, parse_corners(CORNERS), (16, 104), rows, WindowConfig(rows / 25, 0.0)
-                )
-            )[1]
-        )
-    )
+    corners, size = parse_corners(CORNERS), (16, 104)
+    windows = WindowConfig(rows / 25, 0.0)
+    _, strips = next(strip_windows(video, corners, size, rows, windows))
+    return logits_to_roll(player.rolls(strips, video_background(video, corners, size, rows)))
 
 
 @pytest.mark.parametrize("frames", [1, 3, 10, 50, 51, 249, 250, 251, 300])
 def test_videos_of_any_length(frames, tmp_path):
-    """From one picture to a window and a bit: sound as long as the video.
-
-    Its notes are those of its rows read at once.
-    """
-    made = play(
-        blink(tmp_path / "video.mp4", frames),
-        tmp_path / "sound.wav",
-        player := Player(),
-        "",
-        0,
-        CORNERS,
-    )
-    assert soundfile.info(tmp_path / "sound.wav").frames == round(
-        frames * RATES.sample_rate / 25
-    ) and not list(tmp_path.glob("*raw*"))
-    assert made.notes == roll_to_notes(
-        read_at_once(tmp_path / "video.mp4", player, max(frames, 3))
-    ) and (frames < 10 or len(made.notes))
+    "From one picture to a window and a bit: the sound's length and the notes are the video's."
+    video, sound, player = tmp_path / "video.mp4", tmp_path / "sound.wav", Player()
+    made = play(blink(video, frames), sound, player, "", 0, CORNERS)
+    assert soundfile.info(sound).frames == round(frames * RATES.sample_rate / 25)
+    assert not list(tmp_path.glob("*raw*"))
+    assert made.notes == roll_to_notes(roll_at_once(video, player, max(frames, 3)))
+    assert frames < 10 or len(made.notes)
 
 
 def test_windows_join_as_if_the_video_were_one(tmp_path):
-    "One noise track, the same pictures in every window: the cross-fade returns track and roll."
-    pieces = list(
-        video_pieces(
-            blink(tmp_path / "video.mp4", 540),
-            parse_corners(CORNERS),
-            21.6,
-            player := Player(),
-            "",
-            0,
-            WindowConfig(4.0, 1.0),
-        )
-    )
-    latents, presence, onset, pedal = (
-        np.concatenate(parts)
-        for parts in zip(*((z.numpy(), r.presence, r.onset, r.pedal) for r, z in pieces))
-    )
-    whole = read_at_once(tmp_path / "video.mp4", player, 540)
-    assert (
-        np.allclose(latents, noise_track(0, 0, 1620)[0], atol=1e-6)
-        and max(len(r) for r, _ in pieces) <= 100
-    )
-    assert whole.presence.std() > 0.4 and whole.pedal.std() > 0.4
-    for got, wanted in ((presence, whole.presence), (onset, whole.onset), (pedal, whole.pedal)):
-        assert np.allclose(got, wanted, atol=1e-6)
+    "With one noise track and equal pictures, the cross-fade returns the track and the roll."
+    video, player = blink(tmp_path / "video.mp4", 540), Player()
+    corners, windows = parse_corners(CORNERS), WindowConfig(4.0, 1.0)
+    pieces = list(video_pieces(video, corners, 21.6, player, "", 0, windows))
+    latents = np.concatenate([z.numpy() for _, z in pieces])
+    assert np.allclose(latents, noise_track(0, 0, 1620)[0], atol=1e-6)
+    assert max(len(roll) for roll, _ in pieces) <= 100
+    whole = roll_at_once(video, player, 540)
+    assert whole.presence.std() > 0.4
+    assert whole.pedal.std() > 0.4
+    for name in ("presence", "onset", "pedal"):
+        joined = np.concatenate([getattr(roll, name) for roll, _ in pieces])
+        assert np.allclose(joined, getattr(whole, name), atol=1e-6), name
 
 
 def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
     video, out = blink(tmp_path / "video.mp4", 60), tmp_path / "new" / "deep" / "out"
-    monkeypatch.setattr(
-        "cop_repro.systems.cop.write_midi",
-        lambda *_: (_ for _ in ()).throw(BadInput("the disk is full")),
-    )
+
+    def full(*_):
+        raise BadInput("the disk is full")
+
+    monkeypatch.setattr("cop_repro.systems.cop.write_midi", full)
     with pytest.raises(BadInput, match="the disk is full"):
         perform_video(video, out, Player(), corners=CORNERS)
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
@@ -222,22 +190,24 @@ def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_the_way_of_a_file(tmp_path):
-    (tmp_path / "out" / "sound.wav").mkdir(parents=True)
+    video, out = blink(tmp_path / "video.mp4", 60), tmp_path / "out"
+    (out / "sound.wav").mkdir(parents=True)
     with pytest.raises(BadInput, match="sound.wav is a folder"):
-        perform_video(
-            blink(tmp_path / "video.mp4", 60), tmp_path / "out", Player(), corners=CORNERS
-        )
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["sound.wav"]
+        perform_video(video, out, Player(), corners=CORNERS)
+    assert [p.name for p in out.iterdir()] == ["sound.wav"]
 
 
 def test_the_first_minute_is_drawn_whatever_comes_after(videos, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.hlines", lambda self, y, *_, **__: drawn.append(len(y))
-    )
+
+    def count(_, y, *__, **___):
+        drawn.append(len(y))
+
+    monkeypatch.setattr("matplotlib.axes.Axes.hlines", count)
     perform_video(videos[4], tmp_path / "out", Player(), corners=CORNERS)
     notes = read_midi(tmp_path / "out" / "notes.mid")
-    assert drawn == [(notes.onsets_s < 60).sum()] and len(notes) > 2 * drawn[0] > 0
+    assert drawn == [(notes.onsets_s < 60).sum()]
+    assert len(notes) > 2 * drawn[0] > 0
 
 
 @pytest.mark.parametrize(
@@ -252,23 +222,25 @@ def test_weights_are_made_one_at_a_time_and_sum_to_one(total, window, overlap):
     assert np.allclose(covered, 1)
 
 
+def rough(rng, *shape):
+    "A random walk folded into 0 to 1, which crosses one half often."
+    return np.clip(np.cumsum(rng.normal(0, 0.25, shape), 0) % 2 - 0.5, 0, 1)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_notes_in_pieces_are_the_notes_of_the_whole(seed):
     rng = numpy_rng(seed, "pieces")
     rows = int(rng.integers(3, 400))
-    rough = lambda *shape: np.clip(np.cumsum(rng.normal(0, 0.25, shape), 0) % 2 - 0.5, 0, 1)
-    whole = make_roll(rough(rows, 88), rough(rows, 88), rough(rows, 88), rough(rows))
-    decoder, at = NoteDecoder(), 0
-    while at < rows:
-        part = slice(at, at := at + int(rng.integers(1, 40)))
-        decoder.add(
-            make_roll(
-                whole.presence[part], whole.onset[part], whole.velocity[part], whole.pedal[part]
-            )
-        )
-    assert (found := decoder.finish()) == roll_to_notes(whole) == roll_to_notes(
-        drop_unstruck(whole)
-    ) and len(found)
+    columns = [rough(rng, rows, 88), rough(rng, rows, 88), rough(rng, rows, 88), rough(rng, rows)]
+    decoder, start = NoteDecoder(), 0
+    while start < rows:
+        stop = start + int(rng.integers(1, 40))
+        decoder.add(make_roll(*(column[start:stop] for column in columns)))
+        start = stop
+    found, whole = decoder.finish(), make_roll(*columns)
+    assert len(found)
+    assert found == roll_to_notes(whole)
+    assert found == roll_to_notes(drop_unstruck(whole))
 
 
 def test_note_decoder_refuses_what_it_cannot_join():
@@ -289,17 +261,13 @@ def test_level_of_pieces_is_the_level_of_the_whole():
     meter = LevelMeter()
     for part in np.array_split(wav, 7):
         meter.add(part)
-    assert np.allclose(
-        np.concatenate([meter.level(part) for part in np.array_split(wav, 7)]),
-        prepare_level(wav),
-        atol=1e-6,
-    )
-    assert (
-        np.isclose(np.abs(prepare_level(wav)).max(), 0.5) and abs(prepare_level(wav).mean()) < 1e-4
-    )
-    assert not prepare_level(np.full(99, 0.3, np.float32)).any() and prepare_level(
-        np.zeros(0, np.float32)
-    ).shape == (0,)
+    pieces = np.concatenate([meter.level(part) for part in np.array_split(wav, 7)])
+    whole = prepare_level(wav)
+    assert np.allclose(pieces, whole, atol=1e-6)
+    assert np.isclose(np.abs(whole).max(), 0.5)
+    assert abs(whole.mean()) < 1e-4
+    assert not prepare_level(np.full(99, 0.3, np.float32)).any()
+    assert prepare_level(np.zeros(0, np.float32)).shape == (0,)
 
 
 def test_sound_in_pieces_is_the_same_video(tmp_path):

@@ -66,7 +66,8 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
     put(
         tmp_path / "musiccaps-public.csv",
         "\ufeffytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset,is_audioset_eval\n"
-        '-0aB,30,40,/m/1,"[\'a\', \'b\']","Two lines,\nand a ""quote""",4,False,TRUE\nother,0,10,,,x,1,False,False\n',
+        '-0aB,30,40,/m/1,"[\'a\', \'b\']","Two lines,\nand a ""quote""",4,False,TRUE\n'
+        "other,0,10,,,x,1,False,False\n",
     )
     soundfile.write(tmp_path / "-0aB.wav", tone(1.0), 24_000)
     listing = read_set("MusicCaps", tmp_path, 1.0)
@@ -286,7 +287,8 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "WavCaps": [
         (
             {
-                "json_files/BBC/bbc_final.json": '{"data": [{"id": "1", "caption": "x"}, {"id": "2"}]}'
+                "json_files/BBC/bbc_final.json": '{"data": [{"id": "1", "caption": "x"}, '
+                '{"id": "2"}]}'
             },
             "bbc_final.json, entry 1",
         ),
@@ -304,7 +306,8 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "TangoPromptBank": [
         (
             {
-                "data.json": '{"location": "a/b.wav", "captions": "x"}\n{"location": "a/c.wav", "captions": []}\n'
+                "data.json": '{"location": "a/b.wav", "captions": "x"}\n'
+                '{"location": "a/c.wav", "captions": []}\n'
             },
             "data.json, line 2: 'captions'",
         ),
@@ -318,7 +321,8 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "MusicCaps": [
         (
             {
-                "musiccaps-public.csv": "ytid,start_s,end_s,caption,is_audioset_eval\na,0,10,x,True\nb,0,10,x\n"
+                "musiccaps-public.csv": "ytid,start_s,end_s,caption,is_audioset_eval\n"
+                "a,0,10,x,True\nb,0,10,x\n"
             },
             "musiccaps-public.csv, line 3",
         )
@@ -341,14 +345,16 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "PianoVAM": [
         (
             {
-                "metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1,2", "Point_RT": "1,b", "Point_RB": "1,2", "Point_LB": "1,2"}}'
+                "metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1,2", '
+                '"Point_RT": "1,b", "Point_RB": "1,2", "Point_LB": "1,2"}}'
             },
             "metadata.json, entry 1: Point_RT",
         ),
         ({"metadata.json": '{"1": {"record_time": "t"}}'}, "metadata.json, entry 1"),
         (
             {
-                "metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1", "Point_RT": "1,2", "Point_RB": "1,2", "Point_LB": "1,2"}}'
+                "metadata.json": '{"1": {"record_time": "t", "split": "train", "Point_LT": "1", '
+                '"Point_RT": "1,2", "Point_RB": "1,2", "Point_LB": "1,2"}}'
             },
             "metadata.json, entry 1",
         ),
@@ -358,13 +364,15 @@ CUT = {  # set -> its lists; the last line, or entry, of the first one is damage
     "MAESTRO": [
         (
             {
-                "maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration\nA,B,train,2018,a.midi,a.wav,long\n"
+                "maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,"
+                "midi_filename,audio_filename,duration\nA,B,train,2018,a.midi,a.wav,long\n"
             },
             "maestro-v3.0.0.csv, line 2: duration",
         ),
         (
             {
-                "maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration\nA,B,train\n"
+                "maestro-v3.0.0.csv": "canonical_composer,canonical_title,split,year,"
+                "midi_filename,audio_filename,duration\nA,B,train\n"
             },
             "maestro-v3.0.0.csv, line 2",
         ),

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import yaml
 
 from cop_repro.evaluation.claims import LABELS

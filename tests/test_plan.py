@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cop_repro.cli import main
+from cop_repro.cli._plan_costs import Costs
+from cop_repro.cli._plan_text import plan_text
 from cop_repro.core import BadInput
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.flow import Conditions
-from cop_repro.cli._plan_costs import Costs
-from cop_repro.cli._plan_text import plan_text
 from cop_repro.training import planning as counting
 from cop_repro.training.contrast import ContrastConfig, contrast_cost
 from cop_repro.training.guidance import GuidanceConfig, guidance_job

@@ -1,19 +1,28 @@
 "Verdicts: each metric of the paper by paired differences, one honest word for the claim."
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from cop_repro.evaluation.claims import Claim, overall_verdict
-from cop_repro.evaluation.report import (
+from cop_repro.cli import main
+from cop_repro.core import BadInput
+from cop_repro.evaluation import evaluate
+from cop_repro.evaluation.claims import (
     CLAIMS,
+    Claim,
     Result,
-    compare_results,
+    overall_verdict,
     summarise,
     verdict,
-    write_report,
 )
+from cop_repro.evaluation.nuisance_ablation import ablation_results
+from cop_repro.evaluation.report import RunInfo, _seed_table, compare_results, write_report
+from cop_repro.evaluation.scoring import ScoredTask
+from cop_repro.evaluation.tables import load_tables
 from cop_repro.judges.extractors import Features, set_score
 from cop_repro.measure.audio_metrics import (
     bootstrap_draws,
@@ -21,6 +30,7 @@ from cop_repro.measure.audio_metrics import (
     frechet_distance,
     kl_per_clip,
 )
+from cop_repro.systems.contract import NoSettings, SystemFiles
 
 IDS = tuple(f"c{i}" for i in range(24))
 WORKS = {c: f"w{i // 3}" for i, c in enumerate(IDS)}
@@ -28,6 +38,13 @@ PAPER = {
     "columns": {"table2": {"fad": "lower", "kl": "lower"}},
     "table2": {"base": {"fad": 0.78, "kl": 1.73}, "base_without_text": {"fad": 0.80, "kl": 2.22}},
 }
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    "A run whose results are laid out as `refs/tables.yaml` says."
+    definitions = yaml.safe_load((root / "refs" / "tables.yaml").read_text())
+    return RunInfo("embedded", "test", "ear", load_tables(definitions))
 
 
 def rng(seed=0):
@@ -43,7 +60,7 @@ def line(metric, ref, est, seed=0):
 
 
 def rows(noise):
-    "Scores of a row whose features are the true ones and some noise; the noise of two rows is the same, scaled."
+    "Scores of a row whose features are the true ones and a multiple of the same noise."
     true, shared = rng(1).normal(size=(24, 5)), rng(2).normal(size=(24, 5))
     made = {
         m: line(
@@ -81,30 +98,27 @@ def test_set_scores_keep_what_pairing_needs():
     true, est = rng(1).normal(size=(24, 5)), rng(2).normal(size=(24, 5))
     kl = set_score("kl", features(true, "logits"), features(est, "logits"), WORKS)
     np.testing.assert_allclose(list(kl.per_clip.values()), kl_per_clip(true, est), rtol=1e-8)
-    assert (
-        tuple(kl.per_clip) == IDS
-        and not kl.draws
-        and kl.value == pytest.approx(np.mean(list(kl.per_clip.values())))
-    )
+    assert tuple(kl.per_clip) == IDS
+    assert not kl.draws
+    assert kl.value == pytest.approx(np.mean(list(kl.per_clip.values())))
     fd = set_score("fd", features(true, "clip"), features(est, "clip"), WORKS, num_samples=40)
-    assert (
-        len(fd.draws) == 40
-        and not fd.per_clip
-        and fd.value == pytest.approx(frechet_distance(true, est))
-    )
+    assert len(fd.draws) == 40
+    assert not fd.per_clip
+    assert fd.value == pytest.approx(frechet_distance(true, est))
     assert fd.ci_high - fd.ci_low == pytest.approx(
         np.subtract(*np.quantile(fd.draws, [0.975, 0.025])), rel=1e-6
     )
     alone = set_score("fd", features(true, "clip"), features(est, "clip"), dict.fromkeys(IDS, "w"))
-    assert alone.draws == () and alone.ci_low is None
+    assert alone.draws == ()
+    assert alone.ci_low is None
 
 
 def test_claims_are_judged_on_the_papers_metrics():
     found = verdict(CLAIMS[0], SCORES, SETS, PAPER)
     by = {m["metric"]: m for m in found["metrics"]}
-    assert (
-        found["verdict"] == "mixed" and by["inception_score"]["verdict"] == "not reproduced"
-    )  # noise in logits makes a classifier sound surer: IS contradicts the others
+    # noise in logits makes a classifier sound surer: IS contradicts the others
+    assert found["verdict"] == "mixed"
+    assert by["inception_score"]["verdict"] == "not reproduced"
     assert {m for m in by if by[m]["counts"]} == {
         "fad",
         "fd",
@@ -113,22 +127,17 @@ def test_claims_are_judged_on_the_papers_metrics():
         "clip_score",
     }
     for metric in ("fad", "fd", "kl"):
-        assert (
-            by[metric]["verdict"] == "reproduced"
-            and by[metric]["difference"]
-            == pytest.approx(BAD[1][metric]["value"] - GOOD[1][metric]["value"], rel=1e-6)
-            and by[metric]["n"] == 24
+        assert by[metric]["verdict"] == "reproduced"
+        assert by[metric]["difference"] == pytest.approx(
+            BAD[1][metric]["value"] - GOOD[1][metric]["value"], rel=1e-6
         )
-    assert (
-        by["clip_score"]["verdict"] == "not run"
-        and not by["mel_distance"]["counts"]
-        and by["mel_distance"]["verdict"] == "reproduced"
-    )
-    assert (
-        by["fad"]["paper"] == pytest.approx(0.02)
-        and by["kl"]["paper"] == pytest.approx(0.49)
-        and "paper" not in by["fd"]
-    )
+        assert by[metric]["n"] == 24
+    assert by["clip_score"]["verdict"] == "not run"
+    assert not by["mel_distance"]["counts"]
+    assert by["mel_distance"]["verdict"] == "reproduced"
+    assert by["fad"]["paper"] == pytest.approx(0.02)
+    assert by["kl"]["paper"] == pytest.approx(0.49)
+    assert "paper" not in by["fd"]
     without = {
         row: {m: x for m, x in made.items() if m != "inception_score"} for row, made in SETS.items()
     }
@@ -136,7 +145,8 @@ def test_claims_are_judged_on_the_papers_metrics():
     back = verdict(
         Claim("X", "noise helps", "base_without_text", "base", ("fad", "kl")), SCORES, SETS, PAPER
     )
-    assert back["verdict"] == "not reproduced" and all(m["ci_high"] < 0 for m in back["metrics"])
+    assert back["verdict"] == "not reproduced"
+    assert all(m["ci_high"] < 0 for m in back["metrics"])
     assert (
         verdict(
             CLAIMS[0],
@@ -151,13 +161,14 @@ def test_pairing_is_narrower_than_two_intervals():
     "What two rows share cancels draw by draw."
     near = rows(0.35)[1]
     fad = verdict(CLAIMS[0], {}, {"base": GOOD[1], "base_without_text": near})["metrics"][0]
-    assert fad["verdict"] == "reproduced" and fad["ci_high"] - fad["ci_low"] < 0.5 * (
+    assert fad["verdict"] == "reproduced"
+    assert fad["ci_high"] - fad["ci_low"] < 0.5 * (
         GOOD[1]["fad"]["ci_high"] - GOOD[1]["fad"]["ci_low"]
     )
 
 
 def test_equal_systems_are_rarely_told_apart():
-    "Two systems of one distribution: the paired interval of their Frechet distances leaves zero out in at most the share that it may."
+    "Systems of one distribution: the paired interval of FD rarely excludes zero."
     wrong = 0
     for trial in range(24):
         r = rng(trial)
@@ -167,7 +178,7 @@ def test_equal_systems_are_rarely_told_apart():
         ]
         (a, drawn_a), (b, drawn_b) = (
             bootstrap_draws(
-                lambda i, s=s: frechet_distance(true[i].reshape(-1, 16), s[i].reshape(-1, 16)),
+                lambda i, t=true, s=s: frechet_distance(t[i].reshape(-1, 16), s[i].reshape(-1, 16)),
                 range(16),
                 seed=trial,
                 num_samples=60,
@@ -215,25 +226,16 @@ def test_one_word(words, said):
     assert overall_verdict([names[w] for w in words]) == said
 
 
-def test_report_prints_a_line_a_metric(tmp_path):
-    _, found = write_report(
-        tmp_path,
-        {k: v for k, v in SCORES.items()},
-        [],
-        PAPER,
-        "embedded",
-        "test",
-        "",
-        {k: list(v.values()) for k, v in SETS.items()},
-    )
+def test_report_prints_a_line_a_metric(tmp_path, run):
+    sets = {entry: list(lines.values()) for entry, lines in SETS.items()}
+    _, found = write_report(tmp_path, run, SCORES, PAPER, sets)
     text = (tmp_path / "tables.md").read_text()
-    assert (
-        "| C1 | text helps V2A (base over base_without_text) | | **mixed** |" in text
-        and "| | | fad | reproduced | +" in text
-        and "(mel_distance)" in text
-        and "+0.02" in text
-    )
-    assert found[0]["verdict"] == "mixed" and found[2]["verdict"] == "not run"
+    assert "| C1 | text helps V2A (base over base_without_text) |  | **mixed** |" in text
+    assert "|  |  | fad | reproduced | +" in text
+    assert "(mel_distance)" in text
+    assert "+0.02" in text
+    assert found[0]["verdict"] == "mixed"
+    assert found[2]["verdict"] == "not run"
 
 
 def test_seeds_side_by_side():
@@ -247,29 +249,26 @@ def test_seeds_side_by_side():
         )
         for sign in (1, -1)
     ]
-    from cop_repro.evaluation.report import _seed_table
-
     assert _seed_table({"default": run[:1]}) == ""
     table = _seed_table({"default": run[:1], "seed1": run[1:]}).splitlines()
-    assert (
-        table[-1].startswith("| C5")
-        and "+0.10" in table[-1]
-        and "-0.10" in table[-1]
-        and table[-1].endswith("| no |")
-    )
+    assert table[-1].startswith("| C5")
+    assert "+0.10" in table[-1]
+    assert "-0.10" in table[-1]
+    assert table[-1].endswith("| no |")
 
 
 def test_ablation_has_intervals_over_works():
-    from cop_repro.evaluation.nuisance_ablation import ablation_results
-
     clips = [{"work_id": f"w{i // 2}", "metrics": {"onset_f1": 0.1 * i}} for i in range(6)]
     several, one = ablation_results({"all": {"clean": clips, "real": clips[:1]}}, "default")
     assert (several.row, several.n, several.value) == (
         "all_clean",
         6,
         pytest.approx(0.25),
-    ) and several.ci_low < 0.25 < several.ci_high
-    assert one.row == "all_real" and one.ci_low is None and one.value == 0
+    )
+    assert several.ci_low < 0.25 < several.ci_high
+    assert one.row == "all_real"
+    assert one.ci_low is None
+    assert one.value == 0
 
 
 def result(row="cop_piano", value=1.0, label="embedded"):
@@ -306,19 +305,18 @@ def result(row="cop_piano", value=1.0, label="embedded"):
 )
 def test_missing_numbers_are_disagreements(first, second, wrong):
     lines, found = compare_results(first, second)
-    assert found == wrong and "numbers compared" in lines[-1] and "missing on one side" in lines[-1]
+    assert found == wrong
+    assert "numbers compared" in lines[-1]
+    assert "missing on one side" in lines[-1]
 
 
 def test_compare_fails_where_results_are_missing(tmp_path, capsys):
-    import json
-
-    from cop_repro.cli import main
-
     for name, rows in (("a", [result(), result("base")]), ("b", [result()])):
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
     said = capsys.readouterr().out
-    assert "only in first: table4/base/si_sdr_spec" in said and said.strip().endswith(
+    assert "only in first: table4/base/si_sdr_spec" in said
+    assert said.strip().endswith(
         "1 numbers compared, 0 differ beyond tolerance, 1 missing on one side"
     )
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
@@ -341,7 +339,8 @@ def kept(shift, spread=0.01):
 
 
 def test_what_is_kept_has_a_margin():
-    assert CLAIMS[3].keeps == 0.1 and all(c.keeps is None for c in CLAIMS if c.claim_id != "C4")
+    assert CLAIMS[3].keeps == 0.1
+    assert all(c.keeps is None for c in CLAIMS if c.claim_id != "C4")
     found = {
         name: kept(*how)
         for name, how in {
@@ -357,9 +356,8 @@ def test_what_is_kept_has_a_margin():
         "lost": "not reproduced",
         "unclear": "inconclusive",
     }
-    assert found["kept"]["metrics"][0]["margin"] == pytest.approx(1) and found["kept"]["metrics"][
-        0
-    ]["difference"] == pytest.approx(-0.5)
+    assert found["kept"]["metrics"][0]["margin"] == pytest.approx(1)
+    assert found["kept"]["metrics"][0]["difference"] == pytest.approx(-0.5)
     wins = Claim("X", "wins", "piano2h", "base", ("mel_distance",))
     scores = {
         "base": GOOD[0],
@@ -368,18 +366,15 @@ def test_what_is_kept_has_a_margin():
         ],
     }
     keeps = Claim("X", "keeps", "piano2h", "base", ("mel_distance",), keeps=0.1)
-    assert (
-        verdict(wins, scores)["verdict"] == "not reproduced"
-        and verdict(keeps, scores)["verdict"] == "reproduced"
+    assert verdict(wins, scores)["verdict"] == "not reproduced"
+    assert verdict(keeps, scores)["verdict"] == "reproduced"
+    assert verdict(keeps, scores)["metrics"][0]["margin"] == pytest.approx(
+        0.1 * np.mean([s["metrics"]["mel_distance"] for s in GOOD[0]])
     )
-    assert (
-        verdict(keeps, scores)["metrics"][0]["margin"]
-        == pytest.approx(0.1 * np.mean([s["metrics"]["mel_distance"] for s in GOOD[0]]))
-        and "margin" not in verdict(wins, scores)["metrics"][0]
-    )
+    assert "margin" not in verdict(wins, scores)["metrics"][0]
 
 
-def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path):
+def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path, run):
     paper = {
         "columns": {"table5": {"si_sdr_spec": "higher", "mos_melody": "higher"}},
         "table5": {
@@ -400,33 +395,26 @@ def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path):
         "controls": [clip(i, "truth", si_sdr_spec=100.0, style_preference=0.1) for i in range(2)],
         "video2roll": [{**clip(i, "", onset_f1=0.5), "extractors": {}} for i in range(4)],
     }
-    lines, verdicts = write_report(
-        tmp_path, scored, [], paper, "embedded", "test", "ear", {"piano2h": [], "base": []}
-    )
-    assert {r.extractor for r in lines if r.metric == "style_preference"} == {
-        "style judge 01"
-    } and {r.extractor for r in lines if r.metric == "si_sdr_spec"} == {""}
+    sets = {"piano2h": [], "base": []}
+    lines, verdicts = write_report(tmp_path, run, scored, paper, sets)
+    assert {r.extractor for r in lines if r.metric == "style_preference"} == {"style judge 01"}
+    assert {r.extractor for r in lines if r.metric == "si_sdr_spec"} == {""}
     midi = {(r.row, r.metric): r for r in lines if r.row.startswith("midi_")}
-    assert midi["midi_table5", "midi_f1"].value == 0.37 and {
-        (r.table, r.label) for r in midi.values()
-    } == {("roll", "paper")}
+    assert midi["midi_table5", "midi_f1"].value == 0.37
+    assert {(r.table, r.label) for r in midi.values()} == {("roll", "paper")}
     text = (tmp_path / "tables.md").read_text()
     table5, roll = (
         text.split("## Table 5 shape")[1].split("##")[0],
         text.split("## Roll predictor")[1].split("##")[0],
     )
     main_table, below = table5.split("What the style judge makes of the true sound")
-    assert (
-        "paper: mos_melody" in main_table
-        and "| mos_melody" not in main_table
-        and "true_sound_crisp" not in main_table
-        and "| true_sound_crisp | 0.10" in below
-    )
-    assert (
-        "paper: midi_precision" in roll
-        and "| midi_table5 | 0.41 | 0.37 |  | paper |" in roll
-        and "midi" not in roll.split("MIDI of the paper's")[0]
-    )
+    assert "paper: mos_melody" in main_table
+    assert "| mos_melody" not in main_table
+    assert "true_sound_crisp" not in main_table
+    assert "| true_sound_crisp | 0.10" in below
+    assert "paper: midi_precision" in roll
+    assert "| midi_table5 | 0.41 | 0.37 |  | paper |" in roll
+    assert "midi" not in roll.split("MIDI of the paper's")[0]
     assert "within a margin of 10% of base" in text
 
 
@@ -447,36 +435,48 @@ def test_two_style_judges_are_both_named():
 
 
 def test_scored_clips_name_their_style_judge(monkeypatch):
-    from dataclasses import replace
-    from pathlib import Path
-
-    from cop_repro.evaluation import rows as r
-
     class Judge:
         provenance = "style judge 01"
 
         def __call__(self, wav):
             return 0.25
 
-    row = r.Row("piano", "", *[Path("x")] * 3, touches=("a", "b"))
-    monkeypatch.setattr(r, "Store", lambda folder: None)
-    monkeypatch.setattr(r, "store_clip", lambda store, i: i)
-    monkeypatch.setattr(r, "_style_judge", lambda folder, *touches: Judge())
-    monkeypatch.setitem(
-        r.KINDS,
-        "piano",
-        (
-            lambda row, clips, others: [
-                {"wav": np.zeros(3), "metrics": {}},
-                {"wav": None, "metrics": {}},
-            ],
-            "piano",
-        ),
+    def two_clips(system, clip, other, seed):
+        "One prediction with a sound and one without."
+        return [
+            {"suffix": "", "wav": np.zeros(3), "metrics": {}},
+            {"suffix": "notes", "wav": None, "metrics": {}},
+        ]
+
+    files = SystemFiles("", *[Path("x")] * 3)
+    row = evaluate.Row("cop", "reconstruction", files, NoSettings(), touches=("a", "b"))
+    monkeypatch.setattr(evaluate, "Store", lambda folder: None)
+    monkeypatch.setattr(evaluate, "store_clip", lambda store, i: i)
+    monkeypatch.setattr(evaluate, "_loaded", lambda row: {"": None})
+    monkeypatch.setattr(evaluate, "_style_judge", lambda folder, *touches: Judge())
+    monkeypatch.setitem(evaluate.ROW_TASKS, "reconstruction", ScoredTask("piano", two_clips))
+    sounding, silent = evaluate._score_chunk(row, "folder", [0], [1], 1)
+    assert sounding["metrics"] == {"style_preference": 0.25}
+    assert sounding["extractors"] == {"style_preference": "style judge 01"}
+    assert silent["metrics"] == {}
+    assert "extractors" not in silent
+    untouched = replace(row, touches=None)
+    assert "extractors" not in evaluate._score_chunk(untouched, "folder", [0], [1], 1)[0]
+    monkeypatch.setitem(evaluate.ROW_TASKS, "reconstruction", ScoredTask("foley", two_clips))
+    assert "extractors" not in evaluate._score_chunk(row, "folder", [0], [1], 1)[0]
+
+
+def test_lines_made_elsewhere_and_other_seeds_are_in_the_report(tmp_path, run):
+    "A line of a table that is not defined is refused."
+    elsewhere = Result(
+        "real", "cop_perform", "onset_f1", 0.5, None, None, 1, "", True, "embedded", "test", "ear"
     )
-    heard, silent = r._part(row, "folder", [0], [1], 1)
-    assert (
-        heard["metrics"] == {"style_preference": 0.25}
-        and heard["extractors"] == {"style_preference": "style judge 01"}
-        and "extractors" not in silent
-    )
-    assert "extractors" not in r._part(replace(row, touches=None), "folder", [0], [1], 1)[0]
+    lines, _ = write_report(tmp_path, run, SCORES, PAPER)
+    assert [r.label for r in lines if r.table == "real"] == ["not run"] * 2
+    lines, verdicts = write_report(tmp_path, run, SCORES, PAPER, extra=[elsewhere])
+    assert [r for r in lines if r.table == "real"] == [elsewhere]
+    assert "another training seed" not in (tmp_path / "tables.md").read_text()
+    write_report(tmp_path, run, SCORES, PAPER, seeds={"seed1": verdicts})
+    assert "another training seed" in (tmp_path / "tables.md").read_text()
+    with pytest.raises(BadInput, match="table 'nowhere'"):
+        write_report(tmp_path, run, SCORES, PAPER, extra=[replace(elsewhere, table="nowhere")])

@@ -1,7 +1,7 @@
-"Rows of the evaluation: every network of a row lies where the parameters say, and results come back to the CPU."
+"Rows of the evaluation: networks lie on the asked device, and sounds come back to the CPU."
 
 import json
-from dataclasses import replace
+import pickle
 
 import numpy as np
 import pytest
@@ -9,23 +9,28 @@ import torch
 
 from cop_repro.core import RATES, AssetMismatch, ParamsError, load_weights, save_weights, torch_rng
 from cop_repro.data.clips import Clip
-from cop_repro.evaluation import rows
-from cop_repro.evaluation.rows import Row, RowEntry
-from cop_repro.model.flow import Sampled
+from cop_repro.evaluation.evaluate import Row, RowEntry, make_row
+from cop_repro.model.flow import SampleConfig, Sampled
+from cop_repro.systems import general
+from cop_repro.systems.contract import SystemFiles
+
+SOLVER = {"num_steps": 2, "cfg_strength": 2.0}
+MODELS = {"cop": {"piano": "piano.safetensors"}, "general": {"general": "general.safetensors"}}
+CLIP = Clip("c", "w", "test", "t2a", 1.0, "a bell", "bell")
 
 
 @pytest.fixture(scope="module")
 def row(root):
+    "A function that makes a row of a system from the shipped assets, or from other models."
     assets = root / "data" / "assets"
     split = json.loads((root / "data" / "manifest.json").read_text())["split_hash"]
-    return lambda kind, device: Row(
-        kind,
-        split,
-        *(assets / f"{n}.safetensors" for n in ("codec", "encoders", "roll")),
-        model=assets / ("piano.safetensors" if kind == "piano" else "general.safetensors"),
-        sample=rows.SampleConfig(num_steps=2, cfg_strength=2.0),
-        device=device,
-    )
+    paths = [assets / f"{name}.safetensors" for name in ("codec", "encoders", "roll")]
+
+    def make(system, device="cpu", models=assets) -> Row:
+        files = SystemFiles(split, *paths, device=device)
+        return make_row(RowEntry(system, MODELS.get(system, {})), files, models, SOLVER)
+
+    return make
 
 
 def placed(*modules):
@@ -33,52 +38,76 @@ def placed(*modules):
 
 
 def test_every_network_lies_on_the_device(row):
-    "On the meta device, which needs no card."
-    for kind in ("roll", "audeo"):
-        assert placed(*(s.roll for s in rows.SYSTEMS[kind](row(kind, "meta")).values())) == {"meta"}
-    performer = rows.SYSTEMS["piano"](row("piano", "meta"))[""].performer
-    assert (
-        placed(performer.codec, performer.encoders, performer.piano)
-        == {"meta"}
-        == placed(*rows._general_parts(row("general", "meta")))
-    )
+    "On the meta device, which needs no GPU."
+    for name in ("roll", "audeo"):
+        systems = row(name, "meta").load()
+        assert systems
+        assert placed(*(s.roll for s in systems.values())) == {"meta"}
+    performer = row("cop", "meta").load()[""].performer
+    assert placed(performer.codec, performer.encoders, performer.piano) == {"meta"}
+    system = row("general", "meta").load()[""]
+    assert placed(system.model, system.codec, system.encoders) == {"meta"}
+    assert placed(row("controls", "meta").load()[""].codec) == {"meta"}
 
 
-@pytest.mark.parametrize("kind", ["general", "piano"])
-def test_a_model_of_other_latents_is_refused(row, tmp_path, kind):
-    wanted = row(kind, "cpu")
-    tensors, meta = load_weights(wanted.model)
-    save_weights(tmp_path / "other.safetensors", tensors, {**meta, "latents": "0" * 12})
-    build = {"general": rows._general_parts, "piano": rows.SYSTEMS["piano"]}[kind]
-    with pytest.raises(AssetMismatch, match="learnt latents 000000000000"):
-        build(replace(wanted, model=tmp_path / "other.safetensors"))
+@pytest.mark.parametrize("name", ["general", "cop"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"latents": "0" * 12}, "learnt latents 000000000000"),
+        ({"split_hash": "elsewhere"}, "trained under split elsewhere"),
+    ],
+)
+def test_a_model_of_other_latents_or_another_split_is_refused(
+    row, root, tmp_path, name, change, message
+):
+    file = next(iter(MODELS[name].values()))
+    tensors, meta = load_weights(root / "data" / "assets" / file)
+    save_weights(tmp_path / file, tensors, {**meta, **change})
+    with pytest.raises(AssetMismatch, match=message):
+        row(name, models=tmp_path).load()
+
+
+def test_a_row_names_the_models_that_it_needs(row, root):
+    files = row("general").files
+    wanted = make_row(RowEntry("cop"), files, root, SOLVER)
+    with pytest.raises(ParamsError, match="needs a model 'piano'"):
+        wanted.load()
 
 
 def test_noise_is_the_same_everywhere(row, monkeypatch):
-    "It is drawn on the CPU and then moved; what the model sees is there, what comes back is on the CPU."
-    model, codec, encoders = rows._general_parts(row("general", "cpu"))
+    "Noise is sampled on the CPU and then moved to the model; the sound comes back to the CPU."
+    system = row("general").load()[""]
     seen, moved, to = [], [], torch.Tensor.to
-    monkeypatch.setattr(
-        rows, "sample", lambda model, noise, cond, cfg: seen.append(noise) or Sampled(noise, 0)
-    )
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, *a, **k: moved.append(a) or to(self, *a, **k)
-    )
-    wav = rows._generate(
-        model,
-        codec,
-        encoders,
-        row("general", "cpu"),
-        Clip("c", "w", "test", "t2a", 1.0, "a bell", "bell"),
-    )
-    assert ("cpu",) in moved and isinstance(wav, np.ndarray) and len(wav) == RATES.samples(1.0)
-    assert torch.equal(seen[0], torch.randn(1, 75, 128, generator=torch_rng(0, "sample", "c")))
+
+    def fake_sample(model, noise, cond, cfg):
+        seen.append((noise, cfg))
+        return Sampled(noise, 0)
+
+    def recorded_to(self, *args, **options):
+        moved.append((tuple(self.shape), *args))
+        return to(self, *args, **options)
+
+    monkeypatch.setattr(general, "sample", fake_sample)
+    monkeypatch.setattr(torch.Tensor, "to", recorded_to)
+    prediction = system.predict(CLIP)
+    (noise, solver), wav = seen[0], prediction.wav
+    assert ((1, 75, 128), torch.device("cpu")) in moved
+    assert isinstance(wav, np.ndarray)
+    assert len(wav) == RATES.samples(1.0)
+    assert torch.equal(noise, torch.randn(1, 75, 128, generator=torch_rng(0, "sample", "c")))
+    assert solver == SampleConfig(**SOLVER)
 
 
 def test_an_entry_is_a_value():
-    assert (
-        RowEntry("piano", "a/piano.safetensors").rendering == "nuisance"
-        and RowEntry("controls").sample == {}
-    )
+    assert RowEntry("cop", {"piano": "a/piano.safetensors"}).rendering == "nuisance"
+    assert RowEntry("controls").sample == {}
     with pytest.raises(ParamsError, match="did you mean 'controls'"):
         RowEntry("control")
+
+
+def test_a_row_can_be_sent_to_another_process(row):
+    made = row("general")
+    sent = pickle.loads(pickle.dumps(made))
+    assert sent == made
+    assert hash(sent) == hash(made)

@@ -1,4 +1,4 @@
-"`cop score`: two folders in, honest numbers or one clear line out."
+"`cop score`: two folders in; scores, or an error of one line, out."
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def notes(seed):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    "Three clips with sound and MIDI on both sides; the estimate is noisy and plays other velocities."
+    "Three clips with sound and MIDI; the estimate has noise and one velocity for all notes."
     folder = tmp_path_factory.mktemp("score")
     for side in ("ref", "est"):
         (folder / side).mkdir()
@@ -70,7 +70,8 @@ def test_values_are_the_functions(made, capsys):
     names = f"{SOUND},onset_f1,note_velocity_f1,pitch_entropy"
     result = scored(capsys, made / "ref", made / "est", "--metrics", names)
     lines = result["metrics"]
-    assert list(lines) == names.split(",") and result["clips"] == 3
+    assert list(lines) == names.split(",")
+    assert result["clips"] == 3
     pairs = [
         [
             soundfile.read(made / side / f"clip{i}{end}")[0].astype(np.float32)
@@ -85,12 +86,11 @@ def test_values_are_the_functions(made, capsys):
         np.mean([m.mel_distance(*p) for p in pairs]), rel=1e-6
     )
     low, high = lines["mel_distance"]["interval"]
-    assert (
-        low <= lines["mel_distance"]["value"] <= high
-        and lines["mel_distance"]["n"] == 3
-        and lines["mel_distance"]["higher_is_better"] is False
-    )
-    assert lines["onset_f1"]["value"] == 1 and lines["note_velocity_f1"]["value"] == pytest.approx(
+    assert low <= lines["mel_distance"]["value"] <= high
+    assert lines["mel_distance"]["n"] == 3
+    assert lines["mel_distance"]["higher_is_better"] is False
+    assert lines["onset_f1"]["value"] == 1
+    assert lines["note_velocity_f1"]["value"] == pytest.approx(
         np.mean(
             [
                 note_scores(notes(i), notes(i).replace(velocities=np.full(10, 64)))[
@@ -114,23 +114,19 @@ def test_set_scores(made, capsys):
     )
     (made / "texts.json").write_text(json.dumps({f"clip{i}": "a tone" for i in range(3)}))
     lines = scored(capsys, *arguments, "--texts", made / "texts.json")["metrics"]
-    assert (
-        lines["fad"]["value"] > 0
-        and lines["fad"]["interval"][0] <= lines["fad"]["value"] <= lines["fad"]["interval"][1]
-        and lines["fad"]["n"] == 3
+    assert lines["fad"]["value"] > 0
+    assert lines["fad"]["interval"][0] <= lines["fad"]["value"] <= lines["fad"]["interval"][1]
+    assert lines["fad"]["n"] == 3
+    assert all(
+        line["extractor"].startswith("embedded judges ") and line["judge_rate"] == 16_000
+        for line in lines.values()
     )
-    assert (
-        all(
-            line["extractor"].startswith("embedded judges ") and line["judge_rate"] == 16_000
-            for line in lines.values()
-        )
-        and len({line["ids"] for line in lines.values()}) == 1
-    )
-    assert (
-        lines["fad_infinity"]["value"] is None and "needs at least" in lines["fad_infinity"]["note"]
-    )
+    assert len({line["ids"] for line in lines.values()}) == 1
+    assert lines["fad_infinity"]["value"] is None
+    assert "needs at least" in lines["fad_infinity"]["note"]
     same = scored(capsys, made / "ref", made / "ref", *arguments[2:-1], "fad,fd,kl")["metrics"]
-    assert same["kl"]["value"] == 0 and same["fad"]["value"] < 1e-6 > same["fd"]["value"]
+    assert same["kl"]["value"] == 0
+    assert same["fad"]["value"] < 1e-6 > same["fd"]["value"]
     (made / "works.json").write_text(json.dumps({f"clip{i}": "one work" for i in range(3)}))
     assert (
         scored(capsys, *arguments[:-1], "fd,kl", "--works", made / "works.json")["metrics"]["kl"][
@@ -184,31 +180,28 @@ def test_one_clip(made, tmp_path, capsys):
         "--metrics",
         "si_sdr,fd,kl",
     )["metrics"]
-    assert (
-        lines["si_sdr"]["value"] > 0
-        and lines["si_sdr"]["interval"] is None
-        and lines["fd"]["value"] is None
-        and "single clip" in lines["fd"]["note"]
-        and lines["kl"]["n"] == 1
-    )
+    assert lines["si_sdr"]["value"] > 0
+    assert lines["si_sdr"]["interval"] is None
+    assert lines["fd"]["value"] is None
+    assert "single clip" in lines["fd"]["note"]
+    assert lines["kl"]["n"] == 1
 
 
 def test_bad_folders(made, tmp_path, capsys):
     ref, est = tmp_path / "ref", tmp_path / "est"
     for side in (ref, est):
         side.mkdir()
-    assert "not a folder" in refused(capsys, ref / "none", est) and "no file" in refused(
-        capsys, ref, est
-    )
+    assert "not a folder" in refused(capsys, ref / "none", est)
+    assert "no file" in refused(capsys, ref, est)
     tone = np.sin(np.arange(RATE) / 9)
     for name in ("a", "b"):
         soundfile.write(ref / f"{name}.wav", tone, RATE)
     soundfile.write(est / "a.wav", tone, RATE)
-    assert "'b'" in refused(capsys, ref, est) and "partner" in refused(capsys, ref, est)
+    assert "'b'" in refused(capsys, ref, est)
+    assert "partner" in refused(capsys, ref, est)
     soundfile.write(est / "b.wav", tone[:9_000], RATE)
-    assert "b:" in refused(capsys, ref, est, "--metrics", "si_sdr") and "--cut" in refused(
-        capsys, ref, est, "--metrics", "si_sdr"
-    )
+    assert "b:" in refused(capsys, ref, est, "--metrics", "si_sdr")
+    assert "--cut" in refused(capsys, ref, est, "--metrics", "si_sdr")
     assert (
         scored(capsys, ref, est, "--metrics", "si_sdr", "--cut")["metrics"]["si_sdr"]["value"]
         == 100
@@ -216,21 +209,20 @@ def test_bad_folders(made, tmp_path, capsys):
     soundfile.write(
         est / "b.wav", np.where(np.arange(RATE) > 9, np.nan, tone), RATE, subtype="FLOAT"
     )
-    assert "b.wav" in refused(capsys, ref, est, "--metrics", "si_sdr") and "NaN" in refused(
-        capsys, ref, est, "--metrics", "si_sdr"
-    )
+    assert "b.wav" in refused(capsys, ref, est, "--metrics", "si_sdr")
+    assert "NaN" in refused(capsys, ref, est, "--metrics", "si_sdr")
     (est / "b.wav").write_bytes(b"RIFF, but no sound")
     assert "b.wav" in refused(capsys, ref, est, "--metrics", "si_sdr")
     soundfile.write(est / "b.wav", tone, RATE)
     soundfile.write(est / "b.flac", tone, RATE)
     assert "keep one" in refused(capsys, ref, est)
     (est / "b.flac").unlink()
-    assert "no metric 'beauty'" in refused(
-        capsys, ref, est, "--metrics", "beauty"
-    ) and "onset_f1 cannot be scored" in refused(capsys, ref, est, "--metrics", "onset_f1")
+    assert "no metric 'beauty'" in refused(capsys, ref, est, "--metrics", "beauty")
+    assert "onset_f1 cannot be scored" in refused(capsys, ref, est, "--metrics", "onset_f1")
     assert "works lack" in refused(
         capsys, ref, est, "--metrics", "si_sdr", "--works", _json(tmp_path, {"a": 1})
-    ) and "JSON" in refused(capsys, ref, est, "--works", est / "a.wav")
+    )
+    assert "JSON" in refused(capsys, ref, est, "--works", est / "a.wav")
 
 
 def _json(folder, value):
@@ -251,18 +243,15 @@ def test_rates_silence_and_empty_lists(tmp_path, capsys):
     lines = scored(
         capsys, ref, est, "--metrics", "si_sdr,mel_distance,onset_f1,velocity_mae,pitch_entropy"
     )["metrics"]
-    assert (
-        lines["si_sdr"]["value"] > 20
-        and (lines["si_sdr"]["n"], lines["si_sdr"]["undefined"]) == (1, 1)
-        and lines["mel_distance"]["n"] == 2
-    )
-    assert (
-        lines["onset_f1"]["value"] == 0.5
-        and lines["velocity_mae"]["value"] is None
-        and lines["velocity_mae"]["undefined"] == 2
-        and "undefined" in lines["velocity_mae"]["note"]
-    )
-    assert lines["pitch_entropy"]["value"] is None and lines["pitch_entropy"]["reference"] > 0
+    assert lines["si_sdr"]["value"] > 20
+    assert (lines["si_sdr"]["n"], lines["si_sdr"]["undefined"]) == (1, 1)
+    assert lines["mel_distance"]["n"] == 2
+    assert lines["onset_f1"]["value"] == 0.5
+    assert lines["velocity_mae"]["value"] is None
+    assert lines["velocity_mae"]["undefined"] == 2
+    assert "undefined" in lines["velocity_mae"]["note"]
+    assert lines["pitch_entropy"]["value"] is None
+    assert lines["pitch_entropy"]["reference"] > 0
 
 
 def test_videos(tmp_path, capsys):
@@ -282,14 +271,16 @@ def test_videos(tmp_path, capsys):
         ]["value"]
         for side in ("est", "off")
     )
-    assert together > 0.7 and apart == 0
+    assert together > 0.7
+    assert apart == 0
     offsets = [
         scored(capsys, tmp_path / "ref", tmp_path / side, "--metrics", "motion_offset_ms")[
             "metrics"
         ]["motion_offset_ms"]["value"]
         for side in ("est", "off")
     ]
-    assert abs(offsets[0]) <= 40 and abs(offsets[1] - 480) <= 40
+    assert abs(offsets[0]) <= 40
+    assert abs(offsets[1] - 480) <= 40
     (tmp_path / "mute").mkdir()
     write_video(tmp_path / "mute" / "clip.mp4", video, 25.0)
     assert "no sound" in refused(
@@ -306,7 +297,9 @@ def test_videos(tmp_path, capsys):
 
 
 def test_silence_of_either_side(tmp_path, made, capsys):
-    "A silent estimate is the worst, a silent reference undefined, silence on both sides equal; set scores hear silence as a sound."
+    """A silent estimate is the worst, a silent reference undefined, silence on both sides equal.
+
+    Set scores take silence as a sound like any other."""
     tone, quiet = np.sin(np.arange(2 * RATE) / 9) * 0.5, np.zeros(2 * RATE)
     for name, ref, est in (
         ("mute", tone, quiet),
@@ -330,7 +323,8 @@ def test_silence_of_either_side(tmp_path, made, capsys):
         values["mute"]["si_sdr"],
         values["mute"]["si_sdr_spec"],
         values["mute"]["chroma_similarity"],
-    ) == (-100, -100, 0) and values["mute"]["mel_distance"] > 0
+    ) == (-100, -100, 0)
+    assert values["mute"]["mel_distance"] > 0
     for name in ("lost", "both"):
         assert (
             values[name]["si_sdr"]
@@ -338,10 +332,8 @@ def test_silence_of_either_side(tmp_path, made, capsys):
             is values[name]["chroma_similarity"]
             is None
         )
-    assert (
-        values["both"]["mel_distance"] == values["none"]["mel_distance"] == 0
-        and values["none"]["si_sdr"] == 100
-    )
+    assert values["both"]["mel_distance"] == values["none"]["mel_distance"] == 0
+    assert values["none"]["si_sdr"] == 100
     for side in ("ref", "est"):
         for name in ("lost", "both"):
             shutil.copy(tmp_path / name / side / "a.wav", tmp_path / "mute" / side / f"{name}.wav")
@@ -354,10 +346,8 @@ def test_silence_of_either_side(tmp_path, made, capsys):
         "--metrics",
         "fad,fd,kl,kid",
     )["metrics"]
-    assert (
-        all(line["value"] is not None and np.isfinite(line["value"]) for line in sets.values())
-        and sets["kl"]["value"] > 0
-    )
+    assert all(line["value"] is not None and np.isfinite(line["value"]) for line in sets.values())
+    assert sets["kl"]["value"] > 0
 
 
 def test_more_bad_input(tmp_path, made, capsys):
@@ -380,10 +370,13 @@ def test_more_bad_input(tmp_path, made, capsys):
     for side in (ref, est):
         soundfile.write(side / "b.wav", np.sin(np.arange(RATE // 2) / 9), RATE)
     said = refused(capsys, ref, est, "--judges", made / "judges.safetensors", "--metrics", "fad")
-    assert said.count("b:") == 1 and "0.50 s" in said and "needs" in said
+    assert said.count("b:") == 1
+    assert "0.50 s" in said
+    assert "needs" in said
     soundfile.write(est / "b.wav", np.stack([np.sin(np.arange(22_050) / 9)] * 2, 1), 44_100)
     stereo = scored(capsys, ref, est, "--metrics", "mel_distance")
-    assert stereo["sample_rate"] == RATE and stereo["metrics"]["mel_distance"]["n"] == 2
+    assert stereo["sample_rate"] == RATE
+    assert stereo["metrics"]["mel_distance"]["n"] == 2
     soundfile.write(
         est / "b.wav", np.where(np.arange(RATE // 2) == 5, np.inf, 0), RATE, subtype="FLOAT"
     )
@@ -395,9 +388,8 @@ def test_more_bad_input(tmp_path, made, capsys):
     write_midi(notes(0), est / "a.mid")
     (ref / "b.mid").write_bytes(b"")
     write_midi(notes(0), est / "b.mid")
-    assert "a:" in refused(capsys, ref, est, "--metrics", "onset_f1") and "a.mid" in refused(
-        capsys, ref, est, "--metrics", "onset_f1"
-    )
+    assert "a:" in refused(capsys, ref, est, "--metrics", "onset_f1")
+    assert "a.mid" in refused(capsys, ref, est, "--metrics", "onset_f1")
 
 
 def test_empty_lists_and_one_clip(tmp_path, capsys):
@@ -410,22 +402,20 @@ def test_empty_lists_and_one_clip(tmp_path, capsys):
         == 0
         == lines["note_velocity_f1"]["value"]
         == lines["frame_f1_micro"]["value"]
-        and lines["onset_f1"]["interval"] is None
-        and lines["onset_f1"]["n"] == 1
     )
+    assert lines["onset_f1"]["interval"] is None
+    assert lines["onset_f1"]["n"] == 1
     assert (
         lines["velocity_mae"]["value"]
         is lines["scale_consistency"]["value"]
         is lines["average_inter_onset_interval"]["value"]
         is None
-        and lines["scale_consistency"]["reference"] > 0.5
     )
+    assert lines["scale_consistency"]["reference"] > 0.5
     shutil.copy(tmp_path / "est" / "a.mid", tmp_path / "ref" / "a.mid")
     lines = scored(capsys, tmp_path / "ref", tmp_path / "est")["metrics"]
-    assert (
-        lines["onset_f1"]["value"] == 1 == lines["frame_f1_micro"]["value"]
-        and lines["velocity_mae"]["undefined"] == 1
-    )
+    assert lines["onset_f1"]["value"] == 1 == lines["frame_f1_micro"]["value"]
+    assert lines["velocity_mae"]["undefined"] == 1
 
 
 def test_output_file_and_table(made, tmp_path, capsys):
@@ -434,7 +424,8 @@ def test_output_file_and_table(made, tmp_path, capsys):
         == 0
     )
     text = capsys.readouterr().out
-    assert "mel_distance" in text and "lower is better" in text
+    assert "mel_distance" in text
+    assert "lower is better" in text
     assert (
         main(
             [
@@ -458,19 +449,17 @@ def test_output_file_and_table(made, tmp_path, capsys):
 
 
 def test_bench_of_the_scoring(capsys):
-    "What is timed against other libraries is the same quantity; memory is told for few and for many clips."
+    "Timings compare equal quantities; memory is measured for few and for many clips."
     assert main(["bench", "--scoring", "--clips", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert all(
-        row["apart"] < 1e-5 and row["ours"] > 0 < row["other"] for row in found["scoring"]
-    ) and {"si_sdr, 10 clips", "note_scores, 10 clips"} <= {row["what"] for row in found["scoring"]}
-    assert [row["clips"] for row in found["memory"]] == [10, 10] and all(
-        row["peak_mb"] > 50 for row in found["memory"]
-    )
-    assert (
-        main(["bench", "--scoring", "--clips", "3"]) == 2
-        and "at least 10" in capsys.readouterr().err
-    )
+    assert all(row["apart"] < 1e-5 and row["ours"] > 0 < row["other"] for row in found["scoring"])
+    assert {"si_sdr, 10 clips", "note_scores, 10 clips"} <= {
+        row["what"] for row in found["scoring"]
+    }
+    assert [row["clips"] for row in found["memory"]] == [10, 10]
+    assert all(row["peak_mb"] > 50 for row in found["memory"])
+    assert main(["bench", "--scoring", "--clips", "3"]) == 2
+    assert "at least 10" in capsys.readouterr().err
 
 
 def video(path, late=0, sound=True):
@@ -497,21 +486,22 @@ def test_alignment_has_the_true_sound_and_another_clips_beside(tmp_path, capsys)
         "--metrics",
         "av_align,av_align_2023,motion_offset_ms",
     )["metrics"]
-    assert lines["av_align"]["reference"] > 0.7 and lines["av_align"]["value"] == pytest.approx(
-        lines["av_align"]["shuffled"]
-    ) == pytest.approx(lines["av_align"]["reference"] / 2)
+    assert lines["av_align"]["reference"] > 0.7
     assert (
-        lines["av_align_2023"]["reference"] > lines["av_align_2023"]["value"]
-        and "shuffled" not in lines["motion_offset_ms"]
+        lines["av_align"]["value"]
+        == pytest.approx(lines["av_align"]["shuffled"])
+        == pytest.approx(lines["av_align"]["reference"] / 2)
     )
+    assert lines["av_align_2023"]["reference"] > lines["av_align_2023"]["value"]
+    assert "shuffled" not in lines["motion_offset_ms"]
     assert (
         main(["score", str(tmp_path / "ref"), str(tmp_path / "est"), "--metrics", "av_align"]) == 0
-        and "another clip's sound" in capsys.readouterr().out
     )
+    assert "another clip's sound" in capsys.readouterr().out
 
 
 def test_silent_videos_are_no_sounds(tmp_path, capsys):
-    "Silent true videos beside MIDI, sounds in the estimate: what can be scored is, and nothing more."
+    "Silent true videos beside MIDI, sounds in the estimate: only what is possible is scored."
     for side in ("ref", "est"):
         (tmp_path / side).mkdir()
         for i in range(2):
@@ -520,11 +510,9 @@ def test_silent_videos_are_no_sounds(tmp_path, capsys):
         video(tmp_path / "ref" / f"c{i}.mp4", sound=False)
         soundfile.write(tmp_path / "est" / f"c{i}.wav", np.sin(np.arange(4 * RATE) / 9), RATE)
     lines = scored(capsys, tmp_path / "ref", tmp_path / "est")["metrics"]
-    assert (
-        "si_sdr" not in lines
-        and lines["onset_f1"]["value"] == 1
-        and lines["transcription_f1"]["n"] == 2
-    )
+    assert "si_sdr" not in lines
+    assert lines["onset_f1"]["value"] == 1
+    assert lines["transcription_f1"]["n"] == 2
     said = refused(capsys, tmp_path / "ref", tmp_path / "est", "--metrics", "si_sdr")
     assert "c0.mp4 of the reference has no sound" in said
 
@@ -535,42 +523,37 @@ def test_what_fails_is_noted_where_no_metric_was_named(made, tmp_path, capsys):
     (tmp_path / "est" / "clip1.mid").write_bytes(b"MThd, but no notes")
     arguments = (tmp_path / "ref", tmp_path / "est", "--judges", made / "judges.safetensors")
     lines = scored(capsys, *arguments)["metrics"]
-    assert (
-        lines["onset_f1"]["value"] is lines["pitch_entropy"]["value"] is None
-        and "clip1" in lines["onset_f1"]["note"]
-        and lines["onset_f1"]["n"] == 0
-    )
-    assert (
-        lines["si_sdr"]["n"] == 3
-        and lines["fad"]["value"] > 0
-        and lines["transcription_f1"]["value"] is not None
-    )
+    assert lines["onset_f1"]["value"] is lines["pitch_entropy"]["value"] is None
+    assert "clip1" in lines["onset_f1"]["note"]
+    assert lines["onset_f1"]["n"] == 0
+    assert lines["si_sdr"]["n"] == 3
+    assert lines["fad"]["value"] > 0
+    assert lines["transcription_f1"]["value"] is not None
     assert "clip1" in refused(capsys, *arguments, "--metrics", "onset_f1,si_sdr")
     soundfile.write(tmp_path / "est" / "clip2.flac", np.zeros(100), RATE)
     lines = scored(capsys, *arguments)["metrics"]
-    assert (
-        lines["si_sdr"]["value"] is lines["fad"]["value"] is lines["kl"]["value"] is None
-        and "clip2" in lines["kl"]["note"]
-        and "--cut" in lines["si_sdr"]["note"]
-    )
+    assert lines["si_sdr"]["value"] is lines["fad"]["value"] is lines["kl"]["value"] is None
+    assert "clip2" in lines["kl"]["note"]
+    assert "--cut" in lines["si_sdr"]["note"]
 
 
 def test_progress_goes_beside_the_output(made, capsys, monkeypatch):
-    "A long run tells on stderr where it is; its output is the JSON alone. A short run is silent."
+    "A long run reports progress on stderr; stdout holds the JSON alone. A short run is silent."
     clock = iter(range(0, 10_000, 4))
     monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert (
         main(["score", str(made / "ref"), str(made / "est"), "--metrics", "si_sdr", "--json"]) == 0
     )
     said = capsys.readouterr()
-    assert json.loads(said.out)["clips"] == 3 and said.err.splitlines() == ["[    2/3] clip1"]
+    assert json.loads(said.out)["clips"] == 3
+    assert said.err.splitlines() == ["[    2/3] clip1"]
     monkeypatch.setitem(_progress._last, "at", 10_000)
     _progress.progress(3, 3, "clip2", beside=True)
     assert capsys.readouterr().err == ""
 
 
 def test_style_runs_to_the_end_of_the_last_note(tmp_path, capsys):
-    "The golden piece through files: its last note ends on the bar line, so three bars are compared."
+    "The golden piece through files: its last note ends on the bar line, so there are three bars."
     t = np.array([0, 24, 48, 72, 96, 120, 168]) / 48
     for side in ("ref", "est"):
         (tmp_path / side).mkdir()
@@ -590,10 +573,7 @@ def test_style_runs_to_the_end_of_the_last_note(tmp_path, capsys):
         "--metrics",
         "grooving_similarity,empty_beat_rate",
     )
-    assert found["metrics"]["grooving_similarity"]["value"] == pytest.approx(
-        0.979167, abs=1e-6
-    ) and found["metrics"]["empty_beat_rate"]["value"] == pytest.approx(1 / 9)
-    assert (
-        found["grid"]["num_bars"] == "to the end of the last note"
-        and found["grid"]["positions"] == 96
-    )
+    assert found["metrics"]["grooving_similarity"]["value"] == pytest.approx(0.979167, abs=1e-6)
+    assert found["metrics"]["empty_beat_rate"]["value"] == pytest.approx(1 / 9)
+    assert found["grid"]["num_bars"] == "to the end of the last note"
+    assert found["grid"]["positions"] == 96

@@ -94,23 +94,9 @@ def summarise(
             continue
         mean, *bounds = bootstrap_interval(np.array(values), works, seed=seed)
         low, high = (float(b) if math.isfinite(b) else None for b in bounds)
+        place, number = (table, row, name), (float(mean), low, high, len(values))
         network = _networks(scored, name, extractor)
-        facts = metric_facts(name)
-        made.append(
-            Result(
-                table,
-                row,
-                name,
-                float(mean),
-                low,
-                high,
-                len(values),
-                *facts,
-                label,
-                profile,
-                network,
-            )
-        )
+        made.append(Result(*place, *number, *metric_facts(name), label, profile, network))
     return made
 
 
@@ -165,9 +151,7 @@ class Claim:
     metrics: tuple[str, ...]  # on which metrics of the paper
     beside: tuple[str, ...] = ()  # metrics that are shown and do not count
     table: str = ""  # where the paper prints both rows
-    keeps: float | None = (
-        None  # share of the worse row's mean value that may be lost ("no worse than"); None: it must win
-    )
+    keeps: float | None = None  # fraction of the worse row's mean that may be lost; None: must win
 
 
 GENERAL = (
@@ -238,8 +222,8 @@ class Difference:
 def _set_difference(lines: Sequence[Mapping], sign: float) -> Difference | None:
     "From bootstrap draws that drew the same works for both rows; None for other clips or judges."
     better, worse = lines
-    alike = all(better[k] == worse[k] for k in ("ids", "extractor", "n"))
-    if not alike or len(better["draws"]) != len(worse["draws"]):
+    comparable = all(better[k] == worse[k] for k in ("ids", "extractor", "n"))
+    if not comparable or len(better["draws"]) != len(worse["draws"]):
         return None
     value = sign * (better["value"] - worse["value"])
     draws = sign * (np.array(better["draws"]) - np.array(worse["draws"]))
@@ -295,7 +279,7 @@ def _difference(
 
 
 def _word(low: float, high: float, margin: float = 0.0) -> str:
-    "A side is taken where the whole interval lies beyond minus the margin."
+    "A verdict needs the whole interval on one side of minus the margin."
     if low > -margin:
         return "reproduced"
     return "not reproduced" if high < -margin else "inconclusive"

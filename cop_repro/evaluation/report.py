@@ -317,7 +317,7 @@ def judge_claims(
     paper: Mapping,  # refs/paper.yaml
     tables: Tables,
 ) -> list[dict]:  # verdicts
-    "Every claim; rows of the text-to-audio table share names with others and stand aside."
+    "Verdicts on all claims, without table3, whose rows share names with others."
     scores = {
         row: clips
         for name, named in rows.items()

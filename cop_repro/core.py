@@ -200,7 +200,8 @@ def _check_keys(mapping: Mapping, known: dict, where: str) -> None:
     if unknown:
         names = ", ".join(map(repr, unknown))
         hint = did_you_mean(unknown[0], known)
-        raise ParamsError(f"{where}: unknown parameter {names}{hint}; known are {', '.join(known)}")
+        listed = ", ".join(known) or "none"
+        raise ParamsError(f"{where}: unknown parameter {names}{hint}; known are {listed}")
     missing = [
         name
         for name, f in known.items()
@@ -382,9 +383,13 @@ def _begins_with_string(body) -> bool:
 
 
 def _bare_tree(source: str) -> str:
-    "The syntax tree of `source` as text, without docstrings."
+    "The syntax tree of `source` as text, without docstrings and annotations of functions."
     tree = ast.parse(source)
     for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
         body = getattr(node, "body", None)
         if _begins_with_string(body):
             node.body = body[1:]
@@ -394,7 +399,7 @@ def _bare_tree(source: str) -> str:
 def code_fingerprint(
     *modules: str,  # module names, e.g. "cop_repro.core"
 ) -> str:  # 16 hex digits
-    "Hash of the modules' syntax trees; comments and docstrings do not count."
+    "Hash of the modules' syntax trees; comments, docstrings and annotations do not count."
     digest = hashlib.sha256()
     for name in modules:
         spec = importlib.util.find_spec(name)

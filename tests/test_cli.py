@@ -259,7 +259,9 @@ def test_doctor(root, monkeypatch, capsys):
 
 def test_release_names_its_assets(capsys):
     assert main(["release", "codek.safetensors"]) == 2
-    assert "codec.safetensors, general.safetensors, piano.safetensors" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "no asset 'codek.safetensors' (did you mean 'codec.safetensors'?)" in message
+    assert "assets are codec.safetensors, encoders.safetensors" in message
 
 
 def test_real_clip(real_folder, tmp_path):
@@ -335,10 +337,11 @@ def test_a_row_of_the_evaluation_is_checked(root):
 
     params = load_params(root / "params.yaml")
     for row, why in (
-        ({"kind": "pino", "model": "x"}, "did you mean 'piano'"),
-        ({"kind": "piano"}, "needs a model"),
-        ({"kind": "roll", "rendering": "dirty"}, "rendering"),
-        ({"model": "x"}, "kind"),
+        ({"system": "rol"}, "unknown system 'rol' .did you mean 'roll'"),
+        ({"system": "roll", "task": "sing"}, "'roll' cannot be scored on 'sing'"),
+        ({"system": "roll", "rendering": "dirty"}, "mine.rendering is 'dirty'"),
+        ({"system": "cop", "settings": {"text": 1}}, "settings of system 'cop'.*'text'"),
+        ({"models": {}}, "missing parameter 'system'"),
     ):
         params["evaluate"]["variants"]["read"]["mine"] = row
         with pytest.raises(ParamsError, match=why):

@@ -124,7 +124,7 @@ def test_conditions_are_encoded_once_a_clip(monkeypatch):
         build_encoders,
         learn_words,
     )
-    from cop_repro.model.roll import RollConfig, build_roll
+    from cop_repro.model.roll import RollConfig, build_roll, mean_background
     from cop_repro.systems.cop import Performer
 
     encoders = build_encoders(
@@ -170,7 +170,10 @@ def test_conditions_are_encoded_once_a_clip(monkeypatch):
     )
     strips = np.zeros((8, 16, 104), np.uint8)
     performer.latents(
-        strips, performer.rolls(strips), "the sound of playing piano", randn(1, 24, 4)
+        strips,
+        performer.rolls(strips, mean_background(strips)),
+        "the sound of playing piano",
+        randn(1, 24, 4),
     )
     assert calls == {"text": 1, "image": 1, "predictor": 1, "dit": 32}
 

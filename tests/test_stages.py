@@ -372,9 +372,9 @@ def test_runs_that_differ_in_their_seed_alone_share_their_settings(root):
     base = load_params(root / "params.yaml")
     made = {
         name: settings_hash(merge(base, load_params(root / "profiles" / f"{name}.yaml")))
-        for name in ("seed1", "general")
+        for name in ("seed1", "general_continued")
     }
-    assert made["seed1"] == settings_hash(base) != made["general"]
+    assert made["seed1"] == settings_hash(base) != made["general_continued"]
     published = json.loads((root / "reports" / "profiles" / "seed1" / "verdicts.json").read_text())
     assert published["settings"] == settings_hash(base) and {
         v["claim"] for v in published["verdicts"]

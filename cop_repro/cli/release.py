@@ -4,7 +4,14 @@ import subprocess
 from pathlib import Path
 
 from cop_repro.cli._profiles import profile_folder
-from cop_repro.core import CopError, ParamsError, load_weights, project_root, save_weights
+from cop_repro.core import (
+    CopError,
+    ParamsError,
+    did_you_mean,
+    load_weights,
+    project_root,
+    save_weights,
+)
 from cop_repro.parameters import load_params
 
 HELP = "copy trained models into data/assets and track them"
@@ -30,7 +37,8 @@ def run(args) -> int:
     made = profile_folder(root, args.profile or release["profile"])
     unknown = [name for name in args.names if name not in assets]
     if unknown:
-        raise ParamsError(f"no asset {unknown[0]!r}; assets are {', '.join(assets)}")
+        hint = did_you_mean(unknown[0], assets)
+        raise ParamsError(f"no asset {unknown[0]!r}{hint}; assets are {', '.join(assets)}")
     for target in args.names or assets:
         source = assets[target]
         named = {"model": source} if isinstance(source, str) else source

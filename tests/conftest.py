@@ -7,10 +7,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jaxtyping
 import pytest
 import torch
+from shapes import raises
 
 torch.set_num_threads(1)
+pytest.raises = raises
+jaxtyping.install_import_hook("cop_repro", "shapes.check_arrays")
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -68,7 +68,7 @@ def test_background_removes_a_moving_hand():
 def test_rectify_is_exact_on_an_aligned_picture():
     blocks = numpy_rng(0, "t").integers(0, 256, (8, 104), dtype=np.uint8)
     picture = blocks.repeat(2, 0).repeat(2, 1)
-    strip = rectify(picture[None], np.array([[0, 0], [208, 0], [208, 16], [0, 16]]), 16, 208)
+    strip = rectify(picture[None], np.array([[0.0, 0], [208, 0], [208, 16], [0, 16]]), 16, 208)
     assert strip.shape == (1, 16, 208)
     assert np.abs(strip[0].astype(int) - picture).max() <= 1
 
@@ -76,7 +76,7 @@ def test_rectify_is_exact_on_an_aligned_picture():
 def test_rectify_averages_before_it_shrinks():
     lines = np.zeros((1, 64, 2080), np.uint8)
     lines[:, :, ::4] = 200
-    strip = rectify(lines, np.array([[0, 0], [2080, 0], [2080, 64], [0, 64]]), 16, 520)
+    strip = rectify(lines, np.array([[0.0, 0], [2080, 0], [2080, 64], [0, 64]]), 16, 520)
     assert np.abs(strip.astype(int) - 50).max() <= 1, (
         "a line a quarter of a pixel wide weighs a quarter"
     )

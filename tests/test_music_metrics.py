@@ -38,8 +38,13 @@ def moved(n, seed, spread):
     )
 
 
-GT = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]])
-PRED = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0]])
+def no_notes():
+    none, never = np.zeros(0, int), np.zeros(0)
+    return m.NoteArrays(none, never, never, none)
+
+
+GT = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]], bool)
+PRED = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0]], bool)
 
 
 def test_frame_golden():
@@ -111,7 +116,7 @@ def test_notes_agree_with_mir_eval(seed):
 
 
 def test_note_ends():
-    ref, none = notes(), m.NoteArrays(*[np.zeros(0)] * 4)
+    ref, none = notes(), no_notes()
     assert set(m.note_scores(ref, ref).values()) == {1.0} == set(m.note_scores(none, none).values())
     assert set(m.note_scores(ref, none).values()) == {0.0} == set(m.note_scores(none, ref).values())
     assert m.onset_scores(ref.onsets_s, ref.pitches, [], [])["onset_f1"] == 0
@@ -142,7 +147,7 @@ def test_velocity():
         math.isnan(m.velocity_scores(ref, apart)["velocity_mae"])
         and m.velocity_scores(ref, apart)["velocity_matched"] == 0
     )
-    none = m.NoteArrays(*[np.zeros(0)] * 4)
+    none = no_notes()
     assert m.velocity_scores(ref, none)["velocity_matched"] == 0
 
 
@@ -173,7 +178,7 @@ def test_best_lag():
         )
         found, f1 = m.best_lag_onset_f1(base, est)
         assert abs(found - lag) < 1e-9 and f1 == 1
-    none = m.NoteArrays(*[np.zeros(0)] * 4)
+    none = no_notes()
     assert m.best_lag_onset_f1(none, none) == (0, 1) and m.best_lag_onset_f1(ref, none) == (0, 0)
     with pytest.raises(BadInput):
         m.best_lag_onset_f1(ref, ref, step_s=0)
@@ -193,7 +198,7 @@ def test_random_notes():
         and len(m.random_notes(pool, 10, rng(), density=0).pitches) == 0
     )
     with pytest.raises(BadInput):
-        m.random_notes(m.NoteArrays(*[np.zeros(0)] * 4), 10, rng())
+        m.random_notes(no_notes(), 10, rng())
 
 
 def test_pedal():
@@ -426,7 +431,7 @@ def test_structure():
         with pytest.raises(BadInput):
             m.structure_indicator(*wrong)
     with pytest.raises(BadInput):
-        m.self_similarity(m.NoteArrays(*[np.zeros(0)] * 4))
+        m.self_similarity(no_notes())
 
 
 def test_retrieval():

@@ -303,7 +303,7 @@ def training_window(piano, strip, folder):
 def video_file(piano, strip, folder):
     "H.264 at crf 0 with every pixel of the strip doubled, and the corners of the full picture."
     height, width = 2 * SMALL.height, 2 * SMALL.strip_width
-    path, corners = folder / "strip.mp4", [[0, 0], [width, 0], [width, height], [0, height]]
+    path, corners = folder / "strip.mp4", [[0.0, 0], [width, 0], [width, height], [0, height]]
     write_video(path, strip.repeat(2, 1).repeat(2, 2), 25.0, crf=0)
     size = (SMALL.height, SMALL.strip_width)
     still = video_background(path, np.array(corners), size, len(strip))

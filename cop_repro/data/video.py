@@ -142,7 +142,7 @@ def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def write_video(
     path: Path | str,  # file to make, .mp4
-    frames: Iterable[UInt8[np.ndarray, "h w 3"]],  # RGB or grey (h w) pictures, array or stream
+    frames: Iterable[UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]],  # array or stream
     frame_rate: float = 25.0,  # Hz
     wav: Float[np.ndarray, " s"] | Iterable[Float[np.ndarray, " s"]] | None = None,  # -1 to 1
     sample_rate: int = 24_000,  # of the sound, Hz

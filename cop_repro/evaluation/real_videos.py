@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import RATES, BadInput, Progress, atomic_file, file_hash, numpy_rng, silent
+from ..core import RATES, BadInput, Progress, file_hash, numpy_rng, silent
 from ..data.notes import Notes, plot_notes
 from ..data.video import read_audio
 from .claims import Result, metric_facts
+from .report import save_palette_png
 from cop_repro.judges.transcription import (
     piano_transcriber_name,
     transcribe,
@@ -64,8 +65,7 @@ def _save_picture(path: Path, name: str, truth: Notes, notes: Notes) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     title = f"{name}: predicted from the picture (colour) over transcribed from the sound (grey)"
     plot_notes(figure.subplots(), truth, notes, title)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")
+    save_palette_png(figure, path, dpi=90)
 
 
 def score_real_video(

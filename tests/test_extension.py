@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import nn
 
+from cop_repro import cli
 from cop_repro.core import BadInput, ParamsError, load_weights, save_weights
 from cop_repro.data.clips import Item, Prediction, StripSize, piano_store
 from cop_repro.data.notes import make_notes
@@ -253,3 +254,21 @@ def test_strips_of_another_geometry_are_refused():
             check_strips(torch.zeros(shape, dtype=torch.uint8), cfg)
     with pytest.raises(BadInput, match="strips are torch.float32"):
         check_strips(torch.from_numpy(np.zeros((1, 4, 48, 520), np.float32)), cfg)
+
+
+def test_a_command_needs_one_place(tmp_path, monkeypatch, capsys):
+    "A file in the package of commands is found by its name."
+    (tmp_path / "greet.py").write_text(
+        'HELP = "greet someone"\n\n'
+        "def add_arguments(parser):\n"
+        '    parser.add_argument("name")\n\n'
+        "def run(args):\n"
+        '    print(f"hello {args.name}")\n'
+        "    return 0\n"
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    assert cli.main(["greet", "Clara"]) == 0
+    assert capsys.readouterr().out == "hello Clara\n"
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        cli.main(["greet", "Clara"])

@@ -1,7 +1,9 @@
 "Structure: imports point down, stages are thin, what is generated is fresh."
 
 import ast
+import base64
 import importlib
+import io
 import json
 import re
 import shutil
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from cop_repro.cli import command_modules
-from cop_repro.cli.fingerprints import stage_modules
+from cop_repro.cli import command_modules, main
+from cop_repro.cli.fingerprints import notebook_modules
 from cop_repro.cli.run import check_notebook
 from cop_repro.core import CopError, ParamsError
 from cop_repro.parameters import KEYS, check_params, load_params, merge
@@ -117,6 +120,20 @@ def test_library_notebook_is_clean(path):
                 assert ast.get_docstring(node), f"{path.stem}: {node.name} has no docstring"
 
 
+def test_stored_outputs_are_fresh():
+    "Outputs are those of the present code; `cop notebooks` executes what is stale."
+    assert main(["notebooks", "--check"]) == 0
+
+
+def test_stored_pictures_have_a_palette():
+    for path in LIBRARY:
+        for cell in json.loads(path.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                if picture := "".join(output.get("data", {}).get("image/png", "")):
+                    image = Image.open(io.BytesIO(base64.b64decode(picture)))
+                    assert image.mode == "P", f"{path.stem}: run `cop notebooks {path.stem}`"
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_names_exist(path):
     "Every project import in every cell names something that its module has."
@@ -204,8 +221,8 @@ def test_profiles_change_numbers_only():
         merge(base, {"train_roll": {"train": {"lerning_rate": 1}}})
 
 
-def test_stage_modules_follow_imports():
-    names = stage_modules(ROOT / "nbs" / "stages" / "train_general.ipynb", ROOT)
+def test_modules_of_a_notebook_follow_imports():
+    names = notebook_modules(ROOT / "nbs" / "stages" / "train_general.ipynb", ROOT)
     assert {
         "cop_repro.core",
         "cop_repro.model.dit",
@@ -217,7 +234,7 @@ def test_stage_modules_follow_imports():
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 def test_the_command_line_enters_no_fingerprint(path):
-    names = stage_modules(path, ROOT)
+    names = notebook_modules(path, ROOT)
     assert "cop_repro.pipeline" in names
     assert not [n for n in names if n == "cop_repro.cli" or n.startswith("cop_repro.cli.")]
 

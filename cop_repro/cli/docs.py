@@ -20,7 +20,7 @@ def run(args) -> int:
     "Write one page a library notebook, and the index."
     root = project_root()
     links = []
-    for path in _notebooks(root / "nbs"):
+    for path in library_notebooks(root / "nbs"):
         page = _write_page(path, root / "_docs")
         print(page.relative_to(root), flush=True)
         links.append(f'<li><a href="{page.name}">{path.parent.name}/{path.stem}</a></li>')
@@ -28,7 +28,7 @@ def run(args) -> int:
     return 0
 
 
-def _notebooks(folder: Path) -> list[Path]:
+def library_notebooks(folder: Path) -> list[Path]:
     "Notebooks that are no stages."
     hidden = {"stages", ".ipynb_checkpoints"}
     return [p for p in sorted(folder.rglob("*.ipynb")) if not hidden & set(p.parts)]

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -27,7 +28,7 @@ def run(args) -> int:
     "Write fingerprints.yaml, or fail where it is stale."
     root = project_root()
     notebooks = sorted((root / "nbs" / "stages").glob("*.ipynb"))
-    made = {p.stem: stage_fingerprint(p, root) for p in notebooks}
+    made = {p.stem: notebook_fingerprint(p, root) for p in notebooks}
     text = HEADER + yaml.safe_dump(made)
     path = root / "fingerprints.yaml"
     if path.exists() and path.read_text() == text:
@@ -38,14 +39,14 @@ def run(args) -> int:
     return 0
 
 
-def stage_fingerprint(notebook: Path, root: Path) -> str:
-    "Hash of a stage's own code cells and of every module it uses."
+def notebook_fingerprint(notebook: Path, root: Path) -> str:
+    "Hash of a notebook's own code cells and of every module it uses."
     own = [ast.dump(ast.parse(source)) for source in _code_cells(notebook)]
-    used = code_fingerprint(*stage_modules(notebook, root))
+    used = code_fingerprint(*notebook_modules(notebook, root))
     return hashlib.sha256("\n".join([*own, used]).encode()).hexdigest()[:16]
 
 
-def stage_modules(notebook: Path, root: Path) -> list[str]:
+def notebook_modules(notebook: Path, root: Path) -> list[str]:
     "Every module of the project that a notebook needs, directly or through others."
     todo = set().union(*(_imported(source, "") for source in _code_cells(notebook)))
     seen: set[str] = set()
@@ -60,9 +61,10 @@ def stage_modules(notebook: Path, root: Path) -> list[str]:
 
 
 def _code_cells(notebook: Path) -> list[str]:
-    "Sources of a notebook's code cells."
+    "Sources of a notebook's code cells, without magics."
     cells = json.loads(notebook.read_text())["cells"]
-    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return [re.sub(r"(?m)^[%!].*", "", source) for source in sources]
 
 
 def _imported(source: str, package: str) -> set[str]:

@@ -7,7 +7,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 # Some machines forbid Python to keep compiled modules; dozens of processes would then compile torch anew, seconds each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup repro test test-cluster smoke lab docs lock export clean bench release-assets
+.PHONY: setup repro test test-cluster smoke lab docs demo test-processors lock export clean bench release-assets
 
 # numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
 setup: .venv/ready data/manifest.json
@@ -27,9 +27,10 @@ data/manifest.json: data.dvc | .venv/ready
 # `setup` has pulled the data; with --pull, DVC would take uncached outputs for restored and not make them.
 repro: setup
 ifeq ($(PROFILE),default)
-	git show HEAD:reports/results.json > .venv/committed-results.json || cp reports/results.json .venv/committed-results.json
+	rm -rf .venv/committed && mkdir .venv/committed
+	git archive HEAD reports/results.json reports/verdicts.json | tar -x -C .venv/committed || cp -r reports .venv/committed/reports
 	dvc repro
-	cop compare .venv/committed-results.json reports/results.json
+	cop compare .venv/committed/reports reports
 else
 	cop profile $(PROFILE)
 endif
@@ -41,11 +42,20 @@ test: setup
 test-cluster: setup
 	OMP_NUM_THREADS=1 pytest -m cluster tests/test_launch.py
 
+# The smoke run again with other instructions and another number of threads, as another machine adds.
+test-processors: setup
+	cop profile smoke
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 cop profile smoke --as smoke-avx2 -S threads=1
+	cop compare work/profiles/smoke/reports work/profiles/smoke-avx2/reports
+
 smoke: setup
 	cop profile smoke
 
+demo: setup
+	cop demo
+
 lab: setup
-	jupyter lab --notebook-dir=nbs
+	jupyter lab --notebook-dir=nbs $(ARGS)
 
 docs: setup
 	cop docs

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -21,6 +21,8 @@ from cop_repro.core import (
 )
 from cop_repro.parameters import check_params, load_params
 
+PLOT_POINTS = 60  # of a loss curve
+
 
 @dataclass
 class Stage:
@@ -30,7 +32,6 @@ class Stage:
     params: dict  # the whole file
     item: str = ""  # entry of the stage's matrix
     root: Path = field(default_factory=project_root)
-    began: float = field(default_factory=time.monotonic)
 
     @property
     def seed(self) -> int:
@@ -158,11 +159,38 @@ class Stage:
             "recorded": self.recorded(),
         }
 
+    def report(self, folder: str) -> Path:
+        "A small JSON file of this run below reports/, which git and so every experiment keeps."
+        name = self.name + (f"-{self.item}" if self.item else "")
+        return self.path("reports", folder, f"{name}.json")
+
     def metrics(self, **values) -> dict:
-        "Write models/<stage>/metrics.json: what was measured, and the seconds it took."
-        values = {**_finite(values), "seconds": round(time.monotonic() - self.began, 1)}
-        write_json(self.made("metrics.json"), values)
+        "Write reports/stages/<stage>.json: what was measured, for `dvc metrics` and `dvc exp`."
+        values = _finite(values)
+        write_json(self.report("stages"), values)
         return values
+
+    def losses(self, losses, **logs) -> None:
+        """Write reports/losses/<stage>.json, the loss and other logs by step, for `dvc plots`.
+
+        Means over spans of steps, at most `PLOT_POINTS` of them, so that curves can be read.
+        """
+        columns = {"loss": losses, **logs}
+        count = min(PLOT_POINTS, len(losses))
+        spans = np.array_split(np.arange(len(losses)), count) if count else []
+        rows = [
+            {"step": int(span[-1]) + 1}
+            | {name: _span_mean(values, span) for name, values in columns.items()}
+            for span in spans
+        ]
+        write_json(self.report("losses"), rows)
+
+
+def _span_mean(values, span) -> float | None:
+    "Mean over some steps of what was logged at them; null where nothing was."
+    logged = np.asarray(values, float)[span]
+    logged = logged[np.isfinite(logged)]
+    return float(f"{logged.mean():.5g}") if len(logged) else None
 
 
 def _finite(value):

@@ -1,6 +1,5 @@
 "Verdicts: each metric of the paper by paired differences, one honest word for the claim."
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import yaml
 
-from cop_repro.cli import main
 from cop_repro.core import BadInput
 from cop_repro.evaluation import evaluate
 from cop_repro.evaluation.claims import (
@@ -20,7 +18,7 @@ from cop_repro.evaluation.claims import (
     verdict,
 )
 from cop_repro.evaluation.nuisance_ablation import ablation_results
-from cop_repro.evaluation.report import RunInfo, _seed_table, compare_results, write_report
+from cop_repro.evaluation.report import RunInfo, _seed_table, write_report
 from cop_repro.evaluation.scoring import ScoredTask
 from cop_repro.evaluation.tables import load_tables
 from cop_repro.judges.extractors import Features, set_score
@@ -269,57 +267,6 @@ def test_ablation_has_intervals_over_works():
     assert one.row == "all_real"
     assert one.ci_low is None
     assert one.value == 0
-
-
-def result(row="cop_piano", value=1.0, label="embedded"):
-    return asdict(
-        Result(
-            "table4",
-            row,
-            "si_sdr_spec",
-            value,
-            None,
-            None,
-            0 if value is None else 4,
-            "dB",
-            True,
-            label,
-            "default",
-            "",
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    "first, second, wrong",
-    [
-        ([result()], [result()], 0),
-        ([result()], [], 1),
-        ([], [result()], 1),
-        ([result(), result("base", 2.0)], [result("base", 4.0)], 2),
-        ([result()], [result(value=None, label="not run")], 1),
-        ([result(value=None, label="not run")], [result(value=None, label="not run")], 0),
-        ([result(label="paper")], [], 0),
-        ([result(), result(value=9.0, label="paper")], [result()], 0),
-    ],
-)
-def test_missing_numbers_are_disagreements(first, second, wrong):
-    lines, found = compare_results(first, second)
-    assert found == wrong
-    assert "numbers compared" in lines[-1]
-    assert "missing on one side" in lines[-1]
-
-
-def test_compare_fails_where_results_are_missing(tmp_path, capsys):
-    for name, rows in (("a", [result(), result("base")]), ("b", [result()])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
-    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
-    said = capsys.readouterr().out
-    assert "only in first: table4/base/si_sdr_spec" in said
-    assert said.strip().endswith(
-        "1 numbers compared, 0 differ beyond tolerance, 1 missing on one side"
-    )
-    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
 
 
 def kept(shift, spread=0.01):

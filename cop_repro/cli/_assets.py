@@ -8,3 +8,8 @@ from cop_repro.core import project_root
 def assets_folder() -> Path:
     "data/assets of the checkout that holds this code, whatever the working directory."
     return project_root(Path(__file__).parent) / "data" / "assets"
+
+
+def etudes_folder() -> Path:
+    "data/etudes of the checkout."
+    return project_root(Path(__file__).parent) / "data" / "etudes"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -11,19 +12,43 @@ from cop_repro.core import CopError, ParamsError
 from cop_repro.parameters import check_params, load_params, merge
 
 # What a profile's own run makes; the other reports in its copy are those of the default run.
-PUBLISHED = ("results.json", "tables.md", "verdicts.json", "figures")
+PUBLISHED = ("results.json", "tables.md", "verdicts.json", "headline.json", "figures")
 
 # The scratch copy makes these itself.
-OWN_OUTPUTS = ("reports/results", "reports/tables", "reports/verdicts", "reports/figures/")
+OWN_OUTPUTS = (
+    "reports/results",
+    "reports/tables",
+    "reports/verdicts",
+    "reports/headline",
+    "reports/figures/",
+    "reports/stages/",
+    "reports/losses/",
+)
 
 
-def profile_params(root: Path, name: str) -> dict:
-    "All parameters of a profile, checked; `default` is params.yaml as it is."
+def profile_params(root: Path, name: str, changes: Sequence[str] = ()) -> dict:
+    "All parameters of a profile with `key.key=value` changes, checked; `default` is params.yaml."
     params = load_params(root / "params.yaml")
     if name != "default":
         params = merge(params, load_params(_profile_file(root, name)))
+    for change in changes:
+        params = merge(params, _parsed_change(change))
     check_params(params)
     return params
+
+
+def _parsed_change(change: str) -> dict:
+    "`train.steps=10` as a mapping of mappings; the value is YAML."
+    keys, equals, value = change.partition("=")
+    if not equals or not all(keys.split(".")):
+        raise ParamsError(f"-S {change!r}: write it as section.key=value")
+    try:
+        made = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ParamsError(f"-S {change!r}: the value is not YAML") from None
+    for key in reversed(keys.split(".")):
+        made = {key: made}
+    return made
 
 
 def _profile_file(root: Path, name: str) -> Path:

@@ -1,35 +1,80 @@
-"`cop compare A B`: two result files, with a tolerance per metric."
+"`cop compare A B`: whether two runs reproduce the same numbers and verdicts."
 
 import json
 from pathlib import Path
 
-from cop_repro.core import CopError
+import yaml
 
-HELP = "compare two result files, with a tolerance per metric"
+from cop_repro.core import BadInput, CopError, atomic_file, project_root
+
+HELP = "compare two runs: result files, or report folders with their verdicts"
+
+RERUNS = "refs/reruns.yaml"
+HEAD = """\
+# How far honest reruns differ, per metric: the largest difference of a row, and that of the mean
+# over all rows. Written by `cop compare A B --measure` from {about}.
+"""
 
 
 def add_arguments(parser) -> None:
-    "Two files."
-    parser.add_argument("a")
+    "Two result files or report folders."
+    parser.add_argument("a", help="results.json, or a folder with it and verdicts.json")
     parser.add_argument("b")
+    parser.add_argument(
+        "--measure",
+        metavar="WHAT",
+        help=f"both runs are honest: write what they differ by to {RERUNS}; WHAT says how they "
+        "were made, e.g. 'the default profile with 1 and with 2 threads'",
+    )
 
 
 def run(args) -> int:
-    "Compare two result files; exit code 1 if a number differs beyond its tolerance."
-    from cop_repro.evaluation.report import compare_results
+    "Compare two runs; exit code 1 if they differ by more than honest reruns do."
+    from cop_repro.evaluation.reruns import compare_results, compare_verdicts, rerun_differences
 
-    tables = [_read_results(name) for name in (args.a, args.b)]
-    lines, worst = compare_results(*tables)
+    results = [_read(_file(name, "results.json")) for name in (args.a, args.b)]
+    if args.measure:
+        return _measure(args.measure, rerun_differences(*results))
+    lines, wrong = compare_results(*results, _reruns())
+    if all(Path(name).is_dir() for name in (args.a, args.b)):
+        verdicts = [_read(_file(name, "verdicts.json")) for name in (args.a, args.b)]
+        found = compare_verdicts(*verdicts)
+        lines[-1:-1], wrong = found, wrong + len(found)
+        lines[-1] += f", {len(found)} verdicts contradict"
     print("\n".join(lines))
-    return 0 if worst == 0 else 1
+    return 0 if wrong == 0 else 1
 
 
-def _read_results(name: str) -> object:
-    "What a result file holds."
+def _measure(about: str, differences: dict) -> int:
+    "Write the differences of two honest runs."
+    rounded = {
+        metric: {kind: float(f"{value:.2g}") for kind, value in found.items()}
+        for metric, found in differences.items()
+    }
+    text = HEAD.format(about=about) + yaml.safe_dump({"about": about, "metrics": rounded})
+    with atomic_file(project_root() / RERUNS) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{len(rounded)} metrics measured; written to {RERUNS}")
+    return 0
+
+
+def _reruns() -> dict:
+    "What honest reruns differ by, per metric."
+    return yaml.safe_load((project_root(Path(__file__).parent) / RERUNS).read_text())["metrics"]
+
+
+def _file(name: str, inside: str) -> Path:
+    "A result file, given itself or by its folder."
     path = Path(name)
+    path = path / inside if path.is_dir() else path
     if not path.is_file():
-        raise CopError(f"no result file {name}")
+        raise CopError(f"no result file {path}")
+    return path
+
+
+def _read(path: Path) -> object:
+    "What a JSON file holds."
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CopError(f"{name} is not JSON: {error}") from None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None

@@ -11,6 +11,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("name")
     parser.add_argument("targets", nargs="*")
     parser.add_argument(
+        "-S",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value of a parameter, e.g. threads=1; may be repeated",
+    )
+    parser.add_argument("--as", dest="copy", metavar="COPY", help="name of the scratch copy")
+    parser.add_argument(
         "--publish", action="store_true", help="copy its reports to reports/profiles/NAME"
     )
 
@@ -18,7 +27,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     "Run the whole pipeline with a profile's numbers in a scratch copy of the work tree."
     root, name = project_root(), args.name
-    scratch = scratch_copy(root, name, profile_params(root, name))
+    scratch = scratch_copy(root, args.copy or name, profile_params(root, name, args.set))
     print(f"profile {name}: scratch copy in {scratch.relative_to(root)}", flush=True)
     reproduce(scratch, name, args.targets)
     reports = scratch / "reports"

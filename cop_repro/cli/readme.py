@@ -1,14 +1,12 @@
-"`cop readme`: the README's results table, from reports/results.json."
+"`cop readme`: the claims in README.md and the numbers in docs/results.md, from reports/."
 
 import json
+from pathlib import Path
 
-from cop_repro.core import CopError, project_root
+from cop_repro.core import CopError, atomic_file, project_root
 from cop_repro.parameters import load_params
 
-HELP = "write (or check) the README's results table"
-
-BEGIN = "<!-- results -->"
-END = "<!-- end of results -->"
+HELP = "write (or check) the tables of README.md and docs/results.md"
 
 
 def add_arguments(parser) -> None:
@@ -17,27 +15,44 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    "Write the results table into README.md, between its two marks, or fail where it is stale."
-    from cop_repro.evaluation.report import readme_table
-    from cop_repro.evaluation.tables import load_tables
-
+    "Write each table between its two marks, or fail where one is stale."
     root = project_root()
-    path = root / "README.md"
-    text = path.read_text()
-    results = json.loads((root / "reports" / "results.json").read_text())
-    definitions = load_params(root / load_params(root / "params.yaml")["report"]["tables"])
-    made = _with_table(text, readme_table(results, load_tables(definitions)))
-    if not args.check:
-        path.write_text(made)
-    elif made != text:
-        raise CopError("the README's table is not that of reports/results.json: run `cop readme`")
+    for page, mark, table in _tables(root):
+        path = root / page
+        text = path.read_text(encoding="utf-8")
+        made = _with_table(text, page, mark, table)
+        if made == text:
+            continue
+        if args.check:
+            raise CopError(
+                f"the table {mark!r} in {page} is not that of reports/: run `cop readme`"
+            )
+        with atomic_file(path) as temporary:
+            temporary.write_text(made, encoding="utf-8")
     return 0
 
 
-def _with_table(text: str, table: str) -> str:
-    "The README with another table."
-    head, _, rest = text.partition(f"{BEGIN}\n")
-    _, _, tail = rest.partition(END)
+def _tables(root: Path) -> list[tuple[str, str, str]]:
+    "(page, mark, table) of every table that is made from the reports."
+    from cop_repro.evaluation.report import claims_table, numbers_table
+    from cop_repro.evaluation.tables import load_tables
+
+    reports = root / "reports"
+    results = json.loads((reports / "results.json").read_text(encoding="utf-8"))
+    verdicts = json.loads((reports / "verdicts.json").read_text(encoding="utf-8"))
+    definitions = load_params(root / load_params(root / "params.yaml")["report"]["tables"])
+    reasons = load_params(root / "refs" / "reasons.yaml")
+    return [
+        ("README.md", "claims", claims_table(verdicts, reasons)),
+        ("docs/results.md", "numbers", numbers_table(results, load_tables(definitions))),
+    ]
+
+
+def _with_table(text: str, page: str, mark: str, table: str) -> str:
+    "The page with another table."
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    head, _, rest = text.partition(f"{begin}\n")
+    _, _, tail = rest.partition(end)
     if not tail:
-        raise CopError(f"README.md lacks the marks '{BEGIN}' and '{END}'")
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+        raise CopError(f"{page} lacks the marks '{begin}' and '{end}'")
+    return f"{head}{begin}\n{table}\n{end}{tail}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Label', 'LABELS', 'TRANSCRIBED', 'GENERAL', 'CLAIMS', 'Sets', 'Result', 'metric_facts', 'summarise', 'not_run',
-           'paper_results', 'Claim', 'Difference', 'overall_verdict', 'verdict']
+           'paper_results', 'Claim', 'Difference', 'verdict_word', 'overall_verdict', 'verdict']
 
 # %% ../../nbs/evaluation/85_claims.ipynb #a496f114
 import math
@@ -278,7 +278,11 @@ def _difference(
     return _clip_difference(claim, metric, lines, scores, sign, seed)
 
 
-def _word(low: float, high: float, margin: float = 0.0) -> str:
+def verdict_word(
+    low: float,  # 95 % interval of a difference that is positive where it agrees with the claim
+    high: float,
+    margin: float = 0.0,  # how much may be lost, in the metric's unit
+) -> str:  # "reproduced", "not reproduced" or "inconclusive"
     "A verdict needs the whole interval on one side of minus the margin."
     if low > -margin:
         return "reproduced"
@@ -308,7 +312,7 @@ def _judged(claim: Claim, metric: str, found: Difference | None, printed: Mappin
     if found is None or not all(map(math.isfinite, (found.value, found.low, found.high))):
         return line
     margin = {} if claim.keeps is None else {"margin": claim.keeps * abs(found.worse_value)}
-    line["verdict"] = _word(found.low, found.high, **margin)
+    line["verdict"] = verdict_word(found.low, found.high, **margin)
     line |= {"difference": float(found.value), "ci_low": found.low, "ci_high": found.high}
     return line | {"n": found.n, **margin}
 

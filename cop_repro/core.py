@@ -34,7 +34,7 @@ if typing.TYPE_CHECKING:  # importing torch takes seconds; commands without it s
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
            'AssetMismatch', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent',
            'die_with_parent', 'project_root', 'atomic_file', 'atomic_folder', 'write_json', 'save_weights',
-           'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style']
+           'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style', 'plain_text']
 
 # %% ../nbs/00_core.ipynb #dacd00ef
 class CopError(Exception):
@@ -431,3 +431,21 @@ def set_plot_style() -> None:
             "svg.hashsalt": "cop_repro",
         }
     )
+
+# %% ../nbs/00_core.ipynb #c6d1f3a8
+def plain_text(
+    text: str,  # given by a user, e.g. a file name
+    max_length: int = 80,  # characters; the middle of a longer text is left out
+) -> str:  # one line
+    "A text as it is drawn in figures: no mathematics, and only characters that the font has."
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    line = " ".join(text.split())
+    if len(line) > max_length:
+        half = max_length // 2
+        line = f"{line[:half]}…{line[-half:]}"
+    drawable = (
+        c if c.isprintable() and ord(c) in glyphs else "\N{REPLACEMENT CHARACTER}" for c in line
+    )
+    return "".join(drawable).replace("$", r"\$")

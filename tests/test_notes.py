@@ -127,6 +127,7 @@ def test_damaged_midi_is_bad_input(tmp_path, data):
         read_midi(tmp_path / "bad.mid")
 
 
+@pytest.mark.filterwarnings("ignore::cop_repro.data.notes.MidiWarning")
 def test_flipped_bytes_never_escape(tmp_path):
     write_midi(performance(count=40, length_s=10), tmp_path / "a.mid")
     good, rng = (tmp_path / "a.mid").read_bytes(), numpy_rng(0, "fuzz")

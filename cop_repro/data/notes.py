@@ -5,9 +5,14 @@
 # %% auto #0
 __all__ = ['REACH', 'MARGIN', 'TICKS_PER_BEAT', 'TEMPO_US', 'TICK_S', 'OTHER_PIANO', 'Notes', 'make_notes', 'extend_by_pedal',
            'Roll', 'make_roll', 'notes_to_roll', 'plot_roll', 'plot_notes', 'drop_unstruck', 'NoteDecoder',
-           'roll_to_notes', 'write_midi', 'read_midi', 'default_soundfont', 'add_room', 'synthesise']
+           'roll_to_notes', 'write_midi', 'MidiWarning', 'read_midi', 'default_soundfont', 'add_room', 'synthesise']
 
 # %% ../../nbs/data/10_notes.ipynb #b4ff70aa
+import heapq
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -588,7 +593,6 @@ def roll_to_notes(
 # %% ../../nbs/data/10_notes.ipynb #877fe900
 TICKS_PER_BEAT, TEMPO_US = 1000, 500_000  # 2000 ticks a second
 TICK_S = TEMPO_US / TICKS_PER_BEAT / 1e6
-_MAX_MIDI_BYTES = 16 << 20
 
 
 def _midi_events(notes: Notes) -> list[tuple]:
@@ -628,136 +632,329 @@ def write_midi(
         mido.MidiFile(type=0, ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(temporary)
 
 # %% ../../nbs/data/10_notes.ipynb #6a96ec7e
-def _open_midi(path: Path):
-    "A parsed file of type 0 or 1, with as many tracks as its header declares."
-    import mido
-
-    if not path.is_file():
-        raise BadInput(f"no MIDI file {path.name}")
-    size = path.stat().st_size
-    if not 0 < size <= _MAX_MIDI_BYTES:
-        raise BadInput(f"{path.name} has {size} bytes; a MIDI file has 1 to {_MAX_MIDI_BYTES}")
-    midi = mido.MidiFile(path, clip=True)
-    declared = int.from_bytes(path.read_bytes()[10:12])
-    if len(midi.tracks) != declared or not declared:
-        raise ValueError(f"{len(midi.tracks)} tracks instead of {declared}")
-    if midi.ticks_per_beat <= 0 or midi.type == 2:
-        raise ValueError("SMPTE time, zero resolution or type 2")
-    return midi
+_MAX_MIDI_BYTES, _MAX_TRACKS = 16 << 20, 1024
+_TEMPO, _TRACK_END = 0x51, 0x2F  # types of meta events
+_END_EVENT = bytes([0xFF, _TRACK_END, 0])
+_TWO_BYTES, _ONE_BYTE = (0x80, 0x90, 0xA0, 0xB0, 0xE0, 0xF2), (0xC0, 0xD0, 0xF1, 0xF3)
+_DATA_BYTES = dict.fromkeys(_TWO_BYTES, 2) | dict.fromkeys(_ONE_BYTE, 1)  # none after others
 
 
-def _merged_messages(path: Path) -> tuple[list, int]:
-    "The messages of all tracks in order of time, and ticks per beat."
-    import mido
-
-    try:
-        midi = _open_midi(path)
-        return mido.merge_tracks(midi.tracks), midi.ticks_per_beat
-    except BadInput:
-        raise
-    except Exception as error:  # mido raises a dozen kinds on damaged bytes
-        raise BadInput(
-            f"{path.name} is not a readable MIDI file ({type(error).__name__}: {error}); "
-            "a standard .mid of type 0 or 1 is needed"
-        ) from None
+class MidiWarning(UserWarning):
+    "A MIDI file breaks the standard in a way that leaves its notes readable."
 
 
-def _timed_messages(path: Path, max_duration_s: float):
-    "Yield (seconds, message) of all tracks merged, never past `max_duration_s`."
-    messages, ticks_per_beat = _merged_messages(path)
-    tempo, ticks = 500_000, 0  # microseconds per beat
-    change_s, change_ticks = 0.0, 0  # time counts from the last tempo change: no rounding drift
-    for message in messages:
-        ticks += message.time
-        time_s = change_s + (ticks - change_ticks) * tempo / (ticks_per_beat * 1e6)
-        if time_s > max_duration_s and not message.is_meta:
-            raise BadInput(
-                f"{path.name} has an event at {time_s:.3g} s; at most {max_duration_s:g} s "
-                "are read (damaged, or raise max_duration_s)"
-            )
-        if message.type == "set_tempo":
-            tempo, change_s, change_ticks = message.tempo, time_s, ticks
-        yield time_s, message
+class _Event(NamedTuple):
+    "A channel message, a tempo or the end of a track."
+
+    tick: int  # since the start of the file
+    track: int  # number of the track
+    kind: int  # status byte of a channel message (128 or more) or type of a meta event (below)
+    data: bytes
+
+
+class _Track:
+    "The bytes of a track in order; running out of them is damage."
+
+    def __init__(self, data: bytes, size: int):
+        self.data = data
+        self.size = size  # declared; more than there is if the file is cut
+        self.at = 0
+        self.status = None  # of the last channel message, which the next one may omit
+
+    def take(self, count: int) -> bytes:
+        "The next bytes."
+        taken = self.data[self.at : self.at + count]
+        if len(taken) < count:
+            raise ValueError("a track ends in the middle (is the file cut off?)")
+        self.at += count
+        return taken
+
+    def number(self) -> int:
+        "A variable-length quantity: seven bits a byte, at most four bytes."
+        value = 0
+        for _ in range(4):
+            byte = self.take(1)[0]
+            value = value << 7 | byte & 127
+            if byte < 128:
+                return value
+        raise ValueError("a number has more than four bytes")
+
+    def event(self) -> tuple[int, bytes]:
+        "Kind and data of the next event."
+        status = self.take(1)[0]
+        if status < 128:  # data: the status byte of the last message holds
+            self.at -= 1
+            status = self.status
+        if status is None:
+            raise ValueError("a track begins with data that belong to no message")
+        if status == 0xFF:
+            kind = min(self.take(1)[0], 127)
+            return kind, self.take(self.number())
+        if status in (0xF0, 0xF7):  # system exclusive
+            return status, self.take(self.number())
+        if status < 0xF0:
+            self.status = status
+            return status, self.take(_DATA_BYTES[status & 0xF0])
+        return status, self.take(_DATA_BYTES.get(status, 0))
+
+    def events(self, number: int, oddities: set[str]) -> Iterator[_Event]:
+        "The events that notes need; the last is the end of the track."
+        tick, kind = 0, None
+        while kind != _TRACK_END and self.at < self.size:
+            tick += self.number()
+            kind, data = self.event()
+            if 0x80 <= kind < 0xF0 and max(data) > 127:
+                oddities.add("data above 127 are read as 127")
+                data = bytes(min(byte, 127) for byte in data)
+            if kind < 0xF0 and (kind >= 0x80 or kind in (_TEMPO, _TRACK_END)):
+                yield _Event(tick, number, kind, data)
+        if kind != _TRACK_END:
+            oddities.add("a track lacks its end event")
+            yield _Event(tick, number, _TRACK_END, b"")
+        elif any(self.data[self.at :]):
+            oddities.add("bytes after the end of a track are left out")
+
+# %% ../../nbs/data/10_notes.ipynb #7d2e5b80
+def _midi_body(data: bytes, oddities: set[str]) -> bytes:
+    "The file from its header on, without a RIFF wrapper or bytes before the header."
+    start = data.find(b"MThd")
+    if start < 0 or len(data) < start + 14:
+        raise ValueError("it has no header")
+    if data[:4] == b"RIFF":
+        size = int.from_bytes(data[start - 4 : start], "little")
+        return data[start : start + size] if size > 14 else data[start:]
+    if start:
+        oddities.add(f"{start} bytes before the header are left out")
+    return data[start:]
+
+
+def _is_chunk(data: bytes, at: int) -> bool:
+    "Whether a whole chunk begins here: four letters and a length that fits."
+    name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8])
+    letters = all(32 <= byte < 127 for byte in name)
+    return letters and at + 8 <= len(data) and (name == b"MTrk" or at + 8 + size <= len(data))
+
+
+def _track_stop(data: bytes, start: int, size: int) -> int:
+    "Where a track ends: as declared, unless end events and the next chunk say otherwise."
+    stop = start + size
+    followed = data.find(_END_EVENT + b"MTrk", start, stop + 4)
+    if followed >= 0:
+        return followed + 3
+    if stop >= len(data) or data[start:stop].endswith(_END_EVENT) or _is_chunk(data, stop):
+        return stop
+    later = data.find(_END_EVENT, max(start, stop - 2))
+    return later + 3 if later >= 0 else stop
+
+
+def _midi_tracks(data: bytes, at: int, oddities: set[str]) -> list[_Track]:
+    "The tracks from a place in the file on; chunks of other kinds are skipped."
+    tracks, lost = [], 0
+    while at < len(data) and len(tracks) <= _MAX_TRACKS:
+        size = int.from_bytes(data[at + 4 : at + 8])
+        if data[at : at + 4] == b"MTrk":
+            stop = _track_stop(data, at + 8, size)
+            tracks.append(_Track(data[at + 8 : stop], stop - at - 8))
+            if stop != at + 8 + size:
+                oddities.add("the length of a track is wrong")
+            at = stop
+        elif _is_chunk(data, at):
+            at += 8 + size
+        else:
+            following = data.find(b"MTrk", at)
+            following = following if following >= 0 else len(data)
+            lost, at = lost + following - at, following
+    if lost:
+        oddities.add(f"{lost} bytes belong to no chunk")
+    return tracks
+
+
+def _open_midi(data: bytes, oddities: set[str]) -> tuple[list[_Track], int]:
+    "Tracks, and ticks per beat."
+    body = _midi_body(data, oddities)
+    size, kind, declared, ticks_per_beat = struct.unpack(">IHHH", body[4:14])
+    tracks = _midi_tracks(body, 8 + max(size, 6), oddities)
+    if not 0 < len(tracks) <= _MAX_TRACKS:
+        raise ValueError(f"it holds {len(tracks) or 'no'} tracks, 1 to {_MAX_TRACKS} are read")
+    if kind == 2 and len(tracks) > 1:
+        raise ValueError("it is of type 2, several sequences without a common time")
+    if not 0 < ticks_per_beat < 0x8000:
+        raise ValueError("its times are SMPTE, or of resolution zero; ticks per beat are needed")
+    if len(tracks) != declared:
+        oddities.add(f"the header declares {declared} tracks, {len(tracks)} are there")
+    return tracks, ticks_per_beat
+
+
+def _timed_events(events: Iterable[_Event], ticks_per_beat: int) -> Iterator[tuple[float, _Event]]:
+    "Yield (seconds, event); a tempo holds for all tracks."
+    tempo = 500_000  # microseconds per beat
+    change_s, change_tick = 0.0, 0  # time counts from the last tempo change: no rounding drift
+    for event in events:
+        now_s = change_s + (event.tick - change_tick) * tempo / (ticks_per_beat * 1e6)
+        if event.kind == _TEMPO:
+            tempo, change_s, change_tick = int.from_bytes(event.data[:3]), now_s, event.tick
+            if len(event.data) < 3 or not tempo:
+                raise ValueError("a tempo is zero or incomplete, so times are unknown")
+        yield now_s, event
 
 # %% ../../nbs/data/10_notes.ipynb #d4f7c821
 class _MidiState:
     "Keys and pedals that are down while a file is read, and the notes and spans that have ended."
 
     def __init__(self):
-        self.held = {}  # (channel, pitch) -> (onset, velocity)
+        self.held = {}  # (track, channel, pitch) -> (onset, velocity)
+        self.owed = Counter()  # (track, channel, pitch) -> releases of notes that have ended
+        self.momentary = 0  # notes struck and released at one tick
         self.pedal_down = {}  # channel -> seconds
         self.rows = []  # (pitch, onset, offset, velocity)
         self.pedal = []  # (down, up)
 
-    def note(self, channel: int, pitch: int, velocity: int, now_s: float) -> None:
-        "A strike, or with velocity 0 a release; a strike also ends the key's previous note."
-        if (channel, pitch) in self.held:
-            self._release(channel, pitch, now_s)
-        if velocity:
-            self.held[channel, pitch] = now_s, velocity
+    def read(self, event: _Event, now_s: float) -> None:
+        "Apply an event."
+        message, channel = event.kind & 0xF0, event.kind & 0x0F
+        if event.kind == _TRACK_END:
+            self.silence(now_s, track=event.track)
+        elif event.kind < 0x80 or channel == 9:  # tempo, or drums
+            return
+        elif message in (0x80, 0x90):
+            pitch, velocity = event.data
+            slot = event.track, channel, pitch
+            if message == 0x90 and velocity:
+                self.strike(slot, velocity, now_s)
+            else:
+                self.release(slot, now_s)
+        elif message == 0xB0:
+            self.control(channel, *event.data, now_s)
 
-    def sustain(self, channel: int, value: int, now_s: float) -> None:
-        "Controller 64: down from 64 on."
-        if value >= 64:
+    def strike(self, slot: tuple, velocity: int, now_s: float) -> None:
+        "Rules 1 and 3."
+        if slot in self.held:
+            self.owed[slot] += 1
+            onset_s, other = self.held[slot]
+            if onset_s < now_s:
+                self._end(slot, now_s)
+            else:
+                velocity = max(velocity, other)
+        self.held[slot] = now_s, velocity
+
+    def release(self, slot: tuple, now_s: float) -> None:
+        "Rule 2."
+        if slot in self.held and self.held[slot][0] < now_s:
+            self._end(slot, now_s)
+        elif self.owed[slot]:
+            self.owed[slot] -= 1
+        elif slot in self.held:
+            del self.held[slot]
+            self.momentary += 1
+
+    def silence(self, now_s: float, track: int | None = None, channel: int | None = None) -> None:
+        "Rule 4: end the notes of a track or channel that began earlier."
+        for slot, (onset_s, _) in list(self.held.items()):
+            if onset_s < now_s and (slot[0] == track or slot[1] == channel):
+                self._end(slot, now_s)
+
+    def control(self, channel: int, controller: int, value: int, now_s: float) -> None:
+        "Sustain and channel mode messages; other controllers do not matter."
+        if controller == 64 and value >= 64:
             self.pedal_down.setdefault(channel, now_s)
-        elif channel in self.pedal_down:
+        elif controller in (64, 121):
             self._lift(channel, now_s)
+        elif controller == 120 or controller >= 123:
+            self.silence(now_s, channel=channel)
 
     def finish(self, end_s: float) -> None:
         "End whatever is still down."
-        for channel, pitch in list(self.held):
-            self._release(channel, pitch, end_s)
+        for slot in list(self.held):
+            self._end(slot, end_s)
         for channel in list(self.pedal_down):
             self._lift(channel, end_s)
 
-    def _release(self, channel: int, pitch: int, end_s: float) -> None:
-        start_s, velocity = self.held.pop((channel, pitch))
+    def _end(self, slot: tuple, end_s: float) -> None:
+        start_s, velocity = self.held.pop(slot)
         if end_s > start_s:
-            self.rows.append((pitch, start_s, end_s, velocity))
+            self.rows.append((slot[-1], start_s, end_s, velocity))
+        else:
+            self.momentary += 1
 
     def _lift(self, channel: int, end_s: float) -> None:
-        start_s = self.pedal_down.pop(channel)
+        start_s = self.pedal_down.pop(channel, end_s)
         if end_s > start_s:
             self.pedal.append((start_s, end_s))
 
-
-def _read_state(path: Path, max_duration_s: float, max_notes: int) -> _MidiState:
-    "Notes and pedal spans of a file, in seconds."
+# %% ../../nbs/data/10_notes.ipynb #9e61f2a4
+def _read_state(
+    path: Path, max_duration_s: float, max_notes: int, oddities: set[str]
+) -> _MidiState:
+    "Notes and pedal spans of a file, in seconds; damage is a `ValueError`."
+    tracks, ticks_per_beat = _open_midi(path.read_bytes(), oddities)
+    events = [track.events(i, oddities) for i, track in enumerate(tracks)]
+    merged = heapq.merge(*events, key=lambda event: event.tick)
     state, now_s = _MidiState(), 0.0
-    for now_s, message in _timed_messages(path, max_duration_s):
-        if getattr(message, "channel", 9) == 9:  # drums, and messages without a channel
-            continue
-        if message.type in ("note_on", "note_off"):
-            velocity = message.velocity if message.type == "note_on" else 0
-            state.note(message.channel, message.note, velocity, now_s)
-        elif message.type == "control_change" and message.control == 64:
-            state.sustain(message.channel, message.value, now_s)
+    for now_s, event in _timed_events(merged, ticks_per_beat):
+        matters = state.held or state.pedal_down or event.kind & 0xF0 == 0x90
+        if now_s > max_duration_s and matters:
+            raise BadInput(
+                f"{path.name} has an event at {now_s:.3g} s; at most {max_duration_s:g} s "
+                "are read (damaged, or raise max_duration_s)"
+            )
+        state.read(event, now_s)
         if len(state.rows) + len(state.held) > max_notes:
             raise BadInput(
                 f"{path.name} holds more than {max_notes} notes (damaged, or raise max_notes)"
             )
     state.finish(now_s)
+    if state.momentary:
+        oddities.add(f"{state.momentary} notes without a duration are left out")
     return state
+
+
+def _join_equal_strikes(rows: list[tuple]) -> list[tuple]:
+    "Notes of one key with one onset as one note: the latest release, the highest velocity."
+    joined = {}
+    for pitch, onset_s, offset_s, velocity in rows:
+        other_s, other = joined.get((pitch, onset_s), (0.0, 0))
+        joined[pitch, onset_s] = max(offset_s, other_s), max(velocity, other)
+    return [(*strike, *rest) for strike, rest in joined.items()]
 
 
 def read_midi(
     path: Path | str,  # a .mid file
-    max_duration_s: float = 7200,  # seconds; later events are an error
+    max_duration_s: float = 7200,  # seconds; later notes are an error
     max_notes: int = 200_000,  # more are an error
     drop_foreign: bool = False,  # drop pitches outside 21..108 instead of raising
 ) -> Notes:  # all channels but drums, on one piano
     "Notes, velocities and sustain of a MIDI file; limits apply before allocation."
     path = Path(path)
-    state = _read_state(path, max_duration_s, max_notes)
-    on_piano = range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS)
-    rows = [row for row in state.rows if row[0] in on_piano]
-    foreign = [row[0] for row in state.rows if row[0] not in on_piano]
+    if not path.is_file():
+        raise BadInput(f"no MIDI file {path.name}")
+    size = path.stat().st_size
+    if not 0 < size <= _MAX_MIDI_BYTES:
+        raise BadInput(f"{path.name} has {size} bytes; a MIDI file has 1 to {_MAX_MIDI_BYTES}")
+    oddities = set()
+    try:
+        state = _read_state(path, max_duration_s, max_notes, oddities)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{path.name} is not a readable MIDI file: {error} "
+            "(a standard .mid of type 0 or 1 is needed)"
+        ) from None
+    if oddities:
+        text = f"{path.name} is not a regular MIDI file, but is read: {', '.join(sorted(oddities))}"
+        warnings.warn(text, MidiWarning, stacklevel=2)
+    return _on_piano(path.name, state, drop_foreign)
+
+
+def _on_piano(name: str, state: _MidiState, drop_foreign: bool) -> Notes:
+    "All that was read as one performance."
+    keys = range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS)
+    rows = [row for row in state.rows if row[0] in keys]
+    foreign = [row[0] for row in state.rows if row[0] not in keys]
     if foreign and not drop_foreign:
         raise BadInput(
-            f"{path.name} has {len(foreign)} notes outside the piano's 21..108, "
+            f"{name} has {len(foreign)} notes outside the piano's 21..108, "
             f"e.g. {foreign[0]} (drop_foreign=True leaves them out)"
         )
-    columns = list(zip(*rows)) or [[]] * 4
+    columns = list(zip(*_join_equal_strikes(rows))) or [[]] * 4
     return make_notes(*columns, state.pedal)
 
 # %% ../../nbs/data/10_notes.ipynb #7d621c37

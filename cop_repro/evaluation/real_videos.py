@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import RATES, BadInput, Progress, file_hash, numpy_rng, silent
+from ..core import RATES, BadInput, Progress, file_hash, numpy_rng, plain_text, silent
 from ..data.notes import Notes, plot_notes
 from ..data.video import read_audio
 from .claims import Result, metric_facts
@@ -63,8 +63,8 @@ def _save_picture(path: Path, name: str, truth: Notes, notes: Notes) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    title = f"{name}: predicted from the picture (colour) over transcribed from the sound (grey)"
-    plot_notes(figure.subplots(), truth, notes, title)
+    what = "predicted from the picture (colour) over transcribed from the sound (grey)"
+    plot_notes(figure.subplots(), truth, notes, f"{plain_text(name, 40)}: {what}")
     save_palette_png(figure, path, dpi=90)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..core import COLORS, BadInput, atomic_file, write_json
+from ..core import COLORS, BadInput, atomic_file, plain_text, write_json
 from ..data.notes import plot_notes
 from cop_repro.evaluation.claims import (
     CLAIMS,
@@ -96,7 +96,8 @@ def plot_rows(
             ax.hlines(y, r.ci_low, r.ci_high, color=color, lw=3, alpha=0.5)
         ax.plot(r.value, y, "o", color=color, mfc="white" if printed else color)
     unit = f" [{here[0].unit}]" if here and here[0].unit else ""
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{metric}{unit}", title=title)
+    labels = [plain_text(name, 60) for name in names]
+    ax.set(yticks=range(len(names)), yticklabels=labels, xlabel=f"{metric}{unit}", title=title)
     return ax
 
 
@@ -107,7 +108,7 @@ def _mel_figure(sounds: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     axes = figure.subplots(count, len(sounds), squeeze=False)
     for column, (clip, group) in zip(axes.T, sounds.items()):
         plot_mels(column, group)
-        column[0].set_title(f"{clip}\n{next(iter(group))}")
+        column[0].set_title(f"{plain_text(clip, 60)}\n{next(iter(group))}")
     return figure
 
 
@@ -116,7 +117,8 @@ def _note_figure(notes: Mapping[str, tuple]) -> Figure:
     figure = Figure(figsize=(10, 2.6 * len(notes)), layout="constrained")
     axes = figure.subplots(len(notes), 1, squeeze=False)[:, 0]
     for ax, (clip, pair) in zip(axes, notes.items()):
-        plot_notes(ax, *pair, f"{clip}: predicted from the video, over the true notes")
+        title = f"{plain_text(clip, 60)}: predicted from the video, over the true notes"
+        plot_notes(ax, *pair, title)
     return figure
 
 

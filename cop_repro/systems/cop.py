@@ -30,6 +30,7 @@ from cop_repro.core import (
     Progress,
     atomic_file,
     file_hash,
+    plain_text,
     silent,
     torch_rng,
     write_json,
@@ -538,7 +539,7 @@ def draw_performance(
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(3, 1, height_ratios=(1.2, 2, 1.6))
     plot_keyboard(axes[0], made.frame.mean(-1).astype(np.uint8), made.keyboard)
-    axes[0].set(title=title, xticks=[], yticks=[])
+    axes[0].set(title=plain_text(title), xticks=[], yticks=[])
     shown_s = min(made.duration_s, SHOWN_S)
     part = "" if shown_s == made.duration_s else f", of which the first {shown_s:.0f} s are shown"
     heading = f"{len(made.notes)} notes from the video{part} (darker is louder; blue: pedal)"

@@ -45,7 +45,7 @@ smoke: setup
 	cop profile smoke
 
 lab: setup
-	jupyter lab --notebook-dir=nbs
+	jupyter lab --notebook-dir=nbs $(ARGS)
 
 docs: setup
 	cop docs

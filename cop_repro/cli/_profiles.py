@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from cop_repro.cli._process import run_child
-from cop_repro.core import CopError, ParamsError, did_you_mean
+from cop_repro.core import CopError, ParamsError, check_output_folder, did_you_mean
 from cop_repro.parameters import check_params, load_params, merge
 
 # What a profile's own run makes; the other reports in its copy are those of the default run.
@@ -70,10 +70,10 @@ def _copy_files(root: Path, scratch: Path, names: set[str]) -> None:
 def scratch_copy(root: Path, name: str, params: dict) -> Path:
     "A copy of the work tree and data with a profile's parameters; outputs of earlier runs stay."
     scratch = profile_folder(root, name)
-    scratch.mkdir(parents=True, exist_ok=True)
+    check_output_folder(scratch).mkdir(parents=True, exist_ok=True)
     _copy_files(root, scratch, _tracked_files(root))
     shutil.copytree(root / "data", scratch / "data", dirs_exist_ok=True)
-    (scratch / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (scratch / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
     (scratch / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return scratch
 

@@ -1,9 +1,8 @@
 "`cop compare A B`: two result files, with a tolerance per metric."
 
-import json
 from pathlib import Path
 
-from cop_repro.core import CopError
+from cop_repro.core import CopError, read_json
 
 HELP = "compare two result files, with a tolerance per metric"
 
@@ -26,10 +25,9 @@ def run(args) -> int:
 
 def _read_results(name: str) -> object:
     "What a result file holds."
-    path = Path(name)
-    if not path.is_file():
-        raise CopError(f"no result file {name}")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CopError(f"{name} is not JSON: {error}") from None
+    if not Path(name).is_file():
+        kind = "a folder" if Path(name).is_dir() else "missing"
+        raise CopError(
+            f"no result file {name}: it is {kind}; a file like reports/results.json is needed"
+        )
+    return read_json(name)

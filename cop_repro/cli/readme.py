@@ -1,8 +1,6 @@
 "`cop readme`: the README's results table, from reports/results.json."
 
-import json
-
-from cop_repro.core import CopError, project_root
+from cop_repro.core import CopError, atomic_file, project_root, read_json
 from cop_repro.parameters import load_params
 
 HELP = "write (or check) the README's results table"
@@ -23,12 +21,13 @@ def run(args) -> int:
 
     root = project_root()
     path = root / "README.md"
-    text = path.read_text()
-    results = json.loads((root / "reports" / "results.json").read_text())
+    text = path.read_text("utf-8")
+    results = read_json(root / "reports" / "results.json")
     definitions = load_params(root / load_params(root / "params.yaml")["report"]["tables"])
     made = _with_table(text, readme_table(results, load_tables(definitions)))
     if not args.check:
-        path.write_text(made)
+        with atomic_file(path) as temporary:
+            temporary.write_text(made, "utf-8")
     elif made != text:
         raise CopError("the README's table is not that of reports/results.json: run `cop readme`")
     return 0

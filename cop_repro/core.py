@@ -34,9 +34,9 @@ if typing.TYPE_CHECKING:  # importing torch takes seconds; commands without it s
 # %% auto #0
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
            'AssetMismatch', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent',
-           'die_with_parent', 'project_root', 'hidden_prefix', 'new_parents', 'atomic_file', 'atomic_folder',
-           'write_json', 'read_json', 'os_reason', 'check_output_file', 'check_output_folder', 'save_weights',
-           'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style']
+           'die_with_parent', 'lock_file', 'project_root', 'hidden_prefix', 'new_parents', 'atomic_file',
+           'atomic_folder', 'write_json', 'read_json', 'os_reason', 'check_output_file', 'check_output_folder',
+           'save_weights', 'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style']
 
 # %% ../nbs/00_core.ipynb #dacd00ef
 class CopError(Exception):
@@ -258,6 +258,20 @@ def die_with_parent() -> None:
     "Ask Linux to end this process when its parent ends; elsewhere nothing happens."
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+
+
+def lock_file(
+    file: typing.IO,  # open for writing; the lock ends when it is closed, or with the process
+) -> None:
+    "Lock a file for this process alone; `BlockingIOError` where another one has it."
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise CopError(
+            "this system cannot lock files, so two runs could write into one folder: "
+            "use Linux, macOS or WSL"
+        ) from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 # %% ../nbs/00_core.ipynb #90ef0243
 def project_root(

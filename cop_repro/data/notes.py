@@ -673,7 +673,8 @@ def _timed_messages(path: Path, max_duration_s: float):
         if time_s > max_duration_s and not message.is_meta:
             raise BadInput(
                 f"{path.name} has an event at {time_s:.3g} s; at most {max_duration_s:g} s "
-                "are read (damaged, or raise max_duration_s)"
+                "are read: the file is damaged, or has to be cut "
+                "(in Python, read_midi(..., max_duration_s=...) reads more)"
             )
         if message.type == "set_tempo":
             tempo, change_s, change_ticks = message.tempo, time_s, ticks
@@ -755,7 +756,8 @@ def read_midi(
     if foreign and not drop_foreign:
         raise BadInput(
             f"{path.name} has {len(foreign)} notes outside the piano's 21..108, "
-            f"e.g. {foreign[0]} (drop_foreign=True leaves them out)"
+            f"e.g. {foreign[0]}: remove them from the file "
+            "(in Python, read_midi(..., drop_foreign=True) leaves them out)"
         )
     columns = list(zip(*rows)) or [[]] * 4
     return make_notes(*columns, state.pedal)

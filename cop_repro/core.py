@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import difflib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -19,7 +20,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 
@@ -33,8 +34,9 @@ if typing.TYPE_CHECKING:  # importing torch takes seconds; commands without it s
 # %% auto #0
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
            'AssetMismatch', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent',
-           'die_with_parent', 'project_root', 'atomic_file', 'atomic_folder', 'write_json', 'save_weights',
-           'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style', 'plain_text']
+           'die_with_parent', 'lock_file', 'project_root', 'hidden_prefix', 'new_parents', 'atomic_file',
+           'atomic_folder', 'write_json', 'read_json', 'os_reason', 'check_output_file', 'check_output_folder',
+           'save_weights', 'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style', 'plain_text']
 
 # %% ../nbs/00_core.ipynb #dacd00ef
 class CopError(Exception):
@@ -257,6 +259,20 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
 
+
+def lock_file(
+    file: typing.IO,  # open for writing; the lock ends when it is closed, or with the process
+) -> None:
+    "Lock a file for this process alone; `BlockingIOError` where another one has it."
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise CopError(
+            "this system cannot lock files, so two runs could write into one folder: "
+            "use Linux, macOS or WSL"
+        ) from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 # %% ../nbs/00_core.ipynb #90ef0243
 def project_root(
     start: Path | None = None,  # where the search begins; None: working directory
@@ -281,24 +297,64 @@ def _default_mode(
     return bits & ~umask
 
 
+_SHOWN_NAME = 32  # letters of a name in its temporary name, so that a long name stays legal
+
+
+def hidden_prefix(
+    path: Path,  # a file or folder to make
+) -> str:  # e.g. ".sound-"
+    "How the temporary name of a file or folder begins."
+    return f".{path.stem[:_SHOWN_NAME]}-"
+
+
+@contextmanager
+def new_parents(
+    path: Path | str,  # a file or folder to make
+) -> Iterator[None]:
+    "Make the folders above `path`; those that an error leaves empty are removed again."
+    missing = [folder for folder in Path(path).parents if not folder.exists()]
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # a folder that holds files of others stays
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
 @contextmanager
 def atomic_file(
     path: Path | str,  # the file to make or replace
 ) -> Iterator[Path]:  # temporary path to write to
     "Write to a temporary file beside `path`, then rename; a failure leaves nothing behind."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    suffix = path.suffix if len(path.suffix) <= _SHOWN_NAME else ""
+    with new_parents(path):
+        handle, name = tempfile.mkstemp(suffix, hidden_prefix(path), path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(_default_mode(0o666))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    "Put a folder in the place of another one, which goes back if that fails."
+    old = Path(tempfile.mkdtemp("-old", hidden_prefix(path), path.parent))
+    path.replace(old / "folder")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(_default_mode(0o666))
-        temporary.replace(path)
+        new.replace(path)
+    except BaseException:
+        (old / "folder").replace(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(old)
 
 
 @contextmanager
@@ -307,20 +363,17 @@ def atomic_folder(
 ) -> Iterator[Path]:  # temporary folder to fill
     "Fill a temporary folder beside `path`, then swap it in; a failure leaves nothing behind."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
-        yield temporary
-        temporary.chmod(_default_mode(0o777))
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-            path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_parents(path):
+        temporary = Path(tempfile.mkdtemp(prefix=hidden_prefix(path), dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(_default_mode(0o777))
+            if path.exists():
+                _swap(temporary, path)
+            else:
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(
@@ -330,6 +383,124 @@ def write_json(
     "Atomic JSON with sorted keys and a final newline."
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: Path | str,  # file to read
+) -> typing.Any:  # what it holds
+    "The content of a JSON file; a file without such content is a `BadInput` that names it."
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{path} is not a readable JSON file: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {os_reason(error)}") from None
+
+# %% ../nbs/00_core.ipynb #c0ffee02
+_ADVICE = {
+    errno.EACCES: "choose a place where you may write, or ask for permission",
+    errno.EPERM: "choose a place where you may write, or ask for permission",
+    errno.EROFS: "choose a place on a disk that may be written",
+    errno.ENOSPC: "make room on that disk, or choose a place on another one",
+    getattr(
+        errno, "EDQUOT", -1
+    ): "your quota is used up: make room, or choose a place on another disk",
+    errno.EFBIG: "choose a place that allows larger files",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "give the name of a file",
+    errno.ENOTDIR: "a part of the path is a file where a folder is needed",
+    errno.EMFILE: "close other programs' files, or raise the limit (`ulimit -n`)",
+}
+
+
+def os_reason(
+    error: OSError,  # of the operating system
+) -> str:  # in one line
+    "What the operating system refused, and what to do about it."
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    advice = _ADVICE.get(error.errno)
+    return f"{reason} ({advice})" if advice else reason
+
+
+def _nearest_folder(path: Path) -> Path:
+    "The lowest of the folders above `path` that exists."
+    for above in path.absolute().parents:
+        if above.is_dir():
+            return above
+        if above.exists() or above.is_symlink():
+            raise BadInput(f"{path} cannot be made: {above} is no folder")
+    raise BadInput(f"{path} cannot be made: no folder above it exists")
+
+
+def _check_names(path: Path, above: Path) -> None:
+    "Refuse names that are longer than the disk allows."
+    longest = os.pathconf(above, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    for name in path.absolute().relative_to(above).parts:
+        length = len(os.fsencode(name))
+        if length > longest:
+            raise BadInput(
+                f"the name {f'{name[:_SHOWN_NAME]}...'!r} is too long: {length} bytes, at most "
+                f"{longest} are allowed; choose a shorter name"
+            )
+
+
+def _check_place(path: Path | str) -> Path:
+    "A path where something can be made: it is tried, and removed again."
+    if not str(path).strip() or "\0" in str(path):
+        raise BadInput(f"{str(path)!r} is no name for an output: give a path")
+    path = Path(path)
+    try:
+        above = _nearest_folder(path)
+        _check_names(path, above)
+        folder = path if path.is_dir() else above
+        tempfile.TemporaryDirectory(prefix=".try-", dir=folder).cleanup()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {os_reason(error)}") from None
+    return path
+
+
+def _is_input(path: Path, inputs: Iterable[Path | str | None]) -> bool:
+    "Whether an output is one of the files that are read."
+    present = [Path(name) for name in inputs if name is not None and Path(name).exists()]
+    return path.exists() and any(path.samefile(name) for name in present)
+
+
+def check_output_file(
+    path: Path | str,  # the file to make or replace
+    inputs: Iterable[Path | str | None] = (),  # files that must not be replaced
+) -> Path:  # the same path
+    "Refuse, before the work, an output file that cannot be written or is an input."
+    named = str(path)
+    path = _check_place(path)
+    if path.is_dir() or named.endswith(("/", os.sep)):
+        raise BadInput(f"{named} is a folder; give the name of a file, e.g. {path / 'out.json'}")
+    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
+        raise BadInput(f"{named} is no regular file; give the name of a file")
+    if _is_input(path, inputs):
+        raise BadInput(f"{named} is read by this command and would be replaced: give another name")
+    return path
+
+
+def check_output_folder(
+    path: Path | str,  # the folder to make or fill
+    names: Iterable[str] = (),  # files to be written there
+    inputs: Iterable[Path | str | None] = (),  # files that must not be replaced
+) -> Path:  # the same path
+    "Refuse, before the work, an output folder that cannot be made or filled."
+    path = _check_place(path)
+    if not path.is_dir():
+        if os.path.lexists(path):
+            raise BadInput(f"{path} is a file; a folder is needed: give another name")
+        return path
+    for name in names:
+        if (path / name).is_dir():
+            raise BadInput(
+                f"{path / name} is a folder, and a file of that name is to be written: "
+                "give another folder for the results"
+            )
+        if _is_input(path / name, inputs):
+            raise BadInput(f"{path / name} is read and would be replaced: give another folder")
+    return path
 
 # %% ../nbs/00_core.ipynb #fd168f11
 def save_weights(

@@ -108,9 +108,9 @@ def load_params(path: Path) -> dict:
     if not path.is_file():
         raise ParamsError(f"no parameters file {path.name}")
     try:
-        made = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path.name} is not YAML: {error}") from None
+        made = yaml.safe_load(path.read_text("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path.name} is not YAML in UTF-8: {error}") from None
     if not isinstance(made, dict):
         raise ParamsError(f"{path.name} holds no parameters")
     return made

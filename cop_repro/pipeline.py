@@ -16,6 +16,7 @@ from cop_repro.core import (
     file_hash,
     from_dict,
     project_root,
+    read_json,
     set_plot_style,
     write_json,
 )
@@ -99,7 +100,7 @@ class Stage:
 
         A checkpoint of other inputs is another run's.
         """
-        listed = yaml.safe_load(self.path("fingerprints.yaml").read_text())
+        listed = yaml.safe_load(self.path("fingerprints.yaml").read_text("utf-8"))
         code = dict.fromkeys((self.name, "prepare", "encode"))
         indexes = [self.path("features", folder, "index.json") for folder in stores.values()]
         paths = [p for p in (*files, *indexes) if p is not None and p.is_file()]
@@ -117,7 +118,7 @@ class Stage:
     def recorded(self) -> dict[str, dict[str, Path]]:
         "Stores of recorded sets that `prepare` listed, if any: name -> folders by kind."
         listed = self.path("features", "clips", "real.json")
-        names = json.loads(listed.read_text()) if listed.is_file() else ()
+        names = read_json(listed) if listed.is_file() else ()
         return {
             name: {
                 "clips": self.path("features", "real", name),

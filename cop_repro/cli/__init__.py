@@ -13,7 +13,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from cop_repro.core import CopError
+from cop_repro import __version__
+from cop_repro.cli._failures import failure
+from cop_repro.cli._parser import Parser
+from cop_repro.cli._process import (
+    Stopped,
+    discard_stdout,
+    flushed_stdout,
+    say,
+    steady_streams,
+    stoppable,
+)
 
 DESCRIPTION = (
     "Chain-of-Perform: silent piano video in, sound and MIDI out; and the papers' tables, "
@@ -27,15 +37,24 @@ def command_modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     "All commands and options."
-    parser = argparse.ArgumentParser(prog="cop", description=DESCRIPTION)
+    parser = Parser(prog="cop", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"cop_repro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in command_modules().items():
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
     return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    "The arguments; unknown ones are refused by the command that they were given to."
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def with_own_programs(path: str) -> str:
@@ -47,17 +66,37 @@ def with_own_programs(path: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    "Run one command; a `CopError` is one line on stderr and exit code 2."
-    args = build_parser().parse_args(argv)
-    os.environ["PATH"] = with_own_programs(os.environ.get("PATH", ""))
+    """Run one command.
+
+    An expected failure is one line on stderr and exit code 2; a signal that ends the command is
+    one line and 128 + its number. Anything else is an error of the program, with its traceback.
+    """
+    steady_streams()
+    command = "cop"
     try:
-        return args.run(args)
-    except CopError as error:
-        print(f"cop {args.command}: {error}", file=sys.stderr)
-        return 2
+        with stoppable():
+            args = parse(argv)
+            command = f"cop {args.command}"
+            os.environ["PATH"] = with_own_programs(os.environ.get("PATH", ""))
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:  # `cop ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         return 141
+    except Stopped as signalled:
+        return _ended(f"{command}: stopped by {signalled}", 128 + signalled.number)
     except KeyboardInterrupt:
-        print(f"cop {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return _ended(f"{command}: interrupted", 130)
+    except Exception as error:
+        line = failure(error)
+        if line is None:
+            raise
+        return _ended(f"{command}: {line}", 2)
+
+
+def _ended(line: str, code: int) -> int:
+    "The exit code, after the line that explains it."
+    flushed_stdout()
+    say(line)
+    return code

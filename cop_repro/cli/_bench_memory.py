@@ -1,7 +1,7 @@
 "Memory of `cop score`, measured before the reference libraries of the other benches are loaded."
 
 import os
-import resource
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from cop_repro.core import CopError
 from cop_repro.evaluation.folders import score_folders
 
 METRICS = ["si_sdr_spec", "si_sdr", "mel_distance", "chroma_similarity"]
@@ -34,8 +35,18 @@ def _memory_row(folder: Path, count: int, rng: np.random.Generator) -> dict:
     return {
         "clips": count,
         "seconds": time.perf_counter() - began,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": _peak_mb(),
     }
+
+
+def _peak_mb() -> float:
+    "Peak memory of this process, MB."
+    try:
+        import resource
+    except ImportError:
+        raise CopError("this system does not tell a process its peak memory: use Linux") from None
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _write_sounds(folder: Path, count: int, rng: np.random.Generator) -> None:

@@ -1,6 +1,7 @@
 "Counted costs of networks, kept in a file between calls."
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Costs:
     def _kept(self) -> dict:
         "Costs of the file, if the same code counted them."
         try:
-            kept = json.loads(self.path.read_text()) if self.path else {}
+            kept = json.loads(self.path.read_text("utf-8")) if self.path else {}
         except (OSError, ValueError):
             return {}
         same = isinstance(kept, dict) and kept.get("code") == self.code
@@ -61,7 +62,8 @@ class Costs:
     def save(self) -> None:
         "Write what was counted, if anything was."
         if self.path and self.counted:
-            write_json(self.path, {"code": self.code, "costs": self.known})
+            with suppress(OSError):  # without write access the next call counts again
+                write_json(self.path, {"code": self.code, "costs": self.known})
 
 
 def _count(kind: str, config, length: int, tokens: int, precision: str) -> dict | int:

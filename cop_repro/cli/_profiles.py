@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from cop_repro.core import CopError, ParamsError
+from cop_repro.cli._process import run_child
+from cop_repro.core import CopError, ParamsError, check_output_folder, did_you_mean
 from cop_repro.parameters import check_params, load_params, merge
 
 # What a profile's own run makes; the other reports in its copy are those of the default run.
@@ -55,8 +56,9 @@ def _profile_file(root: Path, name: str) -> Path:
     "The parameter file of a profile; an unknown name is refused with the known ones."
     path = root / "profiles" / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise ParamsError(f"no profile {name!r}; profiles are default, {known}")
+        known = ["default", *sorted(p.stem for p in path.parent.glob("*.yaml"))]
+        hint = did_you_mean(name, known)
+        raise ParamsError(f"no profile {name!r}{hint}; profiles are {', '.join(known)}")
     return path
 
 
@@ -93,10 +95,10 @@ def _copy_files(root: Path, scratch: Path, names: set[str]) -> None:
 def scratch_copy(root: Path, name: str, params: dict) -> Path:
     "A copy of the work tree and data with a profile's parameters; outputs of earlier runs stay."
     scratch = profile_folder(root, name)
-    scratch.mkdir(parents=True, exist_ok=True)
+    check_output_folder(scratch).mkdir(parents=True, exist_ok=True)
     _copy_files(root, scratch, _tracked_files(root))
     shutil.copytree(root / "data", scratch / "data", dirs_exist_ok=True)
-    (scratch / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (scratch / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
     (scratch / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return scratch
 
@@ -104,7 +106,7 @@ def scratch_copy(root: Path, name: str, params: dict) -> Path:
 def reproduce(scratch: Path, name: str, targets: list[str]) -> None:
     "`dvc repro` in a scratch copy, with the copy's own package."
     env = {**os.environ, "PYTHONPATH": str(scratch)}
-    code = subprocess.run(["dvc", "repro", *targets], cwd=scratch, env=env).returncode
+    code = run_child(["dvc", "repro", *targets], cwd=scratch, env=env)
     if code:
         raise CopError(
             f"profile {name}: dvc repro failed with code {code}; the messages above say where"

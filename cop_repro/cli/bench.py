@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from cop_repro.core import CopError, project_root, write_json
+from cop_repro.core import CopError, check_output_file, project_root, write_json
 
 HELP = "measure speed as ratios, by length of the clip, and how many clips a second are loaded"
 
@@ -31,6 +31,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Measure the scoring, the loading of features, or the models and the loading."
+    if args.output is not None:
+        check_output_file(args.output)
     if args.scoring:
         return _bench_scoring(args.clips, args.json)
     from cop_repro.cli._bench_loader import bench_loader, loader_lines
@@ -42,7 +44,7 @@ def run(args) -> int:
         return 0
     made = _bench_models()
     print("\n".join(loader_lines(loaded)))
-    if args.output:
+    if args.output is not None:
         write_json(args.output, made)
     return 0
 

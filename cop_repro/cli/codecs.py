@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cop_repro.cli._progress import progress
-from cop_repro.core import atomic_folder, project_root, write_json
+from cop_repro.core import atomic_folder, check_output_file, project_root, write_json
 from cop_repro.parameters import load_params
 
 HELP = "compare codecs by what a fixed small DiT generates through each"
@@ -27,6 +27,8 @@ def run(args) -> int:
     from cop_repro.cli._experiments import evenly, rendered
 
     root = project_root()
+    files = [entry.partition("=")[2] for entry in args.candidates]
+    output = check_output_file(root / args.output, files)
     clips = rendered(root, load_params(root / "params.yaml"))
     train = evenly(clips.piano.select(split="train", rendering="nuisance"), args.clips)
     held = evenly(clips.piano.select(split="val", rendering="nuisance"), args.test_clips)
@@ -36,7 +38,7 @@ def run(args) -> int:
         made[name] = _trial(codec, clips, (train.tolist(), held.tolist()), cfg, folder)
         scores = "  ".join(f"{metric} {value:.2f}" for metric, value in made[name].items())
         print(f"{name:16s} {scores}", flush=True)
-    write_json(root / args.output, made)
+    write_json(output, made)
     return 0
 
 

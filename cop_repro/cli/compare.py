@@ -1,11 +1,10 @@
 "`cop compare A B`: whether two runs reproduce the same numbers and verdicts."
 
-import json
 from pathlib import Path
 
 import yaml
 
-from cop_repro.core import BadInput, CopError, atomic_file, project_root
+from cop_repro.core import CopError, atomic_file, project_root, read_json
 
 HELP = "compare two runs: result files, or report folders with their verdicts"
 
@@ -32,12 +31,12 @@ def run(args) -> int:
     "Compare two runs; exit code 1 if they differ by more than honest reruns do."
     from cop_repro.evaluation.reruns import compare_results, compare_verdicts, rerun_differences
 
-    results = [_read(_file(name, "results.json")) for name in (args.a, args.b)]
+    results = [read_json(_file(name, "results.json")) for name in (args.a, args.b)]
     if args.measure:
         return _measure(args.measure, rerun_differences(*results))
     lines, wrong = compare_results(*results, _reruns())
     if all(Path(name).is_dir() for name in (args.a, args.b)):
-        verdicts = [_read(_file(name, "verdicts.json")) for name in (args.a, args.b)]
+        verdicts = [read_json(_file(name, "verdicts.json")) for name in (args.a, args.b)]
         found = compare_verdicts(*verdicts)
         lines[-1:-1], wrong = found, wrong + len(found)
         lines[-1] += f", {len(found)} verdicts contradict"
@@ -68,13 +67,5 @@ def _file(name: str, inside: str) -> Path:
     path = Path(name)
     path = path / inside if path.is_dir() else path
     if not path.is_file():
-        raise CopError(f"no result file {path}")
+        raise CopError(f"no result file {path}: a file or folder like reports/ is needed")
     return path
-
-
-def _read(path: Path) -> object:
-    "What a JSON file holds."
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cop_repro.core import atomic_file, project_root
+from cop_repro.core import atomic_file, check_output_folder, project_root
 
 HELP = "write the notebooks as HTML pages to _docs/"
 
@@ -19,6 +19,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     "Write one page a library notebook, and the index."
     root = project_root()
+    check_output_folder(root / "_docs")
     links = []
     for path in library_notebooks(root / "nbs"):
         page = _write_page(path, root / "_docs")
@@ -45,5 +46,5 @@ def _write_page(notebook: Path, folder: Path) -> Path:
 def _write(path: Path, text: str) -> Path:
     "A file, whole or not at all."
     with atomic_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")
     return path

@@ -1,14 +1,21 @@
 "`cop doctor`: what this machine has and what is missing, with the remedy."
 
+import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cop_repro.core import project_root
+import yaml
+
+from cop_repro.cli._failures import one_line
+from cop_repro.core import CopError, project_root
+from cop_repro.parameters import load_params
 
 HELP = "check this machine's software, data, disk and memory"
 
@@ -54,15 +61,34 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Print every check; exit code 2 if one fails."
-    import torch
-
-    root = project_root()
     failed = 0
-    for check in (*_software(), *_data(root), *_machine(root)):
-        print(check.line())
+    for check in _checks():
+        print(check.line(), flush=True)
         failed += not check.present
-    print(f"       {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs (none needed)")
+    print(f"       {os.cpu_count()} CPU cores, {_num_gpus()} GPUs (none needed)")
     return 2 if failed else 0
+
+
+def _checks() -> Iterator[Check]:
+    "Software, then data and machine, which need a checkout."
+    yield from _software()
+    try:
+        root = project_root()
+    except CopError as error:
+        yield Check(False, "checkout", str(error))
+        root = None
+    if root is not None:
+        yield from _data(root)
+    yield from _machine(root or Path.cwd())
+
+
+def _num_gpus() -> int:
+    "GPUs that torch can use."
+    try:
+        import torch
+    except (ImportError, OSError):  # missing, or a library of it is
+        return 0
+    return torch.cuda.device_count()
 
 
 def _software() -> Iterator[Check]:
@@ -72,25 +98,67 @@ def _software() -> Iterator[Check]:
     yield Check(right, f"Python {python}", "the lock file is made for 3.11")
     for name in PACKAGES:
         try:
-            yield Check(True, f"{name} {importlib.metadata.version(name)}", SETUP)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield Check(False, name, SETUP)
+            continue
+        broken = _import_error(name)
+        yield Check(not broken, f"{name} {version}", f"cannot be imported ({broken}): {SETUP}")
+
+
+def _import_error(package: str) -> str:
+    "Why a package cannot be imported; empty if it can."
+    logging.disable()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            importlib.import_module(_module_of(package))
+    except Exception as error:  # whatever a broken package raises
+        return one_line(f"{type(error).__name__}: {error}")
+    finally:
+        logging.disable(logging.NOTSET)
+    return ""
+
+
+def _module_of(package: str) -> str:
+    "The module that a package installs, whose name may be another one."
+    usual = package.replace("-", "_")
+    files = importlib.metadata.files(package) or ()
+    modules = {f.parts[0] for f in files if len(f.parts) == 2 and f.name == "__init__.py"}
+    return usual if usual in modules or not modules else sorted(modules)[0]
 
 
 def _data(root: Path) -> Iterator[Check]:
-    "The data folder and its assets."
-    from cop_repro.systems.cop import ASSETS
+    "The data folder as data.dvc describes it, and every shipped model."
+    data = root / "data"
+    wanted = yaml.safe_load((root / "data.dvc").read_text("utf-8"))["outs"][0]["nfiles"]
+    found = sum(path.is_file() for path in data.rglob("*")) if data.is_dir() else 0
+    manifest = (data / "manifest.json").is_file()
+    yield Check(manifest and found >= wanted, f"data folder, {found} of {wanted} files", SETUP)
+    for name in load_params(root / "params.yaml")["release"]["assets"]:
+        yield _asset(data / "assets" / name)
 
-    yield Check((root / "data" / "manifest.json").exists(), "data folder", SETUP)
-    for name in ASSETS:
-        yield Check((root / "data" / "assets" / name).exists(), f"asset {name}", SETUP)
+
+def _asset(path: Path) -> Check:
+    "One shipped model, which must be readable."
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return Check(False, f"asset {path.name}", SETUP)
+    try:
+        with safe_open(path, framework="np") as file:
+            whole = bool(list(file.keys()))
+    except (OSError, SafetensorError):
+        whole = False
+    return Check(whole, f"asset {path.name}", f"damaged: remove it and {SETUP}")
 
 
 def _machine(root: Path) -> Iterator[Check]:
     "Disk and memory."
+    import psutil
+
     free = shutil.disk_usage(root).free / 2**30
     disk = f"the default run needs {DISK_GB} GB"
     yield Check(free > DISK_GB, f"{free:.0f} GB of disk free", disk)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = psutil.virtual_memory().total / 2**30
     enough = memory > MEMORY_GB - 0.5  # a machine of 8 GB reports a little less
     yield Check(enough, f"{memory:.0f} GB of memory", f"the default run needs {MEMORY_GB} GB")

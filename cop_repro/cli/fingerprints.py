@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from cop_repro.core import CopError, code_fingerprint, project_root
+from cop_repro.core import CopError, atomic_file, code_fingerprint, project_root
 
 HELP = "write (or check) the code fingerprints of the stages"
 
@@ -31,11 +31,12 @@ def run(args) -> int:
     made = {p.stem: notebook_fingerprint(p, root) for p in notebooks}
     text = HEADER + yaml.safe_dump(made)
     path = root / "fingerprints.yaml"
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text("utf-8") == text:
         return 0
     if args.check:
         raise CopError("fingerprints.yaml is stale: run `make export`")
-    path.write_text(text)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, "utf-8")
     return 0
 
 
@@ -56,13 +57,13 @@ def notebook_modules(notebook: Path, root: Path) -> list[str]:
         if name in seen or not path.exists() or _is_command_line(name):
             continue
         seen.add(name)
-        todo |= _imported(path.read_text(), name.rpartition(".")[0])
+        todo |= _imported(path.read_text("utf-8"), name.rpartition(".")[0])
     return sorted(seen)
 
 
 def _code_cells(notebook: Path) -> list[str]:
     "Sources of a notebook's code cells, without magics."
-    cells = json.loads(notebook.read_text())["cells"]
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     return [re.sub(r"(?m)^[%!].*", "", source) for source in sources]
 

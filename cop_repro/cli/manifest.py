@@ -1,7 +1,7 @@
 "`cop manifest`: data/manifest.json from the installed scores."
 
 from cop_repro.cli._progress import progress
-from cop_repro.core import from_dict, project_root
+from cop_repro.core import check_output_file, from_dict, project_root
 from cop_repro.parameters import load_params
 
 HELP = "make the corpus manifest anew from the installed scores and our études"
@@ -18,6 +18,7 @@ def run(args) -> int:
 
     root = project_root()
     cfg = load_params(root / "params.yaml")["manifest"]
+    check_output_file(root / "data" / "manifest.json")
     seed, fractions = cfg["seed"], cfg["fractions"]
     scores = _scores(root / "data" / "etudes")
     works = split_works(group_works(scores), seed, fractions)

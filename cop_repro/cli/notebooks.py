@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from cop_repro.cli._kernel import kernel_manager, write_kernel_profile
 from cop_repro.cli.docs import library_notebooks
 from cop_repro.cli.fingerprints import notebook_fingerprint
-from cop_repro.core import CopError, atomic_file, project_root
+from cop_repro.core import CopError, atomic_file, check_output_file, did_you_mean, project_root
 
 HELP = "execute library notebooks whose code has changed, and store their outputs"
 
@@ -32,36 +33,39 @@ def run(args) -> int:
     paths = {path.stem: path for path in library_notebooks(root / "nbs")}
     unknown = [name for name in args.names if name not in paths]
     if unknown:
-        raise CopError(f"no library notebook {unknown[0]!r}")
+        raise CopError(f"no library notebook {unknown[0]!r}{did_you_mean(unknown[0], paths)}")
     record = root / "nbs" / "outputs.yaml"
-    recorded = yaml.safe_load(record.read_text()) if record.exists() else {}
+    recorded = _recorded(record)
     now = {name: notebook_fingerprint(path, root) for name, path in paths.items()}
     stale = [name for name in paths if recorded.get(name) != now[name]]
     if args.check:
         if stale:
             raise CopError(f"stale outputs in {', '.join(stale)}: run `cop notebooks`")
         return 0
+    check_output_file(record)
     for name in args.names or stale:
         print(f"{name} ...", flush=True)
-        execute(paths[name])
+        check_output_file(paths[name])
+        execute(paths[name], root)
         recorded[name] = now[name]
         kept = {name: recorded[name] for name in paths if name in recorded}
         with atomic_file(record) as temporary:
-            temporary.write_text(HEADER + yaml.safe_dump(kept))
+            temporary.write_text(HEADER + yaml.safe_dump(kept), "utf-8")
     return 0
 
 
-def execute(path: Path) -> None:
+def _recorded(path: Path) -> dict:
+    "The code with which each notebook's outputs were made."
+    return (yaml.safe_load(path.read_text("utf-8")) if path.exists() else None) or {}
+
+
+def execute(path: Path, root: Path) -> None:
     "Run a notebook from top to bottom; its outputs are stored if no cell fails."
     import nbformat
-    from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
-    os.environ.update(QUIET)
+    os.environ.update(QUIET, IPYTHONDIR=str(write_kernel_profile(root)))
     notebook = nbformat.read(path, 4)
-    try:
-        ExecutePreprocessor(timeout=900).preprocess(notebook, {"metadata": {"path": path.parent}})
-    except CellExecutionError as error:
-        raise CopError(f"{path.name} fails, its outputs stay as they were: {error}") from None
+    _run_cells(notebook, path)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -70,6 +74,18 @@ def execute(path: Path) -> None:
         nbformat.write(notebook, temporary)
     clean = Path(sys.executable).parent / "nbdev_clean"
     subprocess.run([clean, "--fname", path], check=True)
+
+
+def _run_cells(notebook, path: Path) -> None:
+    "Execute the cells of a notebook in a kernel of this Python."
+    from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
+
+    runner, place = ExecutePreprocessor(timeout=900), {"metadata": {"path": path.parent}}
+    try:
+        runner.preprocess(notebook, place, km=kernel_manager())
+    except CellExecutionError as error:
+        why = f"{error.ename}: {error.evalue}"
+        raise CopError(f"{path.name} fails, its outputs stay as they were: {why}") from None
 
 
 def with_palette(picture: str) -> str:

@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from cop_repro.cli._progress import progress
-from cop_repro.core import CopError, from_dict, project_root, write_json
+from cop_repro.core import (
+    CopError,
+    check_output_file,
+    did_you_mean,
+    from_dict,
+    project_root,
+    write_json,
+)
 from cop_repro.parameters import load_params
 
 HELP = "ablation of the rendered videos' nuisances: one roll predictor for each group left out"
@@ -24,10 +31,11 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     "Train a roll predictor from scratch for each variant, score all, write the scores."
     root = project_root()
+    output = check_output_file(root / args.output, args.videos)
     variants = _variants(args.variants)
     params = load_params(root / "params.yaml")
     made = _ablation(args, root, params, variants)
-    write_json(root / args.output, made)
+    write_json(output, made)
     for name, scored in made["scored"].items():
         print(f"{name:20s} {_summary(scored)}")
     return 0
@@ -39,7 +47,8 @@ def _variants(wanted: list[str] | None) -> dict:
 
     unknown = sorted(set(wanted or ()) - set(VARIANTS))
     if unknown:
-        raise CopError(f"no variant {unknown[0]!r}; variants are {', '.join(VARIANTS)}")
+        hint = did_you_mean(unknown[0], VARIANTS)
+        raise CopError(f"no variant {unknown[0]!r}{hint}; variants are {', '.join(VARIANTS)}")
     return {name: VARIANTS[name] for name in wanted or VARIANTS}
 
 

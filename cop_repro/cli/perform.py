@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cop_repro.cli._assets import assets_folder
 from cop_repro.cli._progress import progress
+from cop_repro.core import check_output_folder
 
 HELP = "turn a silent piano video into WAV, MIDI and a video with sound"
 
@@ -24,8 +25,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
-    from cop_repro.systems.cop import load_performer, perform_video
+    from cop_repro.systems.cop import PERFORMED, load_performer, perform_video
 
+    check_output_folder(args.output, PERFORMED, [args.video])
     performer = load_performer(Path(args.assets) if args.assets else assets_folder())
     out = perform_video(
         Path(args.video),

@@ -14,7 +14,7 @@ HELP = (
 def add_arguments(parser) -> None:
     "A profile and a machine."
     parser.add_argument("--profile", default="default")
-    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--gpus", type=int, help="default: as many as the profile has processes")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
     parser.add_argument(
         "--gpu", default="a100", help="a100, a800 or h100: the GPU whose peak speed is assumed"
@@ -42,9 +42,15 @@ def run(args) -> int:
     items = manifest_items(root, params)
     costs = Costs(root / "work" / "plan-costs.json")
     try:
-        machine = Machine(args.gpus, args.gpu_memory, args.gpu, args.mfu, args.sharded)
+        gpus = _processes(params) if args.gpus is None else args.gpus
+        machine = Machine(gpus, args.gpu_memory, args.gpu, args.mfu, args.sharded)
         made = make_plan(params, machine, items, costs)
     finally:
         costs.save()
     print(json.dumps(made, indent=1) if args.json else plan_text(made))
     return 0
+
+
+def _processes(params: dict) -> int:
+    "Training processes of a profile, one a GPU."
+    return params["machines"]["processes"] * params["machines"]["nodes"]

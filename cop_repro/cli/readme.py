@@ -1,9 +1,8 @@
 "`cop readme`: the claims in README.md and the numbers in docs/results.md, from reports/."
 
-import json
 from pathlib import Path
 
-from cop_repro.core import CopError, atomic_file, project_root
+from cop_repro.core import CopError, atomic_file, project_root, read_json
 from cop_repro.parameters import load_params
 
 HELP = "write (or check) the tables of README.md and docs/results.md"
@@ -38,8 +37,8 @@ def _tables(root: Path) -> list[tuple[str, str, str]]:
     from cop_repro.evaluation.tables import load_tables
 
     reports = root / "reports"
-    results = json.loads((reports / "results.json").read_text(encoding="utf-8"))
-    verdicts = json.loads((reports / "verdicts.json").read_text(encoding="utf-8"))
+    results = read_json(reports / "results.json")
+    verdicts = read_json(reports / "verdicts.json")
     definitions = load_params(root / load_params(root / "params.yaml")["report"]["tables"])
     reasons = load_params(root / "refs" / "reasons.yaml")
     return [

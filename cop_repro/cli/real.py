@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cop_repro.cli._assets import assets_folder
 from cop_repro.cli._progress import progress
-from cop_repro.core import write_json
+from cop_repro.core import CopError, check_output_file, write_json
 
 HELP = "score the shipped models on real piano videos that have sound"
 
@@ -22,8 +22,11 @@ def run(args) -> int:
     from cop_repro.evaluation.real_videos import score_real_video
     from cop_repro.systems.cop import load_performer
 
+    picture = None if args.picture is None else check_output_file(args.picture, args.videos)
+    output = check_output_file(args.output, args.videos)
+    if picture is not None and picture.absolute() == output.absolute():
+        raise CopError(f"-o and --picture are both {output}: give two names")
     performer = load_performer(assets_folder())
-    picture = Path(args.picture) if args.picture else None
     made = [
         score_real_video(Path(video), performer, picture=picture, progress=progress)
         for video in args.videos

@@ -7,6 +7,7 @@ from cop_repro.cli._profiles import profile_folder
 from cop_repro.core import (
     CopError,
     ParamsError,
+    check_output_folder,
     did_you_mean,
     load_weights,
     project_root,
@@ -39,6 +40,7 @@ def run(args) -> int:
     if unknown:
         hint = did_you_mean(unknown[0], assets)
         raise ParamsError(f"no asset {unknown[0]!r}{hint}; assets are {', '.join(assets)}")
+    check_output_folder(root / "data" / "assets", args.names or assets)
     for target in args.names or assets:
         source = assets[target]
         named = {"model": source} if isinstance(source, str) else source

@@ -1,17 +1,22 @@
 "`cop run STAGE`: one stage notebook, executed strictly by papermill."
 
 import json
-import logging
 import os
-import resource
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cop_repro.core import CopError, ParamsError, die_with_parent, project_root
+from cop_repro.cli._kernel import kernel_manager, quiet_libraries, write_kernel_profile
+from cop_repro.core import (
+    CopError,
+    ParamsError,
+    check_output_file,
+    did_you_mean,
+    die_with_parent,
+    project_root,
+)
 from cop_repro.parameters import load_params
 
 HELP = "run one stage notebook of the pipeline"
@@ -27,10 +32,6 @@ MEMORY_KEPT = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
-KERNEL_CONFIG = """c.Application.log_level = 'ERROR'
-c.InteractiveShellApp.exec_lines = ['__import__("torch") and None']
-"""
-
 
 def add_arguments(parser) -> None:
     "A stage, its matrix entry and its parameters."
@@ -43,18 +44,29 @@ def run(args) -> int:
     "Execute a stage notebook; the executed copy goes to runs/."
     root = project_root()
     notebook = _stage_notebook(root, args.stage, args.params)
+    _check_item(load_params(root / args.params), args.stage, args.item)
+    name = args.stage + (f"-{args.item}" if args.item else "")
+    out = check_output_file(root / "runs" / f"{name}.ipynb")
     die_with_parent()
     _quiet_process(root)
-    name = args.stage + (f"-{args.item}" if args.item else "")
-    out = root / "runs" / f"{name}.ipynb"
     out.parent.mkdir(exist_ok=True)
     with _kernel(root) as kernel:
         began = time.monotonic()
         _execute(notebook, out, {"params_file": args.params, "item": args.item or ""}, kernel)
     seconds = time.monotonic() - began
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"stage {name} took {seconds:.0f} s, {used:.1f} GB of memory at most", flush=True)
+    print(f"stage {name} took {seconds:.0f} s{_memory_used()}", flush=True)
     return 0
+
+
+def _memory_used() -> str:
+    "Peak memory of the stage's processes, where the system tells it."
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
+    return f", {used:.1f} GB of memory at most"
 
 
 def _stage_notebook(root: Path, stage: str, params_file: str) -> Path:
@@ -62,16 +74,33 @@ def _stage_notebook(root: Path, stage: str, params_file: str) -> Path:
     notebook = root / "nbs" / "stages" / f"{stage}.ipynb"
     stages = sorted(p.stem for p in notebook.parent.glob("*.ipynb"))
     if stage not in stages:
-        raise CopError(f"no stage {stage!r}; stages are {', '.join(stages)}")
+        hint = did_you_mean(stage, stages)
+        raise CopError(f"no stage {stage!r}{hint}; stages are {', '.join(stages)}")
     if stage not in load_params(root / params_file):
         raise ParamsError(f"{params_file} has no section {stage!r}")
     check_notebook(notebook)
     return notebook
 
 
+def _check_item(params: dict, stage: str, item: str) -> None:
+    "Refuse an item that the stage's matrix lacks, one without a matrix, and a matrix without one."
+    section = params[stage]
+    variants = section.get("variants") if isinstance(section, dict) else None
+    if not variants:
+        if item:
+            raise CopError(f"stage {stage} has no variants: leave --item {item} out")
+        return
+    names = list(map(str, variants))
+    if not item:
+        raise CopError(f"stage {stage} needs --item, one of {', '.join(names)}")
+    if item not in names:
+        hint = did_you_mean(item, names)
+        raise CopError(f"stage {stage} has no variant {item!r}{hint}; they are {', '.join(names)}")
+
+
 def check_notebook(path: Path) -> None:
     "Refuse unknown parameters: papermill only warns of them and runs with the defaults."
-    cells = json.loads(path.read_text())["cells"]
+    cells = json.loads(path.read_text("utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise CopError(
@@ -94,34 +123,22 @@ def _assigned_names(source: str) -> set[str]:
 
 def _quiet_process(root: Path) -> None:
     "Environment of the kernel, and silence: a stage prints its progress, not remarks of libraries."
-    os.environ["IPYTHONDIR"] = str(_write_kernel_profile(root))
+    os.environ["IPYTHONDIR"] = str(write_kernel_profile(root))
     os.environ["PYTHONWARNINGS"] = "ignore"
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY_KEPT}.items():
         os.environ.setdefault(name, value)
-    warnings.simplefilter("ignore")
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    # jsonschema's check of non-ASCII web addresses takes two seconds to load and has no use here.
-    sys.modules.setdefault("rfc3987_syntax", None)
-
-
-def _write_kernel_profile(root: Path) -> Path:
-    "The kernel's own IPython folder: a stage must not depend on a user's start-up files."
-    folder = root / "work" / "ipython"
-    config = folder / "profile_default" / "ipython_kernel_config.py"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(KERNEL_CONFIG)
-    return folder
+    quiet_libraries()
 
 
 @contextmanager
 def _kernel(root: Path) -> Iterator:
     "A kernel for one stage, started and not waited for: it loads its libraries while we load ours."
-    from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    kernel = AsyncKernelManager(kernel_name="python3")
-    run_sync(kernel.start_kernel)(cwd=str(root), extra_arguments=["--HistoryManager.enabled=False"])
+    kernel = kernel_manager()
     try:
+        options = ["--HistoryManager.enabled=False"]
+        run_sync(kernel.start_kernel)(cwd=str(root), extra_arguments=options)
         yield kernel
     finally:
         run_sync(kernel.shutdown_kernel)(now=True)
@@ -156,8 +173,8 @@ def _stage_error(error, out: Path) -> CopError:
     if error.ename in {c.__name__ for c in _subclasses(CopError)}:
         return CopError(f"stage {out.stem}: {error.evalue}")
     return CopError(
-        f"stage {out.stem} failed: {error.ename}: {error.evalue}\n"
-        f"  the executed notebook with the traceback is {out.relative_to(out.parents[1])}"
+        f"stage {out.stem} failed: {error.ename}: {error.evalue} "
+        f"(the executed notebook with the traceback is {out.relative_to(out.parents[1])})"
     )
 
 

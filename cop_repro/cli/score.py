@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cop_repro.cli._assets import assets_folder
 from cop_repro.cli._progress import progress_beside
-from cop_repro.core import CopError, write_json
+from cop_repro.core import CopError, check_output_file, did_you_mean, read_json, write_json
 
 HELP = "score a folder of sounds, MIDI files or videos against the true ones, matched by file name"
 
@@ -13,6 +13,12 @@ JUDGES_HELP = (
     "weights behind FAD and the like: PATH of embedded judges, or vggish=, panns=, "
     "passt=FILE.safetensors, ast=, clap=, openclip=, wav2clip=FOLDER; default: the shipped ones"
 )
+
+
+# Endings of the files that are scored: an output of such a name is a slip, and may be an input.
+NO_JSON = (
+    ".wav .flac .ogg .opus .mp3 .m4a .aif .aiff .mid .midi .mp4 .mkv .webm .mov .safetensors"
+).split()
 
 
 def add_arguments(parser) -> None:
@@ -39,14 +45,23 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Score a folder of sounds, MIDI files or videos against the true ones."
+    if args.output is not None:
+        _check_output(args)
     made = _score(args)
-    if args.output:
+    if args.output is not None:
         write_json(args.output, made)
     if args.json:
         print(json.dumps(made, indent=1, allow_nan=False))
-    elif not args.output:
+    elif args.output is None:
         print("\n".join(_lines(made)))
     return 0
+
+
+def _check_output(args) -> None:
+    "Refuse, before anything is computed, an output that cannot be written or is an input."
+    check_output_file(args.output, (args.works, args.texts, args.judges))
+    if Path(args.output).suffix.lower() in NO_JSON:
+        raise CopError(f"-o {args.output}: scores are JSON; give a name that ends in .json")
 
 
 def _score(args) -> dict:
@@ -65,20 +80,25 @@ def _names(given: list[str] | None) -> list[str] | None:
     "Metrics by name, divided at spaces and commas."
     if not given:
         return None
-    return [name for part in given for name in part.split(",") if name]
+    from cop_repro.evaluation.folders import GROUPS
+    from cop_repro.measure.registry import REGISTRY
+
+    names = [name for part in given for name in part.split(",") if name]
+    known = [*(name for group in GROUPS.values() for name in group), *REGISTRY.sets]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise CopError(f"no metric {name!r}{hint}; there are {', '.join(known)}")
+    return names
 
 
 def _mapping(name: str | None) -> dict | None:
     "A JSON file that maps ids to something."
     if name is None:
         return None
-    file = Path(name).name
-    try:
-        made = json.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
-        raise CopError(f"{file} is not a readable JSON file: {error}") from None
+    made = read_json(name)
     if not isinstance(made, dict):
-        raise CopError(f"{file} must hold one JSON object, id -> value")
+        raise CopError(f"{Path(name).name} must hold one JSON object, id -> value")
     return made
 
 

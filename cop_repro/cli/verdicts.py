@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from cop_repro.cli._profiles import profile_folder
-from cop_repro.core import CopError, project_root, write_json
+from cop_repro.core import CopError, check_output_file, project_root, write_json
 from cop_repro.parameters import load_params, settings_hash
 
 HELP = "judge the piano claims by a profile's scored rows: the verdicts of another training seed"
@@ -25,12 +25,14 @@ def run(args) -> int:
     root = project_root()
     params = load_params(root / "params.yaml")
     definitions, paper = (
-        yaml.safe_load((root / params["report"][name]).read_text()) for name in ("tables", "paper")
+        yaml.safe_load((root / params["report"][name]).read_text("utf-8"))
+        for name in ("tables", "paper")
     )
+    target = root / "reports" / "profiles" / args.name / "verdicts.json"
+    check_output_file(target)
     scored = _scored(_folders(root, params, args.name), definitions)
     made = [verdict(claim, scored, None, paper) for claim in CLAIMS]
     settings = settings_hash(load_params(profile_folder(root, args.name) / "params.yaml"))
-    target = root / "reports" / "profiles" / args.name / "verdicts.json"
     write_json(target, {"settings": settings, "verdicts": made})
     for line in made:
         print(f"{line['claim']} {line['verdict']:15s} {_differences(line['metrics'])}")

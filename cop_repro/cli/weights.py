@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 from cop_repro.cli._progress import progress
-from cop_repro.core import CopError, project_root
+from cop_repro.core import (
+    CopError,
+    check_output_file,
+    check_output_folder,
+    did_you_mean,
+    project_root,
+)
 
 HELP = (
     "list, fetch, lock or check EnCodec, FLAN-T5 and OpenCLIP; make assets of them; "
@@ -90,13 +96,21 @@ def _convert(checkpoint: str) -> None:
     "A pickled checkpoint as safetensors."
     from cop_repro.judges.pretrained import convert_checkpoint
 
-    print(f"wrote {convert_checkpoint(checkpoint).name}")
+    if not checkpoint:
+        raise CopError("convert needs a file: `cop weights convert CHECKPOINT`")
+    target = check_output_file(Path(checkpoint).with_suffix(".safetensors"), [checkpoint])
+    print(f"wrote {convert_checkpoint(checkpoint, target).name}")
 
 
 def _fetch_lock_verify(action: str, name: str, folder: Path) -> None:
     "Fetch or lock one network or all, and check each."
     from cop_repro.model.weights import WEIGHTS, fetch_weights, lock_weights
 
+    if name and name not in WEIGHTS:
+        hint = did_you_mean(name, WEIGHTS)
+        raise CopError(f"no network {name!r}{hint}; there are {', '.join(WEIGHTS)}")
+    if action != "verify":
+        check_output_folder(folder)
     for network in [name] if name else list(WEIGHTS):
         if action == "fetch":
             fetch_weights(network, folder, progress)
@@ -122,11 +136,12 @@ def _use(folder: Path, clips: Path, output: Path) -> None:
     from cop_repro.model.encoders import build_encoders, save_encoders
     from cop_repro.model.weights import real_codec, real_encoders
 
+    encoders, codec = output / "encoders.safetensors", output / "codec.safetensors"
+    check_output_folder(output, [encoders.name, codec.name])
     store = open_store(clips)
     rows, split = store.select(split="train"), store.about.get("split_hash", "")
     if not len(rows):
         raise CopError(f"{clips} holds no training clips to fit EnCodec's statistics on")
-    encoders, codec = output / "encoders.safetensors", output / "codec.safetensors"
     save_encoders(encoders, build_encoders(real_encoders(folder)), split)
     save_codec(codec, real_codec(folder, _sounds(store, rows)), split)
     print(f"{encoders} and {codec}: name them in train_encoders.asset and train_codec.asset")

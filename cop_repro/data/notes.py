@@ -895,12 +895,14 @@ def _read_state(
         if now_s > max_duration_s and matters:
             raise BadInput(
                 f"{path.name} has an event at {now_s:.3g} s; at most {max_duration_s:g} s "
-                "are read (damaged, or raise max_duration_s)"
+                "are read: the file is damaged, or has to be cut "
+                "(in Python, read_midi(..., max_duration_s=...) reads more)"
             )
         state.read(event, now_s)
         if len(state.rows) + len(state.held) > max_notes:
             raise BadInput(
-                f"{path.name} holds more than {max_notes} notes (damaged, or raise max_notes)"
+                f"{path.name} holds more than {max_notes} notes: the file is damaged, or has to be "
+                "divided (in Python, read_midi(..., max_notes=...) reads more)"
             )
     state.finish(now_s)
     if state.momentary:
@@ -952,7 +954,8 @@ def _on_piano(name: str, state: _MidiState, drop_foreign: bool) -> Notes:
     if foreign and not drop_foreign:
         raise BadInput(
             f"{name} has {len(foreign)} notes outside the piano's 21..108, "
-            f"e.g. {foreign[0]} (drop_foreign=True leaves them out)"
+            f"e.g. {foreign[0]}: remove them from the file "
+            "(in Python, read_midi(..., drop_foreign=True) leaves them out)"
         )
     columns = list(zip(*_join_equal_strikes(rows))) or [[]] * 4
     return make_notes(*columns, state.pedal)

@@ -6,7 +6,6 @@
 __all__ = ['Schema', 'fill_shards', 'ShardedColumn', 'ShardedStore', 'open_store', 'join_columns']
 
 # %% ../../nbs/data/18_shards.ipynb #71a08765
-import fcntl
 import hashlib
 import json
 import shutil
@@ -17,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import AssetMismatch, BadInput, Progress, atomic_folder, silent, write_json
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    Progress,
+    atomic_folder,
+    lock_file,
+    read_json,
+    silent,
+    write_json,
+)
 from .clips import Store, create_columns, parallel_map
 
 # %% ../../nbs/data/18_shards.ipynb #d7e1ab04
@@ -113,7 +121,7 @@ def _finished(plan: _Plan) -> bool:
     if not about.is_file():
         return False
     try:
-        shard = json.loads(about.read_text())
+        shard = json.loads(about.read_text("utf-8"))
     except ValueError as error:
         raise AssetMismatch(
             f"{plan.place}/shard.json is not the file that was written ({error}): "
@@ -135,7 +143,7 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
         except BlockingIOError:
             raise BadInput(
                 f"another process is filling {folder.name}: wait for it, "
@@ -197,7 +205,7 @@ def _check_used(folder: Path, plans: Sequence[_Plan], shards: Mapping[str, dict]
 def _write_lists(folder: Path, plans: Sequence[_Plan]) -> None:
     "The lists of refused clips and of shards."
     files = {plan.folder.name: plan.folder / "shard.json" for plan in plans}
-    shards = {name: json.loads(path.read_text()) for name, path in files.items()}
+    shards = {name: read_json(path) for name, path in files.items()}
     _check_used(folder, plans, shards)
     rejects = {}
     for shard in shards.values():
@@ -277,7 +285,7 @@ def _check_small(store: Path, shard: Mapping) -> None:
             f"{store.name}/{name} is missing or empty: run the stage again, it is made anew"
         )
     _check_hash(about, shard["sha256"])
-    hashes = json.loads(about.read_text())["sha256"]
+    hashes = read_json(about)["sha256"]
     _check_hash(store / name / "index.json", hashes["index.json"])
 
 
@@ -289,7 +297,7 @@ def _read_list(folder: Path) -> dict:
             f"no finished shards at {folder.name}: run the stage that makes them again, "
             "finished shards are kept"
         )
-    listed = json.loads(path.read_text())
+    listed = read_json(path)
     if listed.get("format") != 1:
         raise BadInput(
             f"{folder.name}/shards.json has format {listed.get('format')!r}; 1 is needed: "
@@ -352,13 +360,13 @@ class ShardedStore:
     @property
     def rejects(self) -> dict[str, str]:
         "Clips that could not be used, and why."
-        return json.loads((self.folder / "rejects.json").read_text())
+        return read_json(self.folder / "rejects.json")
 
     def verify(self, progress: Progress = silent) -> int:
         "Read every byte; returns the number of files, or raises `AssetMismatch`."
         wanted = []
         for name in self.names:
-            hashes = json.loads((self.folder / name / "shard.json").read_text())["sha256"]
+            hashes = read_json(self.folder / name / "shard.json")["sha256"]
             wanted += [(name, file, digest) for file, digest in hashes.items()]
         for i, (name, file, digest) in enumerate(wanted):
             _check_files(self.folder / name, {file: digest})
@@ -376,7 +384,7 @@ class ShardedStore:
             name = path.relative_to(self.folder).as_posix()
             stamps[name] = [status.st_size, status.st_mtime_ns]
         known = self.folder / ".verified.json"
-        if known.is_file() and json.loads(known.read_text()) == stamps:
+        if known.is_file() and read_json(known) == stamps:
             return False
         self.verify(progress)
         with suppress(OSError):

@@ -41,7 +41,7 @@ def id_list_hash(
 ) -> str:  # 16 hex digits
     "A short hash of the set of clips that a score was computed on."
     names = "\n".join(sorted({str(i) for i in ids}))
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
+    return hashlib.sha256(names.encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

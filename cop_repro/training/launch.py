@@ -8,7 +8,6 @@ __all__ = ['CONNECT', 'WORK', 'run_lock', 'dying_with_parent', 'Machines', 'meet
 # %% ../../nbs/training/58_launch.ipynb #ac3e6c36
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.rendezvous import rendezvous
 
-from ..core import CopError, ParamsError
+from ..core import CopError, ParamsError, lock_file
 from .loop import LoneError, ranks, together
 
 # %% ../../nbs/training/58_launch.ipynb #43c87c1e
@@ -35,7 +34,7 @@ def run_lock(
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
         except BlockingIOError:
             file.seek(0)
             raise CopError(
@@ -53,7 +52,9 @@ _SET_DEATH_SIGNAL, _GET_DEATH_SIGNAL = 1, 2  # of prctl(2)
 
 @contextlib.contextmanager
 def dying_with_parent(
-    sig: int = signal.SIGKILL,  # sent when the parent dies; safe, because checkpoints are atomic
+    sig: int = getattr(
+        signal, "SIGKILL", signal.SIGTERM
+    ),  # sent when the parent dies; safe, because checkpoints are atomic
 ) -> Iterator[None]:
     "Ask Linux to signal this process when its parent dies; the earlier setting is restored."
     if not sys.platform.startswith("linux"):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from cop_repro import __version__
 from cop_repro.core import CopError
 
 DESCRIPTION = (
@@ -30,6 +31,7 @@ def command_modules() -> dict[str, ModuleType]:
 def build_parser() -> argparse.ArgumentParser:
     "All commands and options."
     parser = argparse.ArgumentParser(prog="cop", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"cop_repro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in command_modules().items():
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)

@@ -2,13 +2,15 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cop_repro.core import project_root
+from cop_repro.cli._assets import assets_folder
+from cop_repro.core import CopError, project_root
 
 HELP = "check this machine's software, data, disk and memory"
 
@@ -31,6 +33,8 @@ PACKAGES = (
 DISK_GB = 12  # of the default run
 MEMORY_GB = 8
 SETUP = "run `make setup`"
+EXTRAS = ("pipeline", "judges", "encodec")
+REINSTALL = "run `pip install --force-reinstall cop_repro`"
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,54 @@ def run(args) -> int:
     "Print every check; exit code 2 if one fails."
     import torch
 
-    root = project_root()
     failed = 0
-    for check in (*_software(), *_data(root), *_machine(root)):
+    for check in _checks():
         print(check.line())
         failed += not check.present
     print(f"       {os.cpu_count()} CPU cores, {torch.cuda.device_count()} GPUs (none needed)")
     return 2 if failed else 0
+
+
+def _checks() -> Iterator[Check]:
+    "What the pipeline needs in a checkout, and what an installed package needs elsewhere."
+    try:
+        root = project_root()
+    except CopError:
+        yield from _installed()
+        return
+    yield from (*_software(), *_data(root), *_machine(root))
+
+
+def _installed() -> Iterator[Check]:
+    "The package's own requirements and weights; extras are named, and none is needed."
+    from cop_repro.systems.cop import ASSETS
+
+    for name in _required():
+        yield Check(_version(name) is not None, f"{name} {_version(name) or ''}", REINSTALL)
+    for name in ASSETS:
+        yield Check((assets_folder() / name).exists(), f"asset {name}", REINSTALL)
+    for extra in EXTRAS:
+        lacking = [name for name in _required(extra) if _version(name) is None]
+        remedy = f"lacks {', '.join(lacking)}: pip install 'cop_repro[{extra}]'"
+        print(f"       extra {extra} (optional) {remedy if lacking else 'is installed'}")
+
+
+def _required(extra: str | None = None) -> list[str]:
+    "Names of the packages that this one requires, or that one of its extras does."
+    found = []
+    for line in importlib.metadata.requires("cop_repro") or ():
+        asked = re.search(r"extra == ['\"](\w+)['\"]", line)
+        if (asked.group(1) if asked else None) == extra:
+            found.append(re.match(r"[\w.-]+", line).group())
+    return found
+
+
+def _version(name: str) -> str | None:
+    "The version of an installed package."
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _software() -> Iterator[Check]:
@@ -71,10 +116,7 @@ def _software() -> Iterator[Check]:
     right = sys.version_info[:2] == (3, 11)
     yield Check(right, f"Python {python}", "the lock file is made for 3.11")
     for name in PACKAGES:
-        try:
-            yield Check(True, f"{name} {importlib.metadata.version(name)}", SETUP)
-        except importlib.metadata.PackageNotFoundError:
-            yield Check(False, name, SETUP)
+        yield Check(_version(name) is not None, f"{name} {_version(name) or ''}".strip(), SETUP)
 
 
 def _data(root: Path) -> Iterator[Check]:

@@ -11,7 +11,7 @@ import yaml
 
 from cop_repro.cli.docs import library_notebooks
 from cop_repro.cli.fingerprints import notebook_fingerprint
-from cop_repro.core import CopError, atomic_file, project_root
+from cop_repro.core import CopError, atomic_file, needs_extra, project_root
 
 HELP = "execute library notebooks whose code has changed, and store their outputs"
 
@@ -53,8 +53,9 @@ def run(args) -> int:
 
 def execute(path: Path) -> None:
     "Run a notebook from top to bottom; its outputs are stored if no cell fails."
-    import nbformat
-    from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
+    with needs_extra("pipeline"):
+        import nbformat
+        from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
     os.environ.update(QUIET)
     notebook = nbformat.read(path, 4)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cop_repro.core import CopError, ParamsError, die_with_parent, project_root
+from cop_repro.core import CopError, ParamsError, die_with_parent, needs_extra, project_root
 from cop_repro.parameters import load_params
 
 HELP = "run one stage notebook of the pipeline"
@@ -116,8 +116,9 @@ def _write_kernel_profile(root: Path) -> Path:
 @contextmanager
 def _kernel(root: Path) -> Iterator:
     "A kernel for one stage, started and not waited for: it loads its libraries while we load ours."
-    from jupyter_client.manager import AsyncKernelManager
-    from jupyter_core.utils import run_sync
+    with needs_extra("pipeline"):
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
 
     kernel = AsyncKernelManager(kernel_name="python3")
     run_sync(kernel.start_kernel)(cwd=str(root), extra_arguments=["--HistoryManager.enabled=False"])
@@ -129,8 +130,9 @@ def _kernel(root: Path) -> Iterator:
 
 def _execute(notebook: Path, out: Path, parameters: dict[str, str], kernel) -> None:
     "Run all cells of a stage; an exception in one of them becomes a `CopError`."
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with needs_extra("pipeline"):
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
 
     root = out.parents[1]
     print(f"stage {out.stem} begins", flush=True)

@@ -305,10 +305,15 @@ def _score_clip(
             continue
         try:
             found = _score_group(group, files, wav, here)
-        except (BadInput, MissingExtra) as error:
+        except BadInput as error:
             if failed is None:
-                raise type(error)(f"{name}: {error}") from None
+                raise BadInput(f"{name}: {error}") from None
             failed[group] = f"{name}: {error}"
+            continue
+        except MissingExtra as error:
+            if failed is None:
+                raise
+            failed[group] = str(error)
             continue
         for kind, values in found.items():
             made[kind] |= values

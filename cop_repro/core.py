@@ -33,10 +33,11 @@ if typing.TYPE_CHECKING:  # importing torch takes seconds; commands without it s
 
 # %% auto #0
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
-           'AssetMismatch', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed', 'torch_rng', 'numpy_rng', 'silent',
-           'die_with_parent', 'lock_file', 'project_root', 'hidden_prefix', 'new_parents', 'atomic_file',
-           'atomic_folder', 'write_json', 'read_json', 'os_reason', 'check_output_file', 'check_output_folder',
-           'save_weights', 'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style', 'plain_text']
+           'AssetMismatch', 'MissingExtra', 'needs_extra', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed',
+           'torch_rng', 'numpy_rng', 'silent', 'die_with_parent', 'lock_file', 'project_root', 'hidden_prefix',
+           'new_parents', 'atomic_file', 'atomic_folder', 'write_json', 'read_json', 'os_reason', 'check_output_file',
+           'check_output_folder', 'save_weights', 'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style',
+           'plain_text']
 
 # %% ../nbs/00_core.ipynb #dacd00ef
 class CopError(Exception):
@@ -57,6 +58,24 @@ class DatasetMissing(CopError):
 
 class AssetMismatch(CopError):
     "Weights or features made under another configuration or split."
+
+
+class MissingExtra(CopError):
+    "A library that is installed only with an extra of this package."
+
+# %% ../nbs/00_core.ipynb #0e57a002
+@contextmanager
+def needs_extra(
+    extra: str,  # name of the extra in settings.ini, e.g. "judges"
+) -> Iterator[None]:
+    "Import optional libraries inside; a `MissingExtra` says how to install one that is missing."
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(
+            f"an optional library cannot be imported ({error}); it comes with an extra of this "
+            f"package: pip install 'cop_repro[{extra}]'"
+        ) from error
 
 # %% ../nbs/00_core.ipynb #67a20e18
 @dataclass(frozen=True)

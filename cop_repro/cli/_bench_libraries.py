@@ -7,13 +7,16 @@ import librosa
 import numpy as np
 import torch
 from mir_eval import transcription, transcription_velocity
-from sklearn.metrics import precision_recall_fscore_support
-from sklearn.metrics.pairwise import polynomial_kernel
-from torchmetrics.functional import kl_divergence
-from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
-from torchmetrics.image.fid import _compute_fid
 
+from cop_repro.core import needs_extra
 from cop_repro.measure import audio_metrics, music_metrics
+
+with needs_extra("dev"):
+    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics.pairwise import polynomial_kernel
+    from torchmetrics.functional import kl_divergence
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+    from torchmetrics.image.fid import _compute_fid
 
 SAMPLE_RATE = 24_000
 HOP_LENGTH = 240

@@ -5,6 +5,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from cop_repro.core import needs_extra
+
 KERNEL_CONFIG = """c.Application.log_level = 'ERROR'
 c.InteractiveShellApp.exec_lines = ['__import__("torch") and None']
 """
@@ -12,9 +14,10 @@ c.InteractiveShellApp.exec_lines = ['__import__("torch") and None']
 
 def kernel_manager():
     "A manager, not yet started, whose kernel runs under this Python."
-    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
+    with needs_extra("pipeline"):
+        from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+        from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+        from jupyter_client.manager import AsyncKernelManager
 
     class OwnSpecs(KernelSpecManager):
         "Knows one kernel."

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cop_repro.core import atomic_file, check_output_folder, project_root
+from cop_repro.core import atomic_file, check_output_folder, needs_extra, project_root
 
 HELP = "write the notebooks as HTML pages to _docs/"
 
@@ -37,7 +37,8 @@ def library_notebooks(folder: Path) -> list[Path]:
 
 def _write_page(notebook: Path, folder: Path) -> Path:
     "One notebook as HTML."
-    from nbconvert import HTMLExporter
+    with needs_extra("pipeline"):
+        from nbconvert import HTMLExporter
 
     html, _ = HTMLExporter().from_filename(str(notebook))
     return _write(folder / f"{notebook.stem}.html", html)

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from cop_repro.cli._assets import assets_folder
 from cop_repro.cli._failures import one_line
 from cop_repro.core import CopError, project_root
 from cop_repro.parameters import load_params
@@ -38,6 +40,8 @@ PACKAGES = (
 DISK_GB = 12  # of the default run
 MEMORY_GB = 8
 SETUP = "run `make setup`"
+EXTRAS = ("pipeline", "judges", "encodec")
+REINSTALL = "run `pip install --force-reinstall cop_repro`"
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,13 @@ def run(args) -> int:
 
 
 def _checks() -> Iterator[Check]:
-    "Software, then data and machine, which need a checkout."
-    yield from _software()
+    "What the pipeline needs in a checkout, and what an installed package needs elsewhere."
     try:
         root = project_root()
-    except CopError as error:
-        yield Check(False, "checkout", str(error))
-        root = None
-    if root is not None:
-        yield from _data(root)
-    yield from _machine(root or Path.cwd())
+    except CopError:
+        yield from _installed()
+        return
+    yield from (*_software(), *_data(root), *_machine(root))
 
 
 def _num_gpus() -> int:
@@ -91,19 +92,54 @@ def _num_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _installed() -> Iterator[Check]:
+    "The package's own requirements and weights; extras are named, and none is needed."
+    from cop_repro.systems.cop import ASSETS
+
+    for name in _required():
+        yield _package_check(name, REINSTALL)
+    for name in ASSETS:
+        yield Check((assets_folder() / name).exists(), f"asset {name}", REINSTALL)
+    for extra in EXTRAS:
+        lacking = [name for name in _required(extra) if _version(name) is None]
+        remedy = f"lacks {', '.join(lacking)}: pip install 'cop_repro[{extra}]'"
+        print(f"       extra {extra} (optional) {remedy if lacking else 'is installed'}")
+
+
+def _required(extra: str | None = None) -> list[str]:
+    "Names of the packages that this one requires, or that one of its extras does."
+    found = []
+    for line in importlib.metadata.requires("cop_repro") or ():
+        asked = re.search(r"extra == ['\"](\w+)['\"]", line)
+        if (asked.group(1) if asked else None) == extra:
+            found.append(re.match(r"[\w.-]+", line).group())
+    return found
+
+
+def _version(name: str) -> str | None:
+    "The version of an installed package."
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _package_check(name: str, remedy: str) -> Check:
+    "Whether a package is installed and can be imported."
+    version = _version(name)
+    if version is None:
+        return Check(False, name, remedy)
+    broken = _import_error(name)
+    return Check(not broken, f"{name} {version}", f"cannot be imported ({broken}): {remedy}")
+
+
 def _software() -> Iterator[Check]:
     "Python and the packages."
     python = sys.version.split()[0]
     right = sys.version_info[:2] == (3, 11)
     yield Check(right, f"Python {python}", "the lock file is made for 3.11")
     for name in PACKAGES:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Check(False, name, SETUP)
-            continue
-        broken = _import_error(name)
-        yield Check(not broken, f"{name} {version}", f"cannot be imported ({broken}): {SETUP}")
+        yield _package_check(name, SETUP)
 
 
 def _import_error(package: str) -> str:

@@ -4,7 +4,7 @@ from configparser import ConfigParser
 
 from cop_repro.core import project_root
 
-HELP = "print the requirements of settings.ini"
+HELP = "print the requirements of settings.ini, those of all extras included"
 
 
 def add_arguments(parser) -> None:
@@ -16,6 +16,6 @@ def run(args) -> int:
     parser = ConfigParser(delimiters=["="])
     parser.read(project_root() / "settings.ini", encoding="utf-8")
     settings = parser["DEFAULT"]
-    wanted = f"{settings['requirements']} {settings['dev_requirements']}".split()
-    print("\n".join(wanted))
+    extras = [settings[key] for key in settings if key.startswith("extras_")]
+    print("\n".join(" ".join([settings["requirements"], *extras]).split()))
     return 0

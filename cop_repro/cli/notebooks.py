@@ -12,7 +12,14 @@ import yaml
 from cop_repro.cli._kernel import kernel_manager, write_kernel_profile
 from cop_repro.cli.docs import library_notebooks
 from cop_repro.cli.fingerprints import notebook_fingerprint
-from cop_repro.core import CopError, atomic_file, check_output_file, did_you_mean, project_root
+from cop_repro.core import (
+    CopError,
+    atomic_file,
+    check_output_file,
+    did_you_mean,
+    needs_extra,
+    project_root,
+)
 
 HELP = "execute library notebooks whose code has changed, and store their outputs"
 
@@ -61,7 +68,8 @@ def _recorded(path: Path) -> dict:
 
 def execute(path: Path, root: Path) -> None:
     "Run a notebook from top to bottom; its outputs are stored if no cell fails."
-    import nbformat
+    with needs_extra("pipeline"):
+        import nbformat
 
     os.environ.update(QUIET, IPYTHONDIR=str(write_kernel_profile(root)))
     notebook = nbformat.read(path, 4)
@@ -78,7 +86,8 @@ def execute(path: Path, root: Path) -> None:
 
 def _run_cells(notebook, path: Path) -> None:
     "Execute the cells of a notebook in a kernel of this Python."
-    from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
+    with needs_extra("pipeline"):
+        from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
     runner, place = ExecutePreprocessor(timeout=900), {"metadata": {"path": path.parent}}
     try:

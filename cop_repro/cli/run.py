@@ -15,6 +15,7 @@ from cop_repro.core import (
     check_output_file,
     did_you_mean,
     die_with_parent,
+    needs_extra,
     project_root,
 )
 from cop_repro.parameters import load_params
@@ -133,7 +134,8 @@ def _quiet_process(root: Path) -> None:
 @contextmanager
 def _kernel(root: Path) -> Iterator:
     "A kernel for one stage, started and not waited for: it loads its libraries while we load ours."
-    from jupyter_core.utils import run_sync
+    with needs_extra("pipeline"):
+        from jupyter_core.utils import run_sync
 
     kernel = kernel_manager()
     try:
@@ -146,8 +148,9 @@ def _kernel(root: Path) -> Iterator:
 
 def _execute(notebook: Path, out: Path, parameters: dict[str, str], kernel) -> None:
     "Run all cells of a stage; an exception in one of them becomes a `CopError`."
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with needs_extra("pipeline"):
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
 
     root = out.parents[1]
     print(f"stage {out.stem} begins", flush=True)

@@ -22,7 +22,16 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 from scipy.ndimage import maximum_filter1d
 
-from ..core import COLORS, LOWEST_PITCH, NUM_KEYS, RATES, BadInput, atomic_file, numpy_rng
+from cop_repro.core import (
+    COLORS,
+    LOWEST_PITCH,
+    NUM_KEYS,
+    RATES,
+    BadInput,
+    atomic_file,
+    needs_extra,
+    numpy_rng,
+)
 
 # %% ../../nbs/data/10_notes.ipynb #99d74c64
 def _no_pedal() -> ndarray:
@@ -963,7 +972,8 @@ def _on_piano(name: str, state: _MidiState, drop_foreign: bool) -> Notes:
 # %% ../../nbs/data/10_notes.ipynb #7d621c37
 def default_soundfont() -> Path:  # TimGM6mb, installed with pretty_midi
     "The General MIDI SoundFont that every installation has."
-    import pretty_midi
+    with needs_extra("pipeline"):
+        import pretty_midi
 
     return Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
 
@@ -1000,7 +1010,8 @@ def synthesise(
     gain_db: float = 0.0,  # level, dB
 ) -> Float[ndarray, " s"]:  # float32 mono, |x| < 1 for playable music, not normalised
     "The sound of the notes, bitwise repeatable; sustain extends the notes."
-    from tinysoundfont import Synth
+    with needs_extra("pipeline"):
+        from tinysoundfont import Synth
 
     if not 0 < duration_s <= 7200:
         raise BadInput(f"{duration_s} s of sound: up to 7200 s are possible")

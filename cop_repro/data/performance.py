@@ -23,7 +23,15 @@ import numpy as np
 from jaxtyping import Float, Int64
 from numpy import ndarray
 
-from ..core import LOWEST_PITCH, NUM_KEYS, BadInput, Progress, numpy_rng, silent
+from cop_repro.core import (
+    LOWEST_PITCH,
+    NUM_KEYS,
+    BadInput,
+    Progress,
+    needs_extra,
+    numpy_rng,
+    silent,
+)
 from .notes import Notes, make_notes
 
 # %% ../../nbs/data/11_performance.ipynb #e134bc5d
@@ -236,7 +244,8 @@ DEFAULT_WORKS = KEYBOARD_WORKS + CHORALES
 # %% ../../nbs/data/11_performance.ipynb #d2a7c0f8
 def _part_rows(part, hand: int) -> list[tuple]:
     "(pitch, onset_q, duration_q, hand) of the notes of a music21 part."
-    from music21 import harmony
+    with needs_extra("pipeline"):
+        from music21 import harmony
 
     rows = []
     for note in part.stripTies().flatten().notes:
@@ -250,7 +259,8 @@ def _part_rows(part, hand: int) -> list[tuple]:
 
 def _keyboard_rows(piece) -> list[tuple]:
     "Rows of both hands of a parsed music21 score."
-    from music21 import stream
+    with needs_extra("pipeline"):
+        from music21 import stream
 
     staves = list(piece.getElementsByClass(stream.PartStaff))
     parts = staves[-2:] if len(staves) >= 2 else list(piece.parts)
@@ -279,7 +289,8 @@ def _bar_and_pickup(piece) -> tuple[float, float]:
 
 def _corpus_score(name: str) -> Score:
     "One work of the music21 corpus."
-    from music21 import corpus, exceptions21
+    with needs_extra("pipeline"):
+        from music21 import corpus, exceptions21
 
     try:
         piece = corpus.parse(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from ..core import RATES, BadInput, Progress, silent
+from ..core import RATES, BadInput, MissingExtra, Progress, silent
 from ..data.notes import Notes, notes_to_roll, read_midi
 from ..data.video import probe_video, read_audio, read_video
 from ..judges.extractors import Extractor, id_list_hash, set_scores
@@ -310,6 +310,11 @@ def _score_clip(
                 raise BadInput(f"{name}: {error}") from None
             failed[group] = f"{name}: {error}"
             continue
+        except MissingExtra as error:
+            if failed is None:
+                raise
+            failed[group] = str(error)
+            continue
         for kind, values in found.items():
             made[kind] |= values
     return made
@@ -391,10 +396,10 @@ def _clip_lines(
     why = {m: said for group, said in failed.items() for m in GROUPS[group]}
     lines = {}
     for m in chosen:
-        network = transcriber_name() if m == "transcription_f1" else ""
         if m in why:
             lines[m] = _line(m, None, None, None, 0, note=why[m])
         else:
+            network = transcriber_name() if m == "transcription_f1" else ""
             lines[m] = _mean_line(m, rows, works, seed, network)
     return lines
 

@@ -29,6 +29,7 @@ from cop_repro.core import (
     DatasetMissing,
     file_hash,
     load_weights,
+    needs_extra,
     save_weights,
 )
 from .extractors import Extractor, embedded_extractor
@@ -201,13 +202,9 @@ def vggish_extractor(
     path: Path | str,  # VGGish weights as safetensors, the names of torchvggish
 ) -> Extractor:  # window
     "VGGish through torchvggish: 128 dimensions per window of 0.96 s, no PCA (arXiv 1609.09430)."
-    try:
+    with needs_extra("judges"):
         vggish = importlib.import_module("torchvggish.torchvggish")
         vggish_input = importlib.import_module("torchvggish.vggish_input")
-    except ImportError as error:
-        raise DatasetMissing(
-            f"VGGish needs the package torchvggish ({error}): `pip install torchvggish`"
-        ) from None
 
     def build(tensors: Mapping[str, Tensor]) -> nn.Module:
         net = vggish.VGG(vggish.make_layers(), postprocess=False)

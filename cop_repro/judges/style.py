@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from ..core import BadInput
+from ..core import BadInput, needs_extra
 from ..measure.audio_metrics import checked, mel_spectrum_db
 
 # %% ../../nbs/judges/65_style.ipynb #7ec1ea7a
@@ -74,9 +74,10 @@ class StyleJudge:
 
 def _fit_classifier(features: Float[Array, "w d"], labels: Bool[Array, " w"]):
     "Logistic regression on standardised features."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with needs_extra("judges"):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     classifier = LogisticRegression(C=INVERSE_PENALTY, max_iter=3000)
     return make_pipeline(StandardScaler(), classifier).fit(features, labels)

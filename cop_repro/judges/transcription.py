@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import torch
 
-from ..core import AssetMismatch, BadInput, file_hash
+from ..core import AssetMismatch, BadInput, file_hash, needs_extra
 from ..data.notes import Notes, make_notes
 from ..model.encoders import read_pickle
 
@@ -33,8 +33,9 @@ def _basic_pitch():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import basic_pitch
-            from basic_pitch.inference import Model, predict
+            with needs_extra("judges"):
+                import basic_pitch
+                from basic_pitch.inference import Model, predict
     finally:
         logging.root.setLevel(level)
     path = Path(basic_pitch.__file__).parent / "saved_models" / "icassp_2022" / "nmp.onnx"
@@ -95,7 +96,7 @@ def transcribe(
 @lru_cache(1)
 def _transkun():
     "The network of the installed package and the path of its weights."
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), needs_extra("judges"):
         warnings.simplefilter("ignore")
         from transkun import ModelTransformer as package
     folder = Path(package.__file__).parent / "pretrained"

@@ -20,9 +20,7 @@ from typing import Literal
 
 import cv2
 import librosa
-import mir_eval
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
@@ -38,7 +36,7 @@ def _reals(
     ndim: int | None = None,  # number of axes it must have; None for any
 ) -> Array:  # of its own type; values may still be NaN or infinite
     "A non-empty array of real numbers with the required number of axes."
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a tensor; torch itself is imported where it computes
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
@@ -154,8 +152,10 @@ def si_sdr(
 
 # %% ../../nbs/measure/30_audio_metrics.ipynb #45ea963b
 @lru_cache(maxsize=8)
-def _hann(length: int) -> torch.Tensor:
+def _hann(length: int):
     "Periodic Hann window, float32."
+    import torch
+
     return torch.hann_window(length, periodic=True)
 
 
@@ -165,6 +165,8 @@ def stft_magnitude(
     hop_length: int,  # samples between frames
 ) -> Float[Array, "*b f n"]:  # magnitudes, f = n_fft // 2 + 1
     "Linear magnitudes, periodic Hann, centred, zero-padded; single precision for speed."
+    import torch
+
     _check_positive(n_fft=n_fft, hop_length=hop_length)
     wav = torch.from_numpy(checked("wav", wav).astype(np.float32))
     flat = wav.reshape(-1, wav.shape[-1])
@@ -436,6 +438,8 @@ def fad_infinity(
 # %% ../../nbs/measure/30_audio_metrics.ipynb #baa0a25a
 def _softmax(logits: Array) -> tuple[Array, Array]:
     "Row-wise probabilities and their logarithms, exact for any finite logits."
+    import torch
+
     log_p = torch.from_numpy(np.ascontiguousarray(logits)).log_softmax(1)
     return log_p.exp().numpy(), log_p.numpy()
 
@@ -648,6 +652,8 @@ def event_f1(
     tolerance_s: float = 0.1,  # about the asynchrony of sound and picture that viewers accept
 ) -> float:  # 0 to 1; NaN where the true sound has no prominent onset
     "F1 of prominent onsets, matched one to one (mir_eval)."
+    import mir_eval  # loads scipy.stats: a second
+
     ref, est = (strong_onsets(wav, sample_rate) for wav in (ref_wav, est_wav))
     _check_positive(tolerance_s=tolerance_s)
     if ref.size == 0:

@@ -28,6 +28,7 @@ from cop_repro.core import (
     ParamsError,
     from_dict,
     load_weights,
+    needs_extra,
     save_weights,
 )
 
@@ -680,7 +681,8 @@ class EnCodec24(Codec):
         num_filters: int = 32,  # of the first convolution
         lstm_layers: int = 2,  # 0: none
     ):
-        from encodec.modules import SEANetDecoder, SEANetEncoder
+        with needs_extra("encodec"):
+            from encodec.modules import SEANetDecoder, SEANetEncoder
 
         super().__init__()
         self.config = config

@@ -550,7 +550,7 @@ def read_video(
     return np.stack(frames)
 
 # %% ../../nbs/data/12_video.ipynb #f7148bc0
-JITTER_S = 0.01  # time stamps deviate by this much without meaning it, s
+JITTER_S = 0.019  # time stamps of a sound without gaps deviate by up to this, s
 MAX_GAP_S = 3600.0  # a longer gap between two blocks of sound is a damaged time stamp, s
 
 

@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,10 +38,17 @@ from .performance import assign_fingers, split_hash
 from .real_sets import FILMS, REAL_SETS, SCORES, coverage, folder_items, require
 from .rendering import render_strip, sample_nuisance
 from .shards import ShardedStore, fill_shards
-from .video import iter_video, probe_video, read_audio, read_video
+from cop_repro.data.video import (
+    SOUND_SUFFIXES,
+    iter_video,
+    probe_video,
+    read_audio,
+    read_video,
+    stem_of,
+)
 
 # %% ../../nbs/data/20_official_lists.ipynb #3169eb8c
-SOUNDS = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
+SOUNDS = SOUND_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,12 @@ class _Files:
         self.folder, self.found = folder, {}
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in suffixes and not path.name.startswith("."):
-                self.found.setdefault(path.stem, []).append(path)
+                self.found.setdefault(stem_of(path), []).append(path)
 
     def find(self, *stems: str, inside: str = "") -> str | None:
         "The one file of the first stem that exists, relative to the folder."
         for stem in stems:
+            stem = unicodedata.normalize("NFC", stem)
             paths = [p.relative_to(self.folder).as_posix() for p in self.found.get(stem, ())]
             paths = [path for path in paths if inside in path]
             if len(paths) > 1:
@@ -567,11 +576,13 @@ SET_LOADERS: dict[str, Callable[..., Listing]] = {
 
 def _folder_listing(folder: Path, duration_s: float, corners=None, **options) -> Listing:
     "A listing of any folder of videos; without `corners` each keyboard is located later."
-    items = []
-    for item in folder_items(folder, duration_s=duration_s, **options):
+    items, refused = [], {}
+    for item in folder_items(folder, duration_s=duration_s, refused=refused, **options):
         items.append(replace(item, files={**item.files, "corners": corners}))
+    if not items:
+        raise BadInput(f"{folder.name}: no video can be used, e.g. {next(iter(refused.values()))}")
     works = tuple(dict.fromkeys(item.work_id for item in items))
-    return Listing("folder", tuple(items), works, {})
+    return Listing("folder", tuple(items), works, refused)
 
 
 def read_set(

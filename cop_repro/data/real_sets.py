@@ -17,7 +17,7 @@ import numpy as np
 from ..core import RATES, BadInput, DatasetMissing
 from .clips import Clip, Item, prepare_level
 from .notes import read_midi
-from .video import probe_video, read_audio, read_video
+from .video import VIDEO_SUFFIXES, probe_video, read_audio, read_video, stem_of
 
 # %% ../../nbs/data/19_real_sets.ipynb #d0f8a928
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def require(
     )
 
 # %% ../../nbs/data/19_real_sets.ipynb #6d646233
-FILMS = (".mp4", ".mkv", ".webm", ".mov")  # suffixes of videos
+FILMS = VIDEO_SUFFIXES
 SCORES = (".mid", ".midi")  # suffixes of MIDI files
 
 
@@ -183,12 +183,13 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
-        if path.stem in found:
+        stem = stem_of(path)
+        if stem in found:
             raise BadInput(
-                f"{folder.name}: {found[path.stem].name} and {path.name} share the stem "
-                f"{path.stem!r}; keep one"
+                f"{folder.name}: {found[stem].name} and {path.name} share the stem {stem!r}; "
+                "keep one"
             )
-        found[path.stem] = path
+        found[stem] = path
     return found
 
 
@@ -210,8 +211,9 @@ def folder_items(
     split: str = "test",  # "train", "val" or "test": the split of its works
     duration_s: float | None = 10.0,  # of windows, end to end; None: each video is one clip
     text: str = "the sound of playing piano",  # caption of every clip
+    refused: dict[str, str] | None = None,  # stem -> reason of unusable videos; None: an error
 ) -> list[Item]:  # one item a window
-    "Manifest items of a folder of videos (.mp4, .mkv, .webm, .mov) with optional MIDI."
+    "Manifest items of a folder of videos (`FILMS`) with optional MIDI."
     folder = Path(folder)
     if split not in ("train", "val", "test"):
         raise BadInput(f"split {split!r}: 'train', 'val' or 'test' is needed")
@@ -223,7 +225,12 @@ def folder_items(
     _check_pairs(folder, videos, midis)
     items = []
     for stem, video in videos.items():
-        items += _windows(video, midis.get(stem), split, duration_s, text)
+        try:
+            items += _windows(video, midis.get(stem), split, duration_s, text)
+        except BadInput as error:
+            if refused is None:
+                raise
+            refused[stem] = str(error)
     return items
 
 
@@ -244,8 +251,8 @@ def _windows(
         files["midi"] = midi.name
     items = []
     for start_s in (i * window_s for i in range(count)):
-        name, window = f"{video.stem}-{start_s:g}s", {**files, "start_s": start_s}
-        about = (name, video.stem, split, "piano", window_s, text, "playing piano")
+        name, window = f"{stem_of(video)}-{start_s:g}s", {**files, "start_s": start_s}
+        about = (name, stem_of(video), split, "piano", window_s, text, "playing piano")
         items.append(Item(*about, files=window))
     return items
 
@@ -262,7 +269,7 @@ def _full(rows: np.ndarray, count: int, grace: int, video: Path, unit: str) -> n
 
 def _window_sound(video: Path, start_s: float, duration_s: float) -> np.ndarray | None:
     "The sound of one window at the papers' level; None if the video is silent."
-    wav = read_audio(video, RATES.sample_rate)
+    wav = read_audio(video, RATES.sample_rate, start_s + duration_s)
     if wav is None:
         return None
     count, grace = RATES.samples(duration_s), RATES.sample_rate // 2

@@ -8,6 +8,7 @@ __all__ = ['SUFFIXES', 'VIDEO_SIDE', 'GROUPS', 'Scored', 'UNDEFINED', 'Files', '
 
 # %% ../../nbs/evaluation/83_folders.ipynb #f47c37b7
 import math
+import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -18,18 +19,21 @@ from jaxtyping import Float
 
 from ..core import RATES, BadInput, MissingExtra, Progress, silent
 from ..data.notes import Notes, notes_to_roll, read_midi
-from ..data.video import probe_video, read_audio, read_video
+from cop_repro.data.video import (
+    SOUND_SUFFIXES,
+    VIDEO_SUFFIXES,
+    probe_video,
+    read_audio,
+    read_video,
+    stem_of,
+)
 from ..judges.extractors import Extractor, id_list_hash, set_scores
 from ..judges.transcription import transcribe, transcriber_name
 from ..measure.audio_metrics import bootstrap_interval, drop_undefined, flow_magnitude
 from ..measure.registry import GRID, REGISTRY, ClipPair, Registry, Scorer, score_pair
 
 # %% ../../nbs/evaluation/83_folders.ipynb #b3af33c0
-SUFFIXES = {
-    "sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aiff"),
-    "midi": (".mid", ".midi"),
-    "video": (".mp4", ".mkv", ".webm", ".mov"),
-}
+SUFFIXES = {"sound": SOUND_SUFFIXES, "midi": (".mid", ".midi"), "video": VIDEO_SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,16 @@ def find_files(
         kind = next((k for k, s in SUFFIXES.items() if path.suffix.lower() in s), None)
         if kind is None or path.name.startswith("."):
             continue
-        here = found.setdefault(path.stem, {})
+        name = stem_of(path)
+        here = found.setdefault(name, {})
         if kind in here:
             raise BadInput(
-                f"{folder.name}: {here[kind].name} and {path.name} share the id "
-                f"{path.stem!r}; keep one"
+                f"{folder.name}: {here[kind].name} and {path.name} share the id {name!r}; keep one"
             )
         here[kind] = path
     if not found:
-        raise BadInput(f"{folder.name!r} holds no file to score: WAV, FLAC, MIDI or MP4 are needed")
+        known = "; ".join(f"{kind} {' '.join(s)}" for kind, s in SUFFIXES.items())
+        raise BadInput(f"{folder.name!r} holds no file to score; known are {known}")
     return {name: Files(**files) for name, files in found.items()}
 
 
@@ -374,6 +379,13 @@ def _mean_line(
     return _line(name, *found, len(kept), extractor, **more)
 
 
+def _by_id(mapping: Mapping | None) -> Mapping | None:
+    "A mapping whose keys have accents in the form of the ids."
+    if mapping is None:
+        return None
+    return {unicodedata.normalize("NFC", str(key)): value for key, value in mapping.items()}
+
+
 def _check_mapping(what: str, mapping: Mapping | None, kinds: tuple, ids: Sequence[str]) -> None:
     "Works or captions must name every id."
     if mapping is None:
@@ -436,6 +448,7 @@ def score_folders(
     "Every metric that two folders allow; memory does not grow with the number of clips."
     ref, est = find_files(ref_folder), find_files(est_folder)
     ids = matched_ids(ref, est)
+    works, texts = _by_id(works), _by_id(texts)
     _check_mapping("works", works, (str, int), ids)
     _check_mapping("texts", texts, (str,), ids)
     possible = _possible(ref, est, ids, extractor, texts)

@@ -81,10 +81,11 @@ def real_video(
     size: StripSize,  # of the strips
 ) -> RealVideo:
     "Locate the keyboard, cut the strips, transcribe the sound: once for all predictors."
-    wav = read_audio(video, RATES.sample_rate)
+    duration_s = probe_video(video).duration_s
+    wav = read_audio(video, RATES.sample_rate, duration_s)
     if wav is None:
         raise BadInput(f"{video.name} has no sound to compare with")
-    total = RATES.frames(probe_video(video).duration_s)
+    total = RATES.frames(duration_s)
     whole = WindowConfig(window_s=total / RATES.frame_rate, overlap_s=0.0)
     corners = locate_keyboard(video)[0].corners
     windows = strip_windows(video, corners, (size.height, size.width), total, whole)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import RATES, BadInput, Progress, file_hash, numpy_rng, plain_text, silent
 from ..data.notes import Notes, plot_notes
-from ..data.video import read_audio
+from ..data.video import probe_video, read_audio
 from .claims import Result, metric_facts
 from .report import save_palette_png
 from cop_repro.judges.transcription import (
@@ -76,7 +76,7 @@ def score_real_video(
     progress: Progress = silent,
 ) -> dict:  # scores of the prediction and of chance, with files, weights and transcribers
     "Onset scores of notes predicted from a real video against a transcription of its sound."
-    wav = read_audio(video, RATES.sample_rate)
+    wav = read_audio(video, RATES.sample_rate, probe_video(video).duration_s)
     if wav is None:
         raise BadInput(f"{video.name} has no sound to compare with")
     truth, quick = transcribe_piano(wav, RATES.sample_rate), transcribe(wav, RATES.sample_rate)

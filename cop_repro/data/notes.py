@@ -743,7 +743,10 @@ def _track_stop(data: bytes, start: int, size: int) -> int:
         return followed + 3
     if stop >= len(data) or data[start:stop].endswith(_END_EVENT) or _is_chunk(data, stop):
         return stop
-    later = data.find(_END_EVENT, max(start, stop - 2))
+    next_track = data.find(b"MTrk", stop)
+    later = data.find(
+        _END_EVENT, max(start, stop - 2), next_track if next_track >= 0 else len(data)
+    )
     return later + 3 if later >= 0 else stop
 
 

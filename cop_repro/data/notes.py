@@ -898,16 +898,17 @@ def _read_state(
         if now_s > max_duration_s and matters:
             raise BadInput(
                 f"{path.name} has an event at {now_s:.3g} s; at most {max_duration_s:g} s "
-                "are read (damaged, or raise max_duration_s)"
+                "are read (is it damaged? read_midi takes max_duration_s)"
             )
         state.read(event, now_s)
         if len(state.rows) + len(state.held) > max_notes:
             raise BadInput(
-                f"{path.name} holds more than {max_notes} notes (damaged, or raise max_notes)"
+                f"{path.name} holds more than {max_notes} notes "
+                "(is it damaged? read_midi takes max_notes)"
             )
     state.finish(now_s)
     if state.momentary:
-        oddities.add(f"{state.momentary} notes without a duration are left out")
+        oddities.add(f"notes without a duration are left out ({state.momentary})")
     return state
 
 
@@ -942,7 +943,8 @@ def read_midi(
             "(a standard .mid of type 0 or 1 is needed)"
         ) from None
     if oddities:
-        text = f"{path.name} is not a regular MIDI file, but is read: {', '.join(sorted(oddities))}"
+        name, found = "/".join(path.parts[-2:]), ", ".join(sorted(oddities))
+        text = f"{name} is not a regular MIDI file, but is read: {found}"
         warnings.warn(text, MidiWarning, stacklevel=2)
     return _on_piano(path.name, state, drop_foreign)
 
@@ -955,7 +957,7 @@ def _on_piano(name: str, state: _MidiState, drop_foreign: bool) -> Notes:
     if foreign and not drop_foreign:
         raise BadInput(
             f"{name} has {len(foreign)} notes outside the piano's 21..108, "
-            f"e.g. {foreign[0]} (drop_foreign=True leaves them out)"
+            f"e.g. {foreign[0]} (remove them; in Python, drop_foreign=True leaves them out)"
         )
     columns = list(zip(*_join_equal_strikes(rows))) or [[]] * 4
     return make_notes(*columns, state.pedal)

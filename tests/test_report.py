@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
+from matplotlib.figure import Figure
 
-from cop_repro.core import BadInput
+from cop_repro.core import BadInput, plain_text
+from cop_repro.data.keyboard import Keyboard
+from cop_repro.data.notes import make_notes
 from cop_repro.evaluation import evaluate
 from cop_repro.evaluation.claims import (
     CLAIMS,
@@ -18,7 +22,14 @@ from cop_repro.evaluation.claims import (
     verdict,
 )
 from cop_repro.evaluation.nuisance_ablation import ablation_results
-from cop_repro.evaluation.report import RunInfo, _seed_table, write_report
+from cop_repro.evaluation.real_videos import _save_picture
+from cop_repro.evaluation.report import (
+    RunInfo,
+    _seed_table,
+    plot_rows,
+    save_figures,
+    write_report,
+)
 from cop_repro.evaluation.scoring import ScoredTask
 from cop_repro.evaluation.tables import load_tables
 from cop_repro.judges.extractors import Features, set_score
@@ -29,6 +40,7 @@ from cop_repro.measure.audio_metrics import (
     kl_per_clip,
 )
 from cop_repro.systems.contract import NoSettings, SystemFiles
+from cop_repro.systems.cop import Performance, draw_performance
 
 IDS = tuple(f"c{i}" for i in range(24))
 WORKS = {c: f"w{i // 3}" for i, c in enumerate(IDS)}
@@ -427,3 +439,31 @@ def test_lines_made_elsewhere_and_other_seeds_are_in_the_report(tmp_path, run):
     assert "another training seed" in (tmp_path / "tables.md").read_text()
     with pytest.raises(BadInput, match="table 'nowhere'"):
         write_report(tmp_path, run, SCORES, PAPER, extra=[replace(elsewhere, table="nowhere")])
+
+
+NAMES = {
+    "two prices": "$20_vs_$20,000 piano.mp4",
+    "a command": "$\\foo$ \\$5.mp4",
+    "no text": b"F\xfcr Elise\n.mp4".decode("utf-8", "surrogateescape"),
+    "no glyph": "\N{CJK UNIFIED IDEOGRAPH-6708}\N{CJK UNIFIED IDEOGRAPH-5149}\N{GRINNING FACE}.mp4",
+    "long": "W" * 300,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_of_users_are_drawn_as_they_are(tmp_path, run, name):
+    notes = make_notes([60], [0.2], [0.8], [90])
+    soundfile.write(tmp_path / "s.wav", 0.1 * np.sin(np.arange(48_000)), 24_000)
+    corners = np.array([(0, 0), (959, 0), (959, 127), (0, 127)], float)
+    keyboard = Keyboard(corners, 1.0, (1.0,) * 7)
+    frame = np.zeros((128, 960, 3), np.uint8)
+    made = Performance(tmp_path / "s.wav", 2.0, notes, keyboard, frame)
+    draw_performance(tmp_path / "p.png", made, f"Keyboard found in {name}")
+    _save_picture(tmp_path / "r.png", name, notes, notes)
+    sounds = {name: {"truth": np.ones(4800), "cop": np.ones(4800)}}
+    lines = [Result(**result(name))]
+    save_figures(tmp_path, lines, run.tables, sounds, {name: (notes, notes)})
+    assert all((tmp_path / f"{p}.png").stat().st_size for p in ("p", "r", "rolls", "headlines"))
+    ax = plot_rows(Figure().subplots(), lines, "table4", "si_sdr_spec", "")
+    label = ax.get_yticklabels()[0].get_text()
+    assert label == plain_text(name, 60) and len(label.replace("\\$", "$")) <= 61

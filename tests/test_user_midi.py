@@ -138,7 +138,7 @@ def test_one_track_with_two_channels(read):
 
 def test_notes_without_a_duration_are_left_out_with_a_warning(read):
     events = [(0, on(60)), (0, off(60)), (0, on(62)), (480, off(62)), END]
-    with pytest.warns(MidiWarning, match="1 notes without a duration"):
+    with pytest.warns(MidiWarning, match="notes without a duration"):
         assert listed(read(smf(events))) == [(62, 0, 0.5)]
 
 
@@ -268,6 +268,10 @@ IRREGULAR = {
     "bytes after the last track": (smf(NOTE) + bytes(17), "17 bytes belong to no chunk"),
     "text after the last track": (smf(NOTE) + b"made by hand", "12 bytes belong to no chunk"),
     "one padding byte": (header(2) + track([END]) + b"\x00" + track(NOTE), "1 bytes belong"),
+    "a byte instead of an end event": (
+        header(2) + track([]) + b"\x00" + track(NOTE),
+        "1 bytes belong to no chunk, a track lacks its end",
+    ),
     "no end event": (smf(NOTE[:-1]), "lacks its end"),
     "bytes after the end event": (smf([*NOTE, (0, on())]), "after the end of a track"),
     "velocity above 127": (smf([(0, b"\x90\x3c\xc8"), *NOTE[1:]]), "above 127"),
@@ -340,13 +344,17 @@ def random_midi(seed: int) -> pretty_midi.PrettyMIDI:
 def test_pretty_midi_reads_the_same_random_file(tmp_path, seed):
     random_midi(seed).write(str(tmp_path / "a.mid"))
     theirs = pretty_midi.PrettyMIDI(str(tmp_path / "a.mid")).instruments
-    rows = [(n.pitch, n.start, n.end, n.velocity) for i in theirs if not i.is_drum for n in i.notes]
-    columns = make_notes(*zip(*rows))
+    joined = {}  # equal strikes of both pianos are one note up to the later release
+    for note in (n for i in theirs if not i.is_drum for n in i.notes):
+        end, velocity = joined.get((note.pitch, note.start), (0, 0))
+        strike = note.pitch, note.start
+        joined[strike] = max(end, note.end), max(velocity, note.velocity)
+    columns = make_notes(*zip(*((*strike, *rest) for strike, rest in joined.items())))
     ours = read_midi(tmp_path / "a.mid")
     assert len(ours) > 300 and np.array_equal(ours.pitches, columns.pitches)
     assert np.array_equal(ours.velocities, columns.velocities)
-    assert np.allclose(ours.onsets_s, columns.onsets_s, rtol=0, atol=1e-6)
-    assert np.allclose(ours.offsets_s, columns.offsets_s, rtol=0, atol=1e-6)
+    assert np.allclose(ours.onsets_s, columns.onsets_s, rtol=0, atol=1e-9)
+    assert np.allclose(ours.offsets_s, columns.offsets_s, rtol=0, atol=1e-9)
     write_midi(ours, tmp_path / "b.mid")
     once = read_midi(tmp_path / "b.mid")
     write_midi(once, tmp_path / "c.mid")

@@ -752,7 +752,10 @@ def _track_stop(data: bytes, start: int, size: int) -> int:
         return followed + 3
     if stop >= len(data) or data[start:stop].endswith(_END_EVENT) or _is_chunk(data, stop):
         return stop
-    later = data.find(_END_EVENT, max(start, stop - 2))
+    next_track = data.find(b"MTrk", stop)
+    later = data.find(
+        _END_EVENT, max(start, stop - 2), next_track if next_track >= 0 else len(data)
+    )
     return later + 3 if later >= 0 else stop
 
 
@@ -915,7 +918,7 @@ def _read_state(
             )
     state.finish(now_s)
     if state.momentary:
-        oddities.add(f"{state.momentary} notes without a duration are left out")
+        oddities.add(f"notes without a duration are left out ({state.momentary})")
     return state
 
 
@@ -950,7 +953,8 @@ def read_midi(
             "(a standard .mid of type 0 or 1 is needed)"
         ) from None
     if oddities:
-        text = f"{path.name} is not a regular MIDI file, but is read: {', '.join(sorted(oddities))}"
+        name, found = "/".join(path.parts[-2:]), ", ".join(sorted(oddities))
+        text = f"{name} is not a regular MIDI file, but is read: {found}"
         warnings.warn(text, MidiWarning, stacklevel=2)
     return _on_piano(path.name, state, drop_foreign)
 

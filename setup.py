@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Reads settings.ini, the single source of metadata."
 
 from configparser import ConfigParser

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop compare A B`: two result files, with a tolerance per metric."
 
 import json

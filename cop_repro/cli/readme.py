@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop readme`: the README's results table, from reports/results.json."
 
 import json

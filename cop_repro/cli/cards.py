@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from cop_repro.core import CopError, project_root
+from cop_repro.core import CopError, atomic_file, project_root
 
 HELP = "write (or check) the facts in the model and data cards"
 
@@ -77,7 +77,8 @@ def run(args) -> int:
         text = path.read_text(encoding="utf-8")
         fresh = with_facts(path.name, text, made[path.stem])
         if not args.check:
-            path.write_text(fresh, encoding="utf-8")
+            with atomic_file(path) as temporary:
+                temporary.write_text(fresh, encoding="utf-8")
         elif fresh != text:
             raise CopError(f"the facts in docs/cards/{path.name} are stale: run `cop cards`")
     return 0
@@ -147,6 +148,8 @@ def _score_table(card: str, results: list[dict]) -> str:
         for r in results
         if r["label"] not in ("paper", "not run")
     }
+    if card not in SCORES:
+        raise CopError(f"no scores are chosen for asset {card}: add it to SCORES in cli/cards.py")
     lacking = [key for key in SCORES[card] if key not in found]
     if lacking:
         raise CopError(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads settings.ini, the single source of metadata, and puts the shipped data into the package.
 
 Git holds the data once, as objects of the DVC store in dvcstore/. A build takes each file from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where libraries keep their caches on a machine without a home or a writable installation.
 
 numba refuses to import librosa there, matplotlib and Jupyter complain. What can be written stays

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Parameter files: what params.yaml may hold, and how a profile changes it. Not for library code."
 
 import hashlib

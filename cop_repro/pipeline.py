@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "What stage notebooks share: places, parameters, progress, metrics. Not for library code."
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "What tests share: one process, one thread, no display, no network."
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes and kinds of arrays that the annotations of `cop_repro` declare, checked in every test.
 
 jaxtyping's import hook decorates each function of the package with `check_arrays`. Only arrays are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: a rendered video in, five files out.
 
 Damaged videos give one clear line, exit code 2 and nothing on disk.

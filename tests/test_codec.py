@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Codec: parity with other implementations, the asset contract, what is refused."
 
 import copy

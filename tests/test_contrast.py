@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Contrastive losses: golden values, invariances, features, bounds on mutual information."
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop demo`: the first thing a newcomer runs."
 
 import json

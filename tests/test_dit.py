@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Multi-stream DiT: exact sizes, exact dropping, carry-over, clamp, checkpointing, shapes."
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Encoders: pretrained formats, the embedded asset, and what must be refused."
 
 import json

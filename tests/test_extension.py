@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A metric, a system, an objective and a command, added without an edit of the package.
 
 Each test registers its own and sends it through the functions that the stages use.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Extractors: real networks with tiny weights, parity with their libraries, refused mixtures."
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Flow matching: closed forms, a second solver, bad input."
 
 import math

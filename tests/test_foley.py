@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Guards of the event clips: sound meets video, captions are true, bad input is refused."
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Stage 2: conditions of the DiT, where gradients go, aligned windows, variants, files."
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "The keyboard finder: every key in its place, and a clear refusal where there is none."
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes: equal to one, whole or sharded; killed, restarted, resumed; torchrun.
 
 Starting processes costs seconds, so each launch checks several facts.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "A long video needs no more memory than a short one; its pieces equal the whole."
 
 import tracemalloc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training loop: exact resumption, atomic checkpoints, guard, order.
 
 What needs several processes is in test_launch.py.

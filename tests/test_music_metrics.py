@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Golden values, parity with other libraries, and bad input of measure.music_metrics."
 
 import math

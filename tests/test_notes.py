@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Facts about notes, rolls, MIDI files and sound that must never change."
 
 import struct

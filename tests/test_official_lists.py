@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Recorded sets in their own layouts: odd lists, odd files, and what becomes of them."
 
 import json

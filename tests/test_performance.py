@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Facts about scores, pianists, splits and fingers that must never change."
 
 import json

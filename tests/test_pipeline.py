@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "The whole pipeline at smoke size, and the notebooks."
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "The plan: published counts, memory by hand, refusals with a remedy, JSON from the command."
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "DPO: golden values, shared noise, frozen reference, pairs, stop rule."
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Real sets: what is missing is named, folders of videos become clips, coverage is a fact."
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recorded sets in training: from files in their own layouts to finished models.
 
 They keep their own splits; without them nothing changes.

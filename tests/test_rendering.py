@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "The renderer and video files: damaged and unusual files, determinism, no leak of labels."
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Verdicts: each metric of the paper by paired differences, one honest word for the claim."
 
 from dataclasses import asdict, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Whether a rerun reproduces the committed numbers: honest differences pass, edited ones fail."
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Roll predictors: the paper's sizes, losses by hand, windows, weights and refusals."
 
 from types import SimpleNamespace

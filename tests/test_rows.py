@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Rows of the evaluation: networks lie on the asked device, and sounds come back to the CPU."
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop score`: two folders in; scores, or an error of one line, out."
 
 import json

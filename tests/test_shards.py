@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Shards: one store in many folders, made once, checked to the byte, read by the training code."
 
 import json

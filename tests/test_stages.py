@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training stages as functions.
 
 The paper's sizes from its own profile, pretrained codec and encoders on tiny weights, one stage in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Structure: imports point down, stages are thin, what is generated is fresh."
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "MIDI files of many programs: pairing, channel mode, what notes do not need, and damage."
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Videos and sounds as users have them: clocks, rates, covers, channels, tags, shapes and names."
 
 import os

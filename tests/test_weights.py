@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Pretrained weights: what is refused, what is left alone, and the command."
 
 import json

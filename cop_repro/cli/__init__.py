@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line `cop`: one file a command, found by its name.
 
 A command module defines `HELP` (one line), `add_arguments(parser)` and `run(args) -> int`, the exit

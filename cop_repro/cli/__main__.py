@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`python -m cop_repro.cli`: the command line without an installed `cop`."
 
 import sys

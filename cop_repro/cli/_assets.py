@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Where the shipped weights and études lie: in data/ of a checkout, else inside the package."
 
 from pathlib import Path

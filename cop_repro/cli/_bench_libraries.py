@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Each metric twice: our arithmetic, and a library that defines the same quantity."
 
 from collections.abc import Callable

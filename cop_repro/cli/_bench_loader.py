@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "How many clips a second the training batches of stage 1 are read with."
 
 from itertools import count

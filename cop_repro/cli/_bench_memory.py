@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Memory of `cop score`, measured before the reference libraries of the other benches are loaded."
 
 import os

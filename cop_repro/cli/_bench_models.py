@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Speed of the shipped models, by part and by length of the clip, and of one published layer."
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Our metrics beside libraries that define the same quantities."
 
 import time

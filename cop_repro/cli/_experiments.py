@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "What experiments beside the pipeline share: the rendered clips of the default run."
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Failures that a user can correct, each as one line; an error of the program keeps its traceback."
 
 import json

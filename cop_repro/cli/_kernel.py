@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Kernels of this very Python, whatever Jupyter's search path, configuration and users' kernels say."
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "The parser of the command line: errors are one line, and a slip gets a suggestion."
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "What a profile's training runs will need: jobs from its parameters, counted costs, tables."
 
 from collections.abc import Iterator

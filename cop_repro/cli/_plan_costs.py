@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Counted costs of networks, kept in a file between calls."
 
 import json

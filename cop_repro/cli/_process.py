@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "A command as a process: its streams, the signals that end it, its child processes."
 
 import os

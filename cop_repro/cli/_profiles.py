@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Profiles: params.yaml with other numbers, run in a scratch copy of the work tree."
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "How far a long computation has come: one plain line at a time."
 
 import sys

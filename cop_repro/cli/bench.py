@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop bench`: speed as ratios against an alternative measured in the same run."
 
 import json

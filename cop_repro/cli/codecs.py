@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop codecs`: which codec a small DiT generates best through."
 
 from dataclasses import asdict

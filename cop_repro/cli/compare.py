@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop compare A B`: whether two runs reproduce the same numbers and verdicts."
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop demo`: a rendered étude, performed from its picture, with a page to hear it."
 
 import html

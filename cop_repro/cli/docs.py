@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop docs`: all library notebooks as HTML pages with an index."
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop doctor`: what this machine has and what is missing, with the remedy."
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop fingerprints`: one code fingerprint a stage, which dvc.yaml depends on."
 
 import ast

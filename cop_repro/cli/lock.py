@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop lock`: what `make lock` resolves."
 
 from configparser import ConfigParser

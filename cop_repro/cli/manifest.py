@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop manifest`: data/manifest.json from the installed scores."
 
 from cop_repro.cli._progress import progress

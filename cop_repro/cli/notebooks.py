@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop notebooks`: library notebooks are executed where their code has changed, outputs are stored."
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop nuisance`: an ablation of what the renderer varies in its videos."
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop perform VIDEO -o FOLDER`: sound for a silent piano video."
 
 from pathlib import Path

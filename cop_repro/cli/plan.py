@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop plan`: what the training runs of a profile will need, before anything starts."
 
 import json

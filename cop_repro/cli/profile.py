@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop profile NAME`: the whole pipeline with a profile's numbers."
 
 from cop_repro.cli._profiles import profile_params, publish, reproduce, scratch_copy

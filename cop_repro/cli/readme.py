@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop readme`: the claims in README.md and the numbers in docs/results.md, from reports/."
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop real VIDEO ...`: the shipped models on recorded piano videos that have sound."
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop release`: trained models become assets of the repository."
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop run STAGE`: one stage notebook, executed strictly by papermill."
 
 import json

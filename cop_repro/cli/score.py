@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop score REF EST`: metrics of one folder of files against another."
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop shards FOLDER`: an integrity check of a sharded store."
 
 from cop_repro.cli._progress import progress

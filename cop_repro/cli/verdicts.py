@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop verdicts PROFILE`: the claims as another training seed judges them."
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop weights ACTION`: networks of others that the published model uses."
 
 import json

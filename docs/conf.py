@@ -55,8 +55,8 @@ def visit_math(translator, node: nodes.math | nodes.math_block) -> None:
         message = f"formula {node.astext()!r}: {error}"
         logging.getLogger(__name__).warning(message, location=node)
         mathml = ""
-    element = "div" if display else "span"
-    translator.body.append(f'<{element} class="formula">{mathml}</{element}>')
+    classes = "formula display" if display else "formula"
+    translator.body.append(f'<span class="{classes}">{mathml}</span>')
     raise nodes.SkipNode
 
 

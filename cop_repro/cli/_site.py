@@ -2,10 +2,11 @@
 
 The tree has the folders of the repository, so that links between notebooks and Markdown pages hold
 in both. `README.md` becomes the home page. A link to another file of the repository gets a page
-with the file's text; a link to a folder becomes plain text.
+with the file's text, or downloads it; a link to a folder becomes plain text.
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,11 +16,14 @@ from cop_repro.core import BadInput
 
 LAYERS = ("data", "measure", "model", "training", "judges", "systems", "evaluation", "course")
 PROJECT = ("ARCHITECTURE", "DEVIATIONS", "LIMITATIONS", "LICENSES", "CONTRIBUTING", "CHANGELOG")
-PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"}
 MAX_BYTES = 400_000  # of a linked file that is shown as a page
 
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 EMBEDDED = re.compile(r"""<(?:audio|video|source|img)\b[^>]*?\bsrc=["']([^"':]+)["']""")
+CODE_OR_FORMULA = re.compile(
+    r"(?P<code>^[ \t]*(`{3,})[^\n]*\n.*?^[ \t]*\2|`[^`\n]+`)|\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$",
+    re.DOTALL | re.MULTILINE,
+)
 DIRECTIVE = re.compile(r"^#\s*\|\s*(\w+)(.*)$", re.M)
 DEFINITION = re.compile(r"^(?:def|class) ([A-Za-z]\w*)", re.M)
 OPENING = re.compile(r"\A(#[^\n]*\n?(?:>[^\n]*\n?)*)")
@@ -30,7 +34,7 @@ class Tree(NamedTuple):
 
     root: Path  # the repository
     source: Path  # the tree for Sphinx
-    extra: Path  # sounds and other files that raw HTML names, copied as they are
+    extra: Path  # files that raw HTML names, such as sounds, copied as they are
 
 
 def prepare(
@@ -126,7 +130,7 @@ def index_entries(
 ) -> list[dict]:  # a cell that names its functions and classes, if it has any
     "Entries for the index of the site, which the search lists first."
     directives = [
-        f"```{{index}} single: {name} (cop_repro.{module})\n```\n"
+        f"```{{index}} !single: {name}; cop_repro.{module}\n```\n"
         for name in DEFINITION.findall(code)
     ]
     if not directives:
@@ -136,7 +140,8 @@ def index_entries(
 
 def _name_module(cells: list[dict], name: str, module: str) -> None:
     "Say below the title which module the notebook writes."
-    line = f"\n*Notebook `{name}`; cells with a coloured edge are the module `cop_repro.{module}`.*\n"
+    where = f"Notebook `{name}`; cells with a coloured edge are the module `cop_repro.{module}`."
+    line = f"\n*{where}*\n"
     for i, cell in enumerate(cells):
         if cell["cell_type"] == "markdown":
             cells[i] = {**cell, "source": OPENING.sub(rf"\1{line}", _text(cell), count=1)}
@@ -213,11 +218,12 @@ def _write_page(tree: Tree, page: Path) -> list[Path]:
         notebook = clean_notebook(json.loads(page.read_text()), str(name))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
-                cell["source"] = rewrite_links(tree, page, _text(cell), linked)
+                text = rewrite_links(tree, page, _text(cell), linked)
+                cell["source"] = join_formulas(text)
         _write(tree.source / name, json.dumps(notebook))
     elif page.suffix == ".md":
         text = rewrite_links(tree, page, page.read_text(), linked)
-        _write(tree.source / page_name(tree.root, page), text)
+        _write(tree.source / page_name(tree.root, page), join_formulas(text))
     else:
         _write(tree.source / page_name(tree.root, page), source_page(name, page.read_text()))
     return linked
@@ -233,29 +239,41 @@ def rewrite_links(
 
     def rewrite(match: re.Match) -> str:
         picture, label, target, anchor = match.groups(default="")
-        path = (page.parent / target).resolve()
+        path = Path(os.path.normpath(page.parent / target))
         if not path.exists() or not path.is_relative_to(tree.root):
             return match[0]
-        if picture or path.suffix in PICTURES:
+        if path.is_dir():
+            return label
+        if picture or not has_page(path):
             _copy(path, tree.source / path.relative_to(tree.root))
             return match[0]
-        if not has_page(path):
-            return label
         linked.append(path)
-        up = "../" * (len(page.relative_to(tree.root).parts) - 1)
-        return f"[{label}]({up}{page_name(tree.root, path)}{anchor})"
+        goal = os.path.relpath(tree.root / page_name(tree.root, path), page.parent)
+        return f"[{label}]({Path(goal).as_posix()}{anchor})"
 
     for target in EMBEDDED.findall(text):
-        path = (page.parent / target).resolve()
+        path = Path(os.path.normpath(page.parent / target))
         if not path.is_relative_to(tree.root) or not path.is_file():
             raise BadInput(f"{page.name} embeds {target}, which is no file of the repository")
-        _copy(path, tree.extra / path.relative_to(tree.root))
+        for folder in (tree.source, tree.extra):
+            _copy(path, folder / path.relative_to(tree.root))
     return LINK.sub(rewrite, text)
 
 
+def join_formulas(text: str) -> str:
+    "Formulas on one line: a line that begins with a sign would be an item of a list."
+
+    def join(match: re.Match) -> str:
+        return match[0] if match["code"] else " ".join(match[0].split())
+
+    return CODE_OR_FORMULA.sub(join, text)
+
+
 def has_page(path: Path) -> bool:
-    "Is this a file whose text can be shown?"
-    if not path.is_file() or path.stat().st_size > MAX_BYTES and path.suffix != ".ipynb":
+    "Is this a page, or a file whose text can be shown as one?"
+    if path.suffix in {".md", ".ipynb"}:
+        return True
+    if path.stat().st_size > MAX_BYTES:
         return False
     try:
         path.read_text()

@@ -26,6 +26,7 @@ def run(args) -> int:
         raise CopError(f"{missing[0]} is not installed: run `make setup` or install the docs extra")
     root = project_root()
     work = root / "work" / "docs"
+    shutil.rmtree(work, ignore_errors=True)
     pages = prepare(root, work / "source", work / "extra")
     print(f"{len(pages)} pages prepared in work/docs/source", flush=True)
     build(root / "docs", work)
@@ -37,11 +38,9 @@ def run(args) -> int:
 
 def build(
     config: Path,  # folder of conf.py
-    work: Path,  # folder with the prepared `source` and `extra`; `html` is written
+    work: Path,  # folder with the prepared `source` and `extra`; the site goes to its `html`
 ) -> None:
-    "Run Sphinx without a cache: a page from a cache would keep its warnings to itself."
-    for name in ("doctrees", "html"):
-        shutil.rmtree(work / name, ignore_errors=True)
+    "Run Sphinx in a fresh folder: a page from a cache would keep its warnings to itself."
     command = [sys.executable, "-m", "sphinx", "--builder", "html", "--conf-dir", config]
     command += ["--fail-on-warning", "--keep-going", "--no-color"]
     command += ["--doctree-dir", work / "doctrees", "--define", f"html_extra_path={work / 'extra'}"]

@@ -4,8 +4,10 @@ The preparation needs no Sphinx. The whole site is built once a test run; a brow
 the network refused. Without Sphinx or Chromium the tests that need them are skipped.
 """
 
+import html
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -74,7 +76,10 @@ def small(tmp_path):
     write_notebook(
         nbs / "data" / "10_notes.ipynb",
         code("#| default_exp data.notes"),
-        markdown("# Notes\n> When keys\n> are struck.\n\nSee [flow](../model/42_flow.ipynb).\n"),
+        markdown(
+            "# Notes\n> When keys\n> are struck.\n\n"
+            "See [flow](../model/42_flow.ipynb).\n\n## A key\n"
+        ),
         code("#| hide\nimport secret"),
         code("#| export\ndef played():\n    'Struck keys.'\n\n\nclass Key:\n    pass"),
         code("played()"),
@@ -205,17 +210,29 @@ def test_a_failed_build_leaves_the_old_site(small, monkeypatch, capsys, failure)
 
 
 @needs_sphinx
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [("[gone](gone.md)", "gone.md"), (r"$\nosuch{x}$", "nosuch"), ("![p](no.png)", "no.png")],
-)
-def test_a_faulty_page_stops_the_build(root, tmp_path, capfd, text, complaint):
+def test_faulty_pages_stop_the_build(root, tmp_path, capfd):
     (tmp_path / "source").mkdir()
     (tmp_path / "extra").mkdir()
-    (tmp_path / "source" / "index.md").write_text(f"# Home\n{text}\n")
+    faults = "[gone](gone.md)", "[place](#nowhere)", "![picture](no.png)", r"$\nosuch{x}$"
+    (tmp_path / "source" / "index.md").write_text("\n\n".join(["# Home", *faults]) + "\n")
     with pytest.raises(CopError, match="faulty pages"):
         docs.build(root / "docs", tmp_path)
-    assert complaint in capfd.readouterr().err
+    complaints = capfd.readouterr().err
+    for name in ("gone.md", "nowhere", "no.png", "nosuch"):
+        assert name in complaints
+
+
+@needs_sphinx
+def test_linked_files_are_in_the_site(root, small, tmp_path):
+    _site.prepare(small, tmp_path / "source", tmp_path / "extra")
+    docs.build(root / "docs", tmp_path)
+    site = tmp_path / "html"
+    assert 'src="../reports/a.ogg"' in (site / "docs" / "guide.html").read_text()
+    assert (site / "reports" / "a.ogg").read_bytes() == b"Ogg\xff\xfe"
+    home = (site / "index.html").read_text()
+    assert re.search(r'href="_downloads/\w+/a.ogg"', home)
+    assert 'href="params.yaml.html"' in home and 'href="nbs/data/10_notes.html#a-key"' in home
+    assert '<span class="nt">seed</span>' in (site / "params.yaml.html").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -308,60 +325,86 @@ def test_outputs_and_colours_are_there(site):
 
 PROBE = """<script>
 function widths(selector) {
-  return [...document.querySelectorAll(selector)].filter(e => e.checkVisibility() &&
-    !e.closest("details:not([open])")).map(e => e.getBoundingClientRect().width);
+  const shown = e => e.checkVisibility() && !e.closest("details:not([open])");
+  const all = [...document.querySelectorAll(selector)];
+  return all.filter(shown).map(e => e.getBoundingClientRect().width);
 }
-addEventListener("load", () => setTimeout(() => {
-  const facts = {width: document.documentElement.clientWidth, formulas: widths("math"),
-    scroll: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
-    font: document.fonts.check("16px 'Site Math'"), results: document.querySelectorAll(
-    "#search-results li").length, links: [...document.querySelectorAll("#search-results a")].map(
-    a => a.getAttribute("href"))};
+function measure() {
+  const root = document.documentElement;
+  const facts = {
+    case: window.name,
+    width: root.clientWidth,
+    scroll: Math.max(root.scrollWidth, document.body.scrollWidth),
+    formulas: widths("math"),
+    font: document.fonts.check("16px 'Site Math'"),
+    found: [...document.querySelectorAll("#search-results a")].map(a => a.getAttribute("href")),
+  };
   parent.postMessage(JSON.stringify(facts), "*");
-}, 1500));
+}
+addEventListener("load", () => setTimeout(measure, 1500));
 </script>"""
-FRAME = """<body><pre></pre><script>
-addEventListener("message", e => document.querySelector("pre").textContent = e.data)
-</script><iframe src="{src}" style="border:0;width:{width}px;height:900px"></iframe>"""
+FRAMES = """<body><script>
+addEventListener("message", event => {
+  const line = document.createElement("pre");
+  line.textContent = event.data;
+  document.body.append(line);
+});
+</script>"""
+LOOKED_AT = [
+    *(("nbs/model/42_flow", width) for width in (390, 1100, 1400, 1500)),
+    *((name, 390) for name in ("index", "genindex", "ARCHITECTURE", "nbs/data/10_notes")),
+    ("search", 1000),
+]
 
 
-def look(site, tmp_path, name, width, query=""):
-    "What a browser without a network measures on a page in a window of some width."
-    page = site / f"{name}.html"
-    probe = page.with_name(f"probe-{tmp_path.name}-{width}-{page.name}")
-    probe.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(FRAME.format(src=f"{probe.as_uri()}{query}", width=width))
-    command = [CHROMIUM, *QUIET.split(), *NO_NETWORK, f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=1600,1000", "--dump-dom", frame.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    probe.unlink()
+@pytest.fixture(scope="session")
+def browser(site, tmp_path_factory):
+    "What a browser without a network measures on pages in windows of some widths, and its console."
+    folder = tmp_path_factory.mktemp("browser")
+    frames, probes = FRAMES, []
+    for name, width in LOOKED_AT:
+        page = site / f"{name}.html"
+        probe = page.with_name(f"probe-{os.getpid()}-{page.name}")
+        probe.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+        probes.append(probe)
+        url = f"{probe.as_uri()}?q=draw_noise_and_time"
+        frames += (
+            f'<iframe name="{name} {width}" src="{url}" width="{width}" height="900"></iframe>'
+        )
+    (folder / "frames.html").write_text(frames)
+    command = [CHROMIUM, *QUIET.split(), *NO_NETWORK, f"--user-data-dir={folder / 'profile'}"]
+    command += ["--dump-dom", (folder / "frames.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    for probe in set(probes):
+        probe.unlink()
+    facts = [
+        json.loads(html.unescape(line)) for line in re.findall("<pre>(.*?)</pre>", done.stdout)
+    ]
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return {tuple(fact["case"].split()): fact for fact in facts}, console
+
+
+@needs_sphinx
+@needs_browser
+def test_pages_fit_every_window(browser):
+    facts, console = browser
     assert not console, console
-    return json.loads(re.search("<pre>(.*?)</pre>", done.stdout)[1].replace("&amp;", "&"))
+    for name, width in LOOKED_AT:
+        fact = facts[name, str(width)]
+        assert fact["scroll"] <= fact["width"] <= width, f"{name} at {width} pixels"
 
 
 @needs_sphinx
 @needs_browser
-@pytest.mark.parametrize("width", [390, 1100, 1400, 1500])
-def test_formulas_are_typeset(site, tmp_path, width):
-    facts = look(site, tmp_path, "nbs/model/42_flow", width)
-    assert len(facts["formulas"]) > 50 and min(facts["formulas"]) > 3
-    assert facts["font"], "the font of the formulas was not loaded"
-    assert facts["scroll"] <= facts["width"] <= width
+def test_formulas_are_typeset(browser):
+    fact = browser[0]["nbs/model/42_flow", "390"]
+    assert len(fact["formulas"]) > 50 and min(fact["formulas"]) > 3
+    assert fact["font"], "the font of the formulas was not loaded"
 
 
 @needs_sphinx
 @needs_browser
-@pytest.mark.parametrize("name", ["index", "genindex", "ARCHITECTURE", "nbs/data/10_notes"])
-def test_pages_fit_a_phone(site, tmp_path, name):
-    facts = look(site, tmp_path, name, 390)
-    assert facts["scroll"] <= facts["width"]
-
-
-@needs_sphinx
-@needs_browser
-def test_search_finds_a_function(site, tmp_path):
-    facts = look(site, tmp_path, "search", 1000, "?q=draw_noise_and_time")
-    assert facts["results"] > 1
-    assert "nbs/model/42_flow.html" in facts["links"][0]
+def test_search_finds_a_function(browser):
+    found = browser[0]["search", "1000"]["found"]
+    assert len(found) > 1
+    assert "nbs/model/42_flow.html" in found[0]

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"`cop docs`: all library notebooks as HTML pages with an index."
+"`cop docs`: the notebooks and the Markdown pages as a site."
 
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from cop_repro.core import atomic_file, check_output_folder, needs_extra, project_root
+from cop_repro.cli._site import prepare
+from cop_repro.core import CopError, atomic_folder, check_output_folder, project_root
 
-HELP = "write the notebooks as HTML pages to _docs/"
+HELP = "write notebooks and Markdown pages as a site with full-text search to _docs/"
 
-INDEX = (
-    "<!doctype html><meta charset=utf-8><title>cop_repro</title>"
-    "<h1>cop_repro: the notebooks</h1><ul>{links}</ul>"
-)
+NEEDED = ("sphinx", "myst_nb", "furo", "math_core")
 
 
 def add_arguments(parser) -> None:
@@ -18,35 +21,32 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    "Write one page a library notebook, and the index."
+    "Prepare and build in `work/docs`; a complete site replaces `_docs`."
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CopError(f"{missing[0]} is not installed: run `make setup` or install the docs extra")
     root = project_root()
     check_output_folder(root / "_docs")
-    links = []
-    for path in library_notebooks(root / "nbs"):
-        page = _write_page(path, root / "_docs")
-        print(page.relative_to(root), flush=True)
-        links.append(f'<li><a href="{page.name}">{path.parent.name}/{path.stem}</a></li>')
-    _write(root / "_docs" / "index.html", INDEX.format(links="".join(links)))
+    work = root / "work" / "docs"
+    shutil.rmtree(work, ignore_errors=True)
+    pages = prepare(root, work / "source", work / "extra")
+    print(f"{len(pages)} pages prepared in work/docs/source", flush=True)
+    build(root / "docs", work)
+    with atomic_folder(root / "_docs") as site:
+        shutil.copytree(work / "html", site, dirs_exist_ok=True)
+    print("_docs/index.html")
     return 0
 
 
-def library_notebooks(folder: Path) -> list[Path]:
-    "Notebooks that are no stages."
-    hidden = {"stages", ".ipynb_checkpoints"}
-    return [p for p in sorted(folder.rglob("*.ipynb")) if not hidden & set(p.parts)]
-
-
-def _write_page(notebook: Path, folder: Path) -> Path:
-    "One notebook as HTML."
-    with needs_extra("pipeline"):
-        from nbconvert import HTMLExporter
-
-    html, _ = HTMLExporter().from_filename(str(notebook))
-    return _write(folder / f"{notebook.stem}.html", html)
-
-
-def _write(path: Path, text: str) -> Path:
-    "A file, whole or not at all."
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
-    return path
+def build(
+    config: Path,  # folder of conf.py
+    work: Path,  # folder with the prepared `source` and `extra`; the site goes to its `html`
+) -> None:
+    "Run Sphinx in a fresh folder: a page from a cache would keep its warnings to itself."
+    command = [sys.executable, "-m", "sphinx", "--builder", "html", "--conf-dir", config]
+    command += ["--fail-on-warning", "--keep-going", "--no-color"]
+    command += ["--doctree-dir", work / "doctrees", "--define", f"html_extra_path={work / 'extra'}"]
+    command += [work / "source", work / "html"]
+    if subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode:
+        raise CopError("Sphinx names the faulty pages above; _docs stays as it was")
+    (work / "html" / ".buildinfo").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from cop_repro.cli._kernel import kernel_manager, write_kernel_profile
-from cop_repro.cli.docs import library_notebooks
+from cop_repro.cli._site import library_notebooks
 from cop_repro.cli.fingerprints import notebook_fingerprint
 from cop_repro.core import (
     CopError,

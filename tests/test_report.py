@@ -462,7 +462,8 @@ def test_names_of_users_are_drawn_as_they_are(tmp_path, run, name):
     draw_performance(tmp_path / "p.png", made, f"Keyboard found in {name}")
     _save_picture(tmp_path / "r.png", name, notes, notes)
     sounds = {name: {"truth": np.ones(4800), "cop": np.ones(4800)}}
-    lines = [Result(**result(name))]
+    place, value = ("table4", name, "si_sdr_spec"), (1.0, None, None, 4, "dB", True)
+    lines = [Result(*place, *value, "embedded", "default", "")]
     save_figures(tmp_path, lines, run.tables, sounds, {name: (notes, notes)})
     assert all((tmp_path / f"{p}.png").stat().st_size for p in ("p", "r", "rolls", "headlines"))
     ax = plot_rows(Figure().subplots(), lines, "table4", "si_sdr_spec", "")

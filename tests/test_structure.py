@@ -177,7 +177,7 @@ def test_pipeline_declares_stages_and_params():
         assert {"fingerprints.yaml": [name]} in body["params"] and name in prints, (
             f"{name} does not depend on its code"
         )
-        assert body["cmd"].startswith(f"cop run {name}")
+        assert body["cmd"].startswith(f"${{cop}} run {name}")
     for name in ("train_piano", "train_preference", "train_systems"):
         assert pipeline[name]["foreach"] == f"${{{name}.variants}}"
     groups = [n.removeprefix("evaluate_") for n in pipeline if notebooks[n] == "evaluate"]

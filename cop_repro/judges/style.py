@@ -131,6 +131,6 @@ def plot_style(
         edges_s = WINDOW_S * np.arange(len(values) + 1)
         ax.step(edges_s, np.append(values, values[-1]), where="post", label=name)
     ax.axhline(0.5, color="0.7", lw=1)
-    ax.set(xlabel="time [s]", ylabel=f"P({judge.preferred})", ylim=(-0.02, 1.02))
+    ax.set(xlabel="time (s)", ylabel=f"P({judge.preferred})", ylim=(-0.02, 1.02))
     ax.legend()
     return ax

@@ -937,5 +937,5 @@ def plot_mels(
             vmax=0,
             extent=(0, mel.shape[1] * 480 / sample_rate, 0, 96),
         )
-        ax.set(title=title, xlabel="time [s]", yticks=[0, 48, 95], ylabel="mel band")
+        ax.set(title=title, xlabel="time (s)", yticks=[0, 48, 95], ylabel="mel band")
     return axes

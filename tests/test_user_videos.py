@@ -204,6 +204,14 @@ def test_sound_can_be_read_up_to_the_end_of_the_picture(tmp_path):
     assert len(read_audio(path, RATE, end_s)) == round(end_s * RATE)
 
 
+def test_joined_files_with_a_clock_each_are_not_cut_silently(tmp_path):
+    part = make_video(tmp_path / "a.ts", counter(100), wav=tone(4)).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(part + part)
+    for read in (read_video, read_audio):
+        with pytest.raises(BadInput, match="joined.ts: its time stamps reach 4"):
+            read(tmp_path / "joined.ts")
+
+
 # Rate: motion stays visible.
 
 

@@ -617,11 +617,16 @@ def write_pseudo_midi(
         if midis.find(stem, stem.replace("video_", "audio_")) is None:
             todo.append((stem, paths[0]))
     for i, (stem, video) in enumerate(todo):
-        wav = read_audio(video, RATES.sample_rate)
-        if wav is not None:
-            written.append(folder / "pseudo_midi" / f"{stem}.mid")
-            write_midi(transcribe(prepare_level(wav)), written[-1])
-        progress(i + 1, len(todo), video.name)
+        said = video.name
+        try:
+            wav = read_audio(video, RATES.sample_rate)
+            if wav is not None:
+                path = folder / "pseudo_midi" / f"{stem}.mid"
+                write_midi(transcribe(prepare_level(wav)), path)
+                written.append(path)
+        except BadInput as error:  # the listing of the set names the video as one without MIDI
+            said = str(error)
+        progress(i + 1, len(todo), said)
     return written
 
 # %% ../../nbs/data/20_official_lists.ipynb #2f7ad0c8

@@ -286,18 +286,29 @@ def _length_s(item: av.VideoFrame | av.Packet, period: float) -> float:
     return length if length >= 1e-3 else period
 
 
-def _timed(container, stream) -> Iterator[tuple[float, float, av.VideoFrame]]:
+def _check_repeated(path: Path | str, repeated_s: float, latest: float) -> None:
+    "A stream that repeats more than 2 s of times consists of parts with a clock each."
+    if repeated_s > 2.0:
+        raise BadInput(
+            f"{Path(path).name}: its time stamps reach {latest:.2f} s and start again: joined "
+            "from several files? Re-encode it to H.264 in MP4, or use the parts"
+        )
+
+
+def _timed(path, container, stream) -> Iterator[tuple[float, float, av.VideoFrame]]:
     "Decoded frames with start and end time, s; frames out of order are dropped."
     origin, period = _origin(container), 1 / _tagged_rate(stream)
-    latest = -np.inf
+    latest, went_back = -np.inf, None
     for index, frame in enumerate(container.decode(stream)):
         if frame.pts is None:
             start = index * period
         else:
             start = float(frame.pts * frame.time_base) - origin
         if start <= latest:
+            went_back = start if went_back is None else went_back
+            _check_repeated(path, start - went_back, latest)
             continue
-        latest = start
+        latest, went_back = start, None
         yield start, start + _length_s(frame, period), frame
 
 
@@ -408,7 +419,7 @@ def probe_video(
     "Inspect a video by decoding a single frame."
     with _open(path) as (container, stream):
         stream = _require_picture(path, stream)
-        frame = next((frame for _, _, frame in _timed(container, stream)), None)
+        frame = next((frame for _, _, frame in _timed(path, container, stream)), None)
         if frame is None:
             raise BadInput(
                 f"{Path(path).name} holds no decodable frame: the file is cut off or damaged"
@@ -496,7 +507,7 @@ def _check_end(path: Path | str, container, stream, until: float, start_s: float
 def _displayed(path, container, stream, start_s: float) -> Iterator[tuple[av.VideoFrame, float]]:
     "Frames with the time until which each is displayed, s: until the next one begins."
     shown, until = None, 0.0
-    for begins, ends, frame in _timed(container, stream):
+    for begins, ends, frame in _timed(path, container, stream):
         if shown is not None:
             yield shown, begins - 1e-6
         shown, until = frame, ends
@@ -504,9 +515,9 @@ def _displayed(path, container, stream, start_s: float) -> Iterator[tuple[av.Vid
     yield shown, until
 
 
-def _seek(container, stream, start_s: float) -> av.VideoFrame | None:
+def _seek(path, container, stream, start_s: float) -> av.VideoFrame | None:
     "First frame of the file, which decides the size; decoding goes on shortly before `start_s`."
-    first = next((frame for _, _, frame in _timed(container, stream)), None)
+    first = next((frame for _, _, frame in _timed(path, container, stream)), None)
     # Decoding starts at a key frame, so aim two seconds early.
     container.seek(int((start_s - 2 + _origin(container)) * 1e6), backward=True)
     return first
@@ -528,7 +539,7 @@ def iter_video(
         stream = _require_picture(path, stream)
         first, aspect = None, _pixel_aspect(stream)
         if start_s > 10:
-            first = _seek(container, stream, start_s)
+            first = _seek(path, container, stream, start_s)
         for frame, until in _displayed(path, container, stream, start_s):
             limit, first = min(until, stop), first or frame
             if moment < limit:
@@ -623,7 +634,7 @@ class _Run:
 def _runs(path: Path | str, container, stream, sample_rate: int) -> list[_Run]:
     "The sound of a stream in runs, in order of time."
     origin, mono, runs = _origin(container), _Mono(), []
-    is_stamped = container.format.name not in UNSTAMPED
+    is_stamped, repeated_s = container.format.name not in UNSTAMPED, 0.0
     for frame in container.decode(stream):
         samples, rate, begins = mono(frame), frame.sample_rate, None
         if is_stamped and frame.pts is not None:
@@ -635,6 +646,8 @@ def _runs(path: Path | str, container, stream, sample_rate: int) -> list[_Run]:
         if gap > JITTER_S or rate != runs[-1].source_rate:
             runs.append(_Run(runs[-1].end_s + max(0.0, gap), rate, sample_rate))
         overlap = round(-gap * rate) if gap < -JITTER_S else 0
+        repeated_s = repeated_s + len(samples) / rate if overlap > len(samples) else 0.0
+        _check_repeated(path, repeated_s, runs[-1].end_s)
         runs[-1].add(samples[overlap:])
     return runs
 

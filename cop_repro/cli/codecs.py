@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 "`cop codecs`: which codec a small DiT generates best through."
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run(args) -> int:
 
     root = project_root()
     files = [entry.partition("=")[2] for entry in args.candidates]
-    output = check_output_file(root / args.output, files)
+    output = check_output_file(os.path.join(root, args.output), files)
     clips = rendered(root, load_params(root / "params.yaml"))
     train = evenly(clips.piano.select(split="train", rendering="nuisance"), args.clips)
     held = evenly(clips.piano.select(split="val", rendering="nuisance"), args.test_clips)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 "`cop nuisance`: an ablation of what the renderer varies in its videos."
 
+import os
 from pathlib import Path
 
 from cop_repro.cli._progress import progress
@@ -32,7 +33,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     "Train a roll predictor from scratch for each variant, score all, write the scores."
     root = project_root()
-    output = check_output_file(root / args.output, args.videos)
+    output = check_output_file(os.path.join(root, args.output), args.videos)
     variants = _variants(args.variants)
     params = load_params(root / "params.yaml")
     made = _ablation(args, root, params, variants)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cop_repro.cli._assets import assets_folder, etudes_folder
 from cop_repro.cli._progress import progress
-from cop_repro.core import BadInput, numpy_rng
+from cop_repro.core import BadInput, check_output_folder, numpy_rng
 
 HELP = "render a held-out étude, perform it from the picture alone, and score the notes"
 
@@ -54,10 +54,10 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     "Render, perform, score and write the page."
     from cop_repro.measure.music_metrics import note_scores
-    from cop_repro.systems.cop import _new_folder as results_folder
-    from cop_repro.systems.cop import load_performer, perform_video
+    from cop_repro.systems.cop import load_performer, perform_video, results_folder
 
     _check(args.etude, args.seconds)
+    check_output_folder(args.output, ("index.html", "sound.wav"))
     performer = load_performer(assets_folder())
     title, truth = _truth(args.etude, args.seconds, args.seed)
     with results_folder(Path(args.output)) as folder:
@@ -67,18 +67,18 @@ def run(args) -> int:
         made = perform_video(silent, folder, performer, seed=args.seed, progress=progress)
         found = _read_notes(folder / "notes.mid")
         score = note_scores(truth, found)["onset_f1"]
-        heard = _write_sounds(folder, truth, found, args.seconds)
+        sounds_made = _write_sounds(folder, truth, found, args.seconds)
         _draw(folder, truth, found, args.seconds)
         summary = (
             f"{len(found)} notes predicted from the picture, {len(truth)} played; "
             f"onset F1 {score:.2f}."
         )
-        made |= heard | {
+        made |= sounds_made | {
             "silent.mp4": "the rendered video that was performed",
             "overview.png": "video, notes and sound in one picture",
             "index.html": "a page to see and hear all of it",
         }
-        (folder / "index.html").write_text(_page(title, summary, heard), encoding="utf-8")
+        (folder / "index.html").write_text(_page(title, summary, sounds_made), encoding="utf-8")
     for name, what in made.items():
         print(f"{name:16s} {what}")
     print(f"onset F1 {score:.2f}: {summary.split(';')[0]}")

@@ -35,11 +35,12 @@ from cop_repro.data.clips import (
 from .keyboard import check_corners, find_keyboard, rectify
 from .notes import Notes, notes_to_roll, read_midi, write_midi
 from .performance import assign_fingers, split_hash
-from .real_sets import FILMS, REAL_SETS, SCORES, coverage, folder_items, require
+from .real_sets import REAL_SETS, SCORES, coverage, folder_items, require
 from .rendering import render_strip, sample_nuisance
 from .shards import ShardedStore, fill_shards
 from cop_repro.data.video import (
     SOUND_SUFFIXES,
+    VIDEO_SUFFIXES,
     iter_video,
     probe_video,
     read_audio,
@@ -242,7 +243,7 @@ def read_vggsound(
     duration_s: float = 10.0,  # length of a clip
 ) -> Listing:
     "VGGSound (arXiv 2004.14368): videos with a class label; official split."
-    files, draft = _Files(folder, FILMS), _Draft("VGGSound", duration_s)
+    files, draft = _Files(folder, VIDEO_SUFFIXES), _Draft("VGGSound", duration_s)
     path = _list_file(folder, "VGGSound", "vggsound.csv")
     for line, row in _rows(path, ("id", "start", "label", "split"), header=False):
         if row["split"] not in ("train", "test") or not row["start"].isdecimal():
@@ -477,7 +478,7 @@ def read_pianoyt(
     limit: int | None = None,  # windows of a recording at most, evenly spaced
 ) -> Listing:
     "PianoYT (Koepke et al., ICASSP 2020): top views, crop boxes, transcribed MIDI; official split."
-    videos, midis = _Files(folder, FILMS), _Files(folder, SCORES)
+    videos, midis = _Files(folder, VIDEO_SUFFIXES), _Files(folder, SCORES)
     path = _list_file(folder, "PianoYT", "pianoyt.csv")
     columns = ("id", "address", "split", "min_y", "max_y", "min_x", "max_x")
     splits = {"1": "train", "2": "val", "3": "test"}
@@ -509,7 +510,7 @@ def read_pianovam(
     limit: int | None = None,  # windows of a recording at most
 ) -> Listing:
     "PianoVAM (ISMIR 2025): top views, corners, the instrument's own MIDI; official split."
-    videos, midis = _Files(folder, FILMS), _Files(folder, SCORES)
+    videos, midis = _Files(folder, VIDEO_SUFFIXES), _Files(folder, SCORES)
     path = _list_file(folder, "PianoVAM", "metadata.json")
     meta = _parse(path, _text(path))
     if not isinstance(meta, dict):
@@ -613,7 +614,7 @@ def write_pseudo_midi(
     "Transcribe the videos without MIDI into pseudo_midi/, as PianoYT's own MIDI was made."
     folder = Path(folder)
     midis, todo, written = _Files(folder, SCORES), [], []
-    for stem, paths in _Files(folder, FILMS).found.items():
+    for stem, paths in _Files(folder, VIDEO_SUFFIXES).found.items():
         if midis.find(stem, stem.replace("video_", "audio_")) is None:
             todo.append((stem, paths[0]))
     for i, (stem, video) in enumerate(todo):

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLE', 'SCANNED_S', 'NOISE_BLOCK', 'ROLL_SPLITS', 'ASSETS', 'SHOWN_S', 'PERFORMED', 'Performer', 'CopSystem',
            'window_starts', 'window_weights', 'WindowConfig', 'locate_keyboard', 'video_background', 'strip_windows',
            'noise_track', 'Performance', 'video_pieces', 'decode_pieces', 'play', 'sound_blocks', 'load_performer',
-           'draw_performance', 'perform_video']
+           'draw_performance', 'perform_video', 'results_folder']
 
 # %% ../../nbs/systems/71_cop.ipynb #98675973
 import tempfile
@@ -571,7 +571,7 @@ def perform_video(
     "Silent video in; WAV, MIDI, video with sound, picture and report out."
     check_output_folder(out, PERFORMED, [video])
     began, windows = time.monotonic(), WindowConfig()
-    with _new_folder(out) as folder:
+    with results_folder(out) as folder:
         sound = folder / "sound.wav"
         made = play(video, sound, performer, text, seed, corners, windows, progress)
         write_midi(made.notes, folder / "notes.mid")
@@ -607,7 +607,9 @@ def _move_files(folder: Path, out: Path) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def results_folder(
+    out: Path,  # folder of the results, there or not
+) -> Iterator[Path]:  # where to write them
     """A hidden folder whose files move to `out` when complete; an error leaves nothing behind.
 
     It lies in `out` where that exists: what is above may be another disk, or not for writing.

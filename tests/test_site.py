@@ -156,6 +156,16 @@ def test_embedded_sound_lies_where_its_page_expects_it(small, prepared, tmp_path
         _site.prepare(small, tmp_path / "source", tmp_path / "extra")
 
 
+def test_a_named_notebook_is_linked(small, tmp_path):
+    names = "`nbs/data/10_notes`, `42_flow`, [`42_flow`](nbs/model/42_flow.ipynb), `77_none`"
+    (small / "README.md").write_text(f"# Small\n{names}\n")
+    _site.prepare(small, tmp_path / "source", tmp_path / "extra")
+    text = (tmp_path / "source" / "index.md").read_text()
+    flow = "[`42_flow`](nbs/model/42_flow.ipynb)"
+    notes = "[`nbs/data/10_notes`](nbs/data/10_notes.ipynb)"
+    assert f"{notes}, {flow}, {flow}, `77_none`\n" in text
+
+
 def test_a_link_to_nothing_stays(small, tmp_path):
     (small / "README.md").write_text("# Small\n[gone](gone.md) and `x[0](y)`\n")
     _site.prepare(small, tmp_path / "source", tmp_path / "extra")

@@ -19,6 +19,7 @@ PROJECT = ("ARCHITECTURE", "DEVIATIONS", "LIMITATIONS", "LICENSES", "CONTRIBUTIN
 MAX_BYTES = 400_000  # of a linked file that is shown as a page
 
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+MENTION = re.compile(r"(?<![\[`])`(?:nbs/)?(?:\w+/)?(\d+_\w+)(?:\.ipynb)?`(?!`)")
 EMBEDDED = re.compile(r"""<(?:audio|video|source|img)\b[^>]*?\bsrc=["']([^"':]+)["']""")
 CODE_OR_FORMULA = re.compile(
     r"(?P<code>^[ \t]*(`{3,})[^\n]*\n.*?^[ \t]*\2|`[^`\n]+`)|\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$",
@@ -35,6 +36,7 @@ class Tree(NamedTuple):
     root: Path  # the repository
     source: Path  # the tree for Sphinx
     extra: Path  # files that raw HTML names, such as sounds, copied as they are
+    notebooks: dict[str, Path]  # stem -> library notebook
 
 
 def prepare(
@@ -46,8 +48,9 @@ def prepare(
     for folder in (source, extra):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    tree = Tree(root, source, extra)
-    notebooks = in_reading_order(library_notebooks(root / "nbs"), root / "nbs")
+    library = library_notebooks(root / "nbs")
+    tree = Tree(root, source, extra, {path.stem: path for path in library})
+    notebooks = in_reading_order(library, root / "nbs")
     groups = markdown_pages(root)
     queue = [root / "README.md", *(page for pages in groups.values() for page in pages)]
     queue += [page for pages in notebooks.values() for page in pages]
@@ -235,7 +238,10 @@ def rewrite_links(
     text: str,  # its Markdown
     linked: list[Path],  # grows by files that need a page
 ) -> str:  # Markdown whose links hold in the site
-    "Point links to pages of the site; a link to nothing stays, so that Sphinx refuses it."
+    """Point links to pages of the site, and link the notebooks that a page names.
+
+    A link to nothing stays, so that Sphinx refuses it.
+    """
 
     def rewrite(match: re.Match) -> str:
         picture, label, target, anchor = match.groups(default="")
@@ -248,8 +254,11 @@ def rewrite_links(
             _copy(path, tree.source / path.relative_to(tree.root))
             return match[0]
         linked.append(path)
-        goal = os.path.relpath(tree.root / page_name(tree.root, path), page.parent)
-        return f"[{label}]({Path(goal).as_posix()}{anchor})"
+        return f"[{label}]({_way(tree, page, path)}{anchor})"
+
+    def link(match: re.Match) -> str:
+        notebook = tree.notebooks.get(match[1], page)
+        return match[0] if notebook == page else f"[{match[0]}]({_way(tree, page, notebook)})"
 
     for target in EMBEDDED.findall(text):
         path = Path(os.path.normpath(page.parent / target))
@@ -257,7 +266,12 @@ def rewrite_links(
             raise BadInput(f"{page.name} embeds {target}, which is no file of the repository")
         for folder in (tree.source, tree.extra):
             _copy(path, folder / path.relative_to(tree.root))
-    return LINK.sub(rewrite, text)
+    return MENTION.sub(link, LINK.sub(rewrite, text))
+
+
+def _way(tree: Tree, page: Path, path: Path) -> str:
+    "The relative address of another page."
+    return Path(os.path.relpath(tree.root / page_name(tree.root, path), page.parent)).as_posix()
 
 
 def join_formulas(text: str) -> str:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "Sphinx configuration of the site that `cop docs` builds; nothing in it needs a network."
 
 from docutils import nodes

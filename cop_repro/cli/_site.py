@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The source tree of the site: what Sphinx reads when `cop docs` builds it.
 
 The tree has the folders of the repository, so that links between notebooks and Markdown pages hold
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +65,7 @@ def prepare(
     for layer, members in notebooks.items():
         if layer:
             _write(source / "nbs" / layer / "index.md", layer_page(layer, members))
-    with (source / "index.md").open("a") as home:
+    with (source / "index.md").open("a", encoding="utf-8") as home:
         home.write(contents(root, groups, notebooks))
     return pages
 
@@ -89,11 +91,26 @@ def markdown_pages(root: Path) -> dict[str, list[Path]]:
     "Caption -> Markdown pages beside the README, as far as they exist."
     known = [root / f"{name}.md" for name in PROJECT]
     others = [p for p in sorted(root.glob("*.md")) if p.name != "README.md" and p not in known]
+    guides = {"Guides": []}
+    for page in as_readme_names_them(root, (root / "docs").rglob("*.md")):
+        is_guide = page.parent == root / "docs"
+        guides.setdefault("Guides" if is_guide else page.parent.name.capitalize(), []).append(page)
     return {
-        "Guides": sorted((root / "docs").rglob("*.md")),
+        **guides,
         "Results": sorted((root / "reports").glob("*.md")),
         "Project": [path for path in known if path.exists()] + others,
     }
+
+
+def as_readme_names_them(root: Path, pages: Iterable[Path]) -> list[Path]:
+    "Pages in the order of the README's links to them; the others follow by name, READMEs first."
+    home = (root / "README.md").read_text("utf-8")
+
+    def place(page: Path) -> tuple:
+        found = home.find(f"({page.relative_to(root).as_posix()}")
+        return found < 0, found, page.parent, page.name != "README.md", page.name
+
+    return sorted(pages, key=place)
 
 
 def strip_directives(
@@ -153,7 +170,7 @@ def _name_module(cells: list[dict], name: str, module: str) -> None:
 
 def title_and_subtitle(path: Path) -> tuple[str, str]:
     "The first heading of a notebook and the quotation below it."
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
         opening = OPENING.match(_text(cell)) if cell["cell_type"] == "markdown" else None
         if opening:
             title, *subtitle = opening[1].splitlines()
@@ -201,8 +218,9 @@ def contents(
 
 
 def _entry(page: Path) -> str:
-    "A page in a table of contents; pages in capitals are listed by their short names."
-    return f"{page.stem.capitalize()} <{page}>" if page.stem.isupper() else str(page)
+    "A page in a table of contents; those with long titles are listed by their file names."
+    name = page.as_posix()
+    return f"{page.stem.capitalize()} <{name}>" if name in PROJECT else name
 
 
 def _toctree(entries: list[str], hidden: bool = False, caption: str = "") -> str:
@@ -218,17 +236,17 @@ def _write_page(tree: Tree, page: Path) -> list[Path]:
     name = page.relative_to(tree.root)
     linked = []
     if page.suffix == ".ipynb":
-        notebook = clean_notebook(json.loads(page.read_text()), str(name))
+        notebook = clean_notebook(json.loads(page.read_text("utf-8")), str(name))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 text = rewrite_links(tree, page, _text(cell), linked)
                 cell["source"] = join_formulas(text)
         _write(tree.source / name, json.dumps(notebook))
     elif page.suffix == ".md":
-        text = rewrite_links(tree, page, page.read_text(), linked)
+        text = rewrite_links(tree, page, page.read_text("utf-8"), linked)
         _write(tree.source / page_name(tree.root, page), join_formulas(text))
     else:
-        _write(tree.source / page_name(tree.root, page), source_page(name, page.read_text()))
+        _write(tree.source / page_name(tree.root, page), source_page(name, page.read_text("utf-8")))
     return linked
 
 
@@ -290,7 +308,7 @@ def has_page(path: Path) -> bool:
     if path.stat().st_size > MAX_BYTES:
         return False
     try:
-        path.read_text()
+        path.read_text("utf-8")
     except UnicodeDecodeError:
         return False
     return True
@@ -332,4 +350,4 @@ def _copy(path: Path, target: Path) -> None:
 def _write(path: Path, text: str) -> None:
     "Write a file into a folder that may not exist."
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, "utf-8")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 "`cop docs`: the notebooks and the Markdown pages as a site."
 
 import importlib.util

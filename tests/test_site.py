@@ -99,7 +99,7 @@ def prepared(small, tmp_path):
 
 
 def cells_of(source, name):
-    cells = json.loads((source / name).read_text())["cells"]
+    cells = json.loads((source / name).read_text("utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells], cells
 
 
@@ -138,15 +138,15 @@ def test_formulas_are_joined():
 
 def test_links_hold_in_the_site(prepared):
     names, source = prepared
-    home = (source / "index.md").read_text()
+    home = (source / "index.md").read_text("utf-8")
     assert "[notes](nbs/data/10_notes.ipynb#a-key)" in home
     assert "[settings](params.yaml.md), folder, [sound](reports/a.ogg)" in home
     assert "[web](https://example.org)" in home
     assert (source / "reports" / "a.png").exists() and (source / "reports" / "a.ogg").exists()
     assert "(../model/42_flow.ipynb)" in cells_of(source, "nbs/data/10_notes.ipynb")[0][0]
-    guide = (source / "docs" / "guide.md").read_text()
+    guide = (source / "docs" / "guide.md").read_text("utf-8")
     assert "[home](../index.md) [tables](../reports/tables.md)" in guide
-    assert "yaml\nseed: 1\n" in (source / "params.yaml.md").read_text()
+    assert "yaml\nseed: 1\n" in (source / "params.yaml.md").read_text("utf-8")
     assert "params.yaml" in names and "nbs/stages/encode.ipynb" not in names
 
 
@@ -157,23 +157,44 @@ def test_embedded_sound_lies_where_its_page_expects_it(small, prepared, tmp_path
         _site.prepare(small, tmp_path / "source", tmp_path / "extra")
 
 
+def test_a_named_notebook_is_linked(small, tmp_path):
+    names = "`nbs/data/10_notes`, `42_flow`, [`42_flow`](nbs/model/42_flow.ipynb), `77_none`"
+    (small / "README.md").write_text(f"# Small\n{names}\n")
+    _site.prepare(small, tmp_path / "source", tmp_path / "extra")
+    text = (tmp_path / "source" / "index.md").read_text("utf-8")
+    flow = "[`42_flow`](nbs/model/42_flow.ipynb)"
+    notes = "[`nbs/data/10_notes`](nbs/data/10_notes.ipynb)"
+    assert f"{notes}, {flow}, {flow}, `77_none`\n" in text
+
+
 def test_a_link_to_nothing_stays(small, tmp_path):
     (small / "README.md").write_text("# Small\n[gone](gone.md) and `x[0](y)`\n")
     _site.prepare(small, tmp_path / "source", tmp_path / "extra")
-    text = (tmp_path / "source" / "index.md").read_text()
+    text = (tmp_path / "source" / "index.md").read_text("utf-8")
     assert "[gone](gone.md) and `x[0](y)`" in text
 
 
 def test_reading_order(prepared):
-    home = (prepared[1] / "index.md").read_text()
+    home = (prepared[1] / "index.md").read_text("utf-8")
     order = ["docs/guide", "00 Core <nbs/00_core>", "nbs/data/index", "nbs/model/index"]
     order += ["nbs/course/index", "genindex", "reports/tables", "Licenses <LICENSES>"]
     places = [home.index(f"{name}\n" if "<" in name else name, 200) for name in order]
     assert places == sorted(places)
-    data = (prepared[1] / "nbs" / "data" / "index.md").read_text()
+    data = (prepared[1] / "nbs" / "data" / "index.md").read_text("utf-8")
     assert data.startswith("# Data\n") and data.index("9_early") > data.index("10_notes")
     assert "- [10 Notes](10_notes.ipynb): When keys are struck." in data
     assert "10 Notes <10_notes>" in data
+
+
+def test_guides_in_the_order_of_the_readme(small):
+    for name in ("a", "b", "cards/x", "cards/README"):
+        (small / "docs" / f"{name}.md").parent.mkdir(exist_ok=True)
+        (small / "docs" / f"{name}.md").write_text("# Page\n")
+    with (small / "README.md").open("a") as readme:
+        readme.write("\n[guide](docs/guide.md#start) and [b](docs/b.md)\n")
+    pages = _site.markdown_pages(small)
+    assert [page.stem for page in pages["Guides"]] == ["guide", "b", "a"]
+    assert [page.stem for page in pages["Cards"]] == ["README", "x"]
 
 
 def test_a_notebook_without_a_title_is_refused(small, tmp_path):
@@ -207,7 +228,7 @@ def test_a_failed_build_leaves_the_old_site(small, monkeypatch, capsys, failure)
     monkeypatch.setattr(docs, "build", build)
     assert main(["docs"]) in (2, 130)
     assert [p.name for p in (small / "_docs").iterdir()] == ["index.html"]
-    assert (small / "_docs" / "index.html").read_text() == "old"
+    assert (small / "_docs" / "index.html").read_text("utf-8") == "old"
 
 
 @needs_sphinx
@@ -228,12 +249,12 @@ def test_linked_files_are_in_the_site(root, small, tmp_path):
     _site.prepare(small, tmp_path / "source", tmp_path / "extra")
     docs.build(root / "docs", tmp_path)
     site = tmp_path / "html"
-    assert 'src="../reports/a.ogg"' in (site / "docs" / "guide.html").read_text()
+    assert 'src="../reports/a.ogg"' in (site / "docs" / "guide.html").read_text("utf-8")
     assert (site / "reports" / "a.ogg").read_bytes() == b"Ogg\xff\xfe"
-    home = (site / "index.html").read_text()
+    home = (site / "index.html").read_text("utf-8")
     assert re.search(r'href="_downloads/\w+/a.ogg"', home)
     assert 'href="params.yaml.html"' in home and 'href="nbs/data/10_notes.html#a-key"' in home
-    assert '<span class="nt">seed</span>' in (site / "params.yaml.html").read_text()
+    assert '<span class="nt">seed</span>' in (site / "params.yaml.html").read_text("utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -254,7 +275,7 @@ def pages_of(site):
 
 
 def search_index(site):
-    text = (site / "searchindex.js").read_text()
+    text = (site / "searchindex.js").read_text("utf-8")
     return json.loads(text[text.index("(") + 1 : text.rindex(")")])
 
 
@@ -284,19 +305,21 @@ def test_search_knows_every_public_function(root, site):
 def test_nothing_comes_from_a_network(site):
     for page in pages_of(site):
         for tag in re.findall(
-            r"<(?:link|script|img|source|audio|video|iframe)\b[^>]*>", page.read_text()
+            r"<(?:link|script|img|source|audio|video|iframe)\b[^>]*>", page.read_text("utf-8")
         ):
             assert not re.search(r"""(?:src|href|srcset)=["']?(?:https?:)?//""", tag), (page, tag)
     for style in site.rglob("*.css"):
-        found = re.search(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", style.read_text())
+        found = re.search(
+            r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", style.read_text("utf-8")
+        )
         assert not found, (style, found)
-    assert not [path for path in site.rglob("*.js") if "cdn.jsdelivr" in path.read_text()]
+    assert not [path for path in site.rglob("*.js") if "cdn.jsdelivr" in path.read_text("utf-8")]
 
 
 @needs_sphinx
 def test_pages_show_no_markup(site):
     for page in pages_of(site):
-        text = page.read_text()
+        text = page.read_text("utf-8")
         assert not re.search(r"#\s*\|\s*(export|hide|default_exp)", re.sub("<[^>]*>", "", text)), (
             page
         )
@@ -312,14 +335,14 @@ def test_pages_show_no_markup(site):
 def test_local_links_have_a_target(site):
     for page in pages_of(site):
         for href in re.findall(
-            r'<(?:a|img|link|script)\b[^>]*?(?:href|src)="([^"#?:]+)["#?]', page.read_text()
+            r'<(?:a|img|link|script)\b[^>]*?(?:href|src)="([^"#?:]+)["#?]', page.read_text("utf-8")
         ):
             assert (page.parent / href).exists(), f"{page.name} -> {href}"
 
 
 @needs_sphinx
 def test_outputs_and_colours_are_there(site):
-    page = (site / "nbs" / "data" / "10_notes.html").read_text()
+    page = (site / "nbs" / "data" / "10_notes.html").read_text("utf-8")
     assert page.count("<img ") > 1 and "tag_exported" in page
     assert '<span class="k">def</span>' in page
 
@@ -366,7 +389,7 @@ def browser(site, tmp_path_factory):
     for name, width in LOOKED_AT:
         page = site / f"{name}.html"
         probe = page.with_name(f"probe-{os.getpid()}-{page.name}")
-        probe.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
+        probe.write_text(page.read_text("utf-8").replace("</body>", f"{PROBE}</body>"))
         probes.append(probe)
         url = f"{probe.as_uri()}?q=draw_noise_and_time"
         frames += (

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ PROJECT = ("ARCHITECTURE", "DEVIATIONS", "LIMITATIONS", "LICENSES", "CONTRIBUTIN
 MAX_BYTES = 400_000  # of a linked file that is shown as a page
 
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+MENTION = re.compile(r"(?<![\[`])`(?:nbs/)?(?:\w+/)?(\d+_\w+)(?:\.ipynb)?`(?!`)")
 EMBEDDED = re.compile(r"""<(?:audio|video|source|img)\b[^>]*?\bsrc=["']([^"':]+)["']""")
 CODE_OR_FORMULA = re.compile(
     r"(?P<code>^[ \t]*(`{3,})[^\n]*\n.*?^[ \t]*\2|`[^`\n]+`)|\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$",
@@ -36,6 +38,7 @@ class Tree(NamedTuple):
     root: Path  # the repository
     source: Path  # the tree for Sphinx
     extra: Path  # files that raw HTML names, such as sounds, copied as they are
+    notebooks: dict[str, Path]  # stem -> library notebook
 
 
 def prepare(
@@ -47,8 +50,9 @@ def prepare(
     for folder in (source, extra):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    tree = Tree(root, source, extra)
-    notebooks = in_reading_order(library_notebooks(root / "nbs"), root / "nbs")
+    library = library_notebooks(root / "nbs")
+    tree = Tree(root, source, extra, {path.stem: path for path in library})
+    notebooks = in_reading_order(library, root / "nbs")
     groups = markdown_pages(root)
     queue = [root / "README.md", *(page for pages in groups.values() for page in pages)]
     queue += [page for pages in notebooks.values() for page in pages]
@@ -61,7 +65,7 @@ def prepare(
     for layer, members in notebooks.items():
         if layer:
             _write(source / "nbs" / layer / "index.md", layer_page(layer, members))
-    with (source / "index.md").open("a") as home:
+    with (source / "index.md").open("a", encoding="utf-8") as home:
         home.write(contents(root, groups, notebooks))
     return pages
 
@@ -87,11 +91,26 @@ def markdown_pages(root: Path) -> dict[str, list[Path]]:
     "Caption -> Markdown pages beside the README, as far as they exist."
     known = [root / f"{name}.md" for name in PROJECT]
     others = [p for p in sorted(root.glob("*.md")) if p.name != "README.md" and p not in known]
+    guides = {"Guides": []}
+    for page in as_readme_names_them(root, (root / "docs").rglob("*.md")):
+        is_guide = page.parent == root / "docs"
+        guides.setdefault("Guides" if is_guide else page.parent.name.capitalize(), []).append(page)
     return {
-        "Guides": sorted((root / "docs").rglob("*.md")),
+        **guides,
         "Results": sorted((root / "reports").glob("*.md")),
         "Project": [path for path in known if path.exists()] + others,
     }
+
+
+def as_readme_names_them(root: Path, pages: Iterable[Path]) -> list[Path]:
+    "Pages in the order of the README's links to them; the others follow by name, READMEs first."
+    home = (root / "README.md").read_text("utf-8")
+
+    def place(page: Path) -> tuple:
+        found = home.find(f"({page.relative_to(root).as_posix()}")
+        return found < 0, found, page.parent, page.name != "README.md", page.name
+
+    return sorted(pages, key=place)
 
 
 def strip_directives(
@@ -151,7 +170,7 @@ def _name_module(cells: list[dict], name: str, module: str) -> None:
 
 def title_and_subtitle(path: Path) -> tuple[str, str]:
     "The first heading of a notebook and the quotation below it."
-    for cell in json.loads(path.read_text())["cells"]:
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
         opening = OPENING.match(_text(cell)) if cell["cell_type"] == "markdown" else None
         if opening:
             title, *subtitle = opening[1].splitlines()
@@ -199,8 +218,9 @@ def contents(
 
 
 def _entry(page: Path) -> str:
-    "A page in a table of contents; pages in capitals are listed by their short names."
-    return f"{page.stem.capitalize()} <{page}>" if page.stem.isupper() else str(page)
+    "A page in a table of contents; those with long titles are listed by their file names."
+    name = page.as_posix()
+    return f"{page.stem.capitalize()} <{name}>" if name in PROJECT else name
 
 
 def _toctree(entries: list[str], hidden: bool = False, caption: str = "") -> str:
@@ -216,17 +236,17 @@ def _write_page(tree: Tree, page: Path) -> list[Path]:
     name = page.relative_to(tree.root)
     linked = []
     if page.suffix == ".ipynb":
-        notebook = clean_notebook(json.loads(page.read_text()), str(name))
+        notebook = clean_notebook(json.loads(page.read_text("utf-8")), str(name))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 text = rewrite_links(tree, page, _text(cell), linked)
                 cell["source"] = join_formulas(text)
         _write(tree.source / name, json.dumps(notebook))
     elif page.suffix == ".md":
-        text = rewrite_links(tree, page, page.read_text(), linked)
+        text = rewrite_links(tree, page, page.read_text("utf-8"), linked)
         _write(tree.source / page_name(tree.root, page), join_formulas(text))
     else:
-        _write(tree.source / page_name(tree.root, page), source_page(name, page.read_text()))
+        _write(tree.source / page_name(tree.root, page), source_page(name, page.read_text("utf-8")))
     return linked
 
 
@@ -236,7 +256,10 @@ def rewrite_links(
     text: str,  # its Markdown
     linked: list[Path],  # grows by files that need a page
 ) -> str:  # Markdown whose links hold in the site
-    "Point links to pages of the site; a link to nothing stays, so that Sphinx refuses it."
+    """Point links to pages of the site, and link the notebooks that a page names.
+
+    A link to nothing stays, so that Sphinx refuses it.
+    """
 
     def rewrite(match: re.Match) -> str:
         picture, label, target, anchor = match.groups(default="")
@@ -249,8 +272,11 @@ def rewrite_links(
             _copy(path, tree.source / path.relative_to(tree.root))
             return match[0]
         linked.append(path)
-        goal = os.path.relpath(tree.root / page_name(tree.root, path), page.parent)
-        return f"[{label}]({Path(goal).as_posix()}{anchor})"
+        return f"[{label}]({_way(tree, page, path)}{anchor})"
+
+    def link(match: re.Match) -> str:
+        notebook = tree.notebooks.get(match[1], page)
+        return match[0] if notebook == page else f"[{match[0]}]({_way(tree, page, notebook)})"
 
     for target in EMBEDDED.findall(text):
         path = Path(os.path.normpath(page.parent / target))
@@ -258,7 +284,12 @@ def rewrite_links(
             raise BadInput(f"{page.name} embeds {target}, which is no file of the repository")
         for folder in (tree.source, tree.extra):
             _copy(path, folder / path.relative_to(tree.root))
-    return LINK.sub(rewrite, text)
+    return MENTION.sub(link, LINK.sub(rewrite, text))
+
+
+def _way(tree: Tree, page: Path, path: Path) -> str:
+    "The relative address of another page."
+    return Path(os.path.relpath(tree.root / page_name(tree.root, path), page.parent)).as_posix()
 
 
 def join_formulas(text: str) -> str:
@@ -277,7 +308,7 @@ def has_page(path: Path) -> bool:
     if path.stat().st_size > MAX_BYTES:
         return False
     try:
-        path.read_text()
+        path.read_text("utf-8")
     except UnicodeDecodeError:
         return False
     return True
@@ -319,4 +350,4 @@ def _copy(path: Path, target: Path) -> None:
 def _write(path: Path, text: str) -> None:
     "Write a file into a folder that may not exist."
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, "utf-8")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How `cop` behaves on odd input and odd machines.
 
 Expected failures are one line and code 2, outputs are checked before the work, signals clean up.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package as others install it: what a wheel holds, what it requires, what runs without extras.
 
 The wheel is built without a network from a copy of the files that git knows; git has no data/, so

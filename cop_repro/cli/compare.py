@@ -6,13 +6,15 @@ from pathlib import Path
 import yaml
 
 from cop_repro.core import CopError, atomic_file, project_root, read_json
+from cop_repro.parameters import load_params
 
 HELP = "compare two runs: result files, or report folders with their verdicts"
 
 RERUNS = "refs/reruns.yaml"
+NONE = {"metrics": {}}  # of a profile that was never rerun: least tolerances
 HEAD = """\
-# How far honest reruns differ, per metric: the largest difference of a row, and that of the mean
-# over all rows. Written by `cop compare A B --measure` from {about}.
+# How far honest reruns of a profile differ, per metric: the largest difference of a row, the
+# largest relative one, and the rms over rows. Written by `cop compare A B --measure WHAT`.
 """
 
 
@@ -34,8 +36,8 @@ def run(args) -> int:
 
     results = [read_json(_file(name, "results.json")) for name in (args.a, args.b)]
     if args.measure:
-        return _measure(args.measure, rerun_differences(*results))
-    lines, wrong = compare_results(*results, _reruns())
+        return _measure(args.measure, _profile(results[0]), rerun_differences(*results))
+    lines, wrong = compare_results(*results, _reruns().get(_profile(results[0]), NONE)["metrics"])
     if all(Path(name).is_dir() for name in (args.a, args.b)):
         verdicts = [read_json(_file(name, "verdicts.json")) for name in (args.a, args.b)]
         found = compare_verdicts(*verdicts)
@@ -45,22 +47,29 @@ def run(args) -> int:
     return 0 if wrong == 0 else 1
 
 
-def _measure(about: str, differences: dict) -> int:
+def _profile(results: list) -> str:
+    "The profile that made a result file; nothing for another file, which is refused later."
+    lines = [r for r in results if isinstance(r, dict)] if isinstance(results, list) else []
+    return next((r["profile"] for r in lines if r.get("profile", "paper") != "paper"), "")
+
+
+def _measure(about: str, profile: str, differences: dict) -> int:
     "Write the differences of two honest runs."
     rounded = {
         metric: {kind: float(f"{value:.2g}") for kind, value in found.items()}
         for metric, found in differences.items()
     }
-    text = HEAD.format(about=about) + yaml.safe_dump({"about": about, "metrics": rounded})
+    known = _reruns() | {profile: {"about": about, "metrics": rounded}}
     with atomic_file(project_root() / RERUNS) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"{len(rounded)} metrics measured; written to {RERUNS}")
+        temporary.write_text(HEAD + yaml.safe_dump(known), encoding="utf-8")
+    print(f"profile {profile}: {len(rounded)} metrics measured; written to {RERUNS}")
     return 0
 
 
 def _reruns() -> dict:
-    "What honest reruns differ by, per metric."
-    return yaml.safe_load((project_root(Path(__file__).parent) / RERUNS).read_text())["metrics"]
+    "What honest reruns differ by: profile -> how it was measured, and the metrics."
+    path = project_root(Path(__file__).parent) / RERUNS
+    return load_params(path) if path.is_file() else {}
 
 
 def _file(name: str, inside: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cop_repro.cli import main
 from cop_repro.evaluation.claims import LABELS
 
 
@@ -128,3 +129,50 @@ def test_committed_results_come_from_the_committed_code(root):
         == {name: file_hash(root / "data" / "assets" / name) for name in video["weights"]}
         for video in real
     )
+
+
+def test_a_profile_takes_changes_of_parameters(root):
+    from cop_repro.cli._profiles import profile_params
+    from cop_repro.core import ParamsError
+
+    plain = profile_params(root, "smoke")
+    changed = profile_params(root, "smoke", ["threads=1", "train_roll.train.steps=3"])
+    assert (plain["threads"], changed["threads"]) == (2, 1)
+    assert changed["train_roll"]["train"]["steps"] == 3
+    assert changed["train_piano"] == plain["train_piano"]
+    for wrong, why in (("threads", "section.key=value"), ("thread=1", "threads"), ("a..b=1", "-S")):
+        with pytest.raises(ParamsError, match=why):
+            profile_params(root, "smoke", [wrong])
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        (["--as", "../x"], "no path"),
+        (["--as", ".."], "no path"),
+        (["--as", "other", "--publish"], "as it is written"),
+        (["-S", "threads=1", "--publish"], "as it is written"),
+    ],
+)
+def test_a_changed_profile_is_not_published(root, monkeypatch, capsys, options, why):
+    monkeypatch.chdir(root)
+    assert main(["profile", "smoke", *options]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_losses_are_means_over_spans(tmp_path):
+    import numpy as np
+
+    from cop_repro.pipeline import PLOT_POINTS, Stage
+
+    stage = Stage("train_toy", {"train_toy": {}, "seed": 0}, "small", tmp_path)
+    losses = np.arange(10 * PLOT_POINTS, dtype=float)
+    sparse = np.where(losses % 20 == 0, losses, np.nan)
+    stage.losses(losses, sparse=sparse)
+    rows = json.loads((tmp_path / "reports" / "losses" / "train_toy-small.json").read_text())
+    assert [r["step"] for r in rows] == list(range(10, 10 * PLOT_POINTS + 1, 10))
+    assert rows[0] == {"step": 10, "loss": 4.5, "sparse": 0.0}
+    assert rows[1]["sparse"] is None
+    stage.losses(losses[:3])
+    rows = json.loads((tmp_path / "reports" / "losses" / "train_toy-small.json").read_text())
+    assert [r["loss"] for r in rows] == [0.0, 1.0, 2.0]

@@ -184,6 +184,28 @@ def test_pipeline_declares_stages_and_params():
     assert groups == list(params["evaluate"]["variants"])
 
 
+def test_dvc_keeps_no_output_and_experiments_keep_all_reports():
+    "`dvc pull` looks for cached outputs; `dvc exp` and `dvc metrics` see what git tracks."
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    ignored = (ROOT / ".gitignore").read_text().split()
+    for name, stage in pipeline.items():
+        body = stage.get("do", stage)
+        for kind in ("outs", "metrics", "plots"):
+            for entry in body.get(kind, ()):
+                assert isinstance(entry, dict), f"{name}: {entry} would be cached"
+                [(path, options)] = entry.items()
+                assert options["cache"] is False, f"{name}: {path}"
+                tracked = path.startswith("reports/")
+                assert tracked or kind == "outs", f"{name}: {path} is no file of reports/"
+                assert tracked or f"/{path.split('/')[0]}/" in ignored
+    trained = [
+        name
+        for name in pipeline
+        if name.startswith("train_") and "plots" in pipeline[name].get("do", pipeline[name])
+    ]
+    assert len(trained) == 5
+
+
 def test_a_group_depends_on_the_models_of_its_rows():
     "Every file that a row is loaded from is, or lies in, a dependency of its group's stage."
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

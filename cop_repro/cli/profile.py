@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 "`cop profile NAME`: the whole pipeline with a profile's numbers."
 
+from pathlib import Path
+
 from cop_repro.cli._profiles import profile_params, publish, reproduce, scratch_copy
-from cop_repro.core import project_root
+from cop_repro.core import CopError, project_root
 
 HELP = "run the pipeline with a profile's numbers in a scratch copy"
 
@@ -27,8 +29,12 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Run the whole pipeline with a profile's numbers in a scratch copy of the work tree."
-    root, name = project_root(), args.name
-    scratch = scratch_copy(root, args.copy or name, profile_params(root, name, args.set))
+    root, name, copy = project_root(), args.name, args.copy or args.name
+    if Path(copy).name != copy or copy == "..":
+        raise CopError(f"--as {copy!r}: the name of a folder in work/profiles is needed, no path")
+    if args.publish and (args.set or copy != name):
+        raise CopError("--publish is for a profile as it is written, without --set and --as")
+    scratch = scratch_copy(root, copy, profile_params(root, name, args.set))
     print(f"profile {name}: scratch copy in {scratch.relative_to(root)}", flush=True)
     reproduce(scratch, name, args.targets)
     reports = scratch / "reports"

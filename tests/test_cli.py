@@ -291,6 +291,22 @@ def test_readme_shows_the_committed_results(root, monkeypatch):
     assert main(["readme", "--check"]) == 0
 
 
+def test_readme_quotes_measured_numbers(root):
+    "The paragraph below the claims says what the result file says."
+    text = " ".join((root / "README.md").read_text().split())
+    lines = json.loads((root / "reports" / "results.json").read_text())
+    ours = {(r["row"], r["metric"]): r["value"] for r in lines if r["label"] == "embedded"}
+    for row, db, f1 in (
+        ("audeo_style", "6.1 dB", "F1 of 0.71"),
+        ("cop_shipped", "0.4 dB", "0.63"),
+        ("regression", "4.3 dB", None),
+    ):
+        assert f"{ours[row, 'si_sdr_spec']:.1f} dB" == db and db in text, row
+        if f1:
+            assert f1.endswith(f"{ours[row, 'transcription_f1']:.2f}") and f1 in text, row
+    assert len((root / "README.md").read_text().splitlines()) <= 100
+
+
 @pytest.mark.parametrize(
     "place, key, why",
     [

@@ -304,6 +304,8 @@ def test_readme_quotes_measured_numbers(root):
         assert f"{ours[row, 'si_sdr_spec']:.1f} dB" == db and db in text, row
         if f1:
             assert f1.endswith(f"{ours[row, 'transcription_f1']:.2f}") and f1 in text, row
+    real = {r["metric"]: r["value"] for r in lines if r["row"] == "cop_perform"}
+    assert f"onset F1 of {real['onset_f1']:.2f}, and {real['lag_onset_f1']:.2f} at" in text
     assert len((root / "README.md").read_text().splitlines()) <= 100
 
 

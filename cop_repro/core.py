@@ -409,7 +409,7 @@ def read_json(
 ) -> typing.Any:  # what it holds
     "The content of a JSON file; a file without such content is a `BadInput` that names it."
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return json.loads(Path(path).read_text("utf-8-sig"))  # some editors add a byte-order mark
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BadInput(f"{path} is not a readable JSON file: {error}") from None
     except OSError as error:

@@ -304,7 +304,7 @@ DAMAGED = {
     "cut in a note": (smf([*NOTE[:-1]] * 5)[:-2], "cut off"),
     "cut between events": (smf([NOTE[0], NOTE[1], *NOTE])[:-9], "cut off"),
     "data without a status": (smf([(0, b"\x3c\x50"), END]), "belong to no message"),
-    "long delta": (header() + b"MTrk" + struct.pack(">I", 8) + b"\xff" * 8, "more than four bytes"),
+    "long delta": (header() + b"MTrk" + struct.pack(">I", 8) + b"\xff" * 8, "larger than 28 bits"),
     "endless title": (smf([(0, b"\xff\x03\xff\xff\xff\x7f"), *NOTE]), "cut off"),
     "a note of days": (smf(FAR), "at most 7200 s"),
     "a stuck note of days": (smf([(0, on()), (0xFFFFFFF, END[1])]), "at most 7200 s"),
@@ -371,3 +371,18 @@ def test_mido_writes_what_is_read(tmp_path):
     tracks = [mido.MidiTrack(extra), mido.MidiTrack(first)]
     mido.MidiFile(type=1, ticks_per_beat=480, tracks=tracks).save(tmp_path / "m.mid")
     assert listed(read_midi(tmp_path / "m.mid")) == HALF_SECOND
+
+
+def test_a_file_cut_in_the_header_of_its_track_is_refused(tmp_path):
+    path = tmp_path / "a.mid"
+    path.write_bytes(b"MThd" + struct.pack(">IHHH", 6, 0, 1, 480) + b"MTrk\x00\x00")
+    with pytest.raises(BadInput, match="ends in its header"):
+        read_midi(path)
+
+
+def test_padded_numbers_are_read(tmp_path):
+    path = tmp_path / "a.mid"
+    events = b"\x80\x80\x80\x80\x00\x90\x3c\x50\x83\x60\x80\x3c\x40\x00\xff\x2f\x00"
+    chunk = b"MTrk" + struct.pack(">I", len(events)) + events
+    path.write_bytes(b"MThd" + struct.pack(">IHHH", 6, 0, 1, 480) + chunk)
+    assert read_midi(path).onsets_s.tolist() == [0.0]

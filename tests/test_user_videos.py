@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import soundfile
+from av.stream import Disposition
 
 from cop_repro.core import BadInput
 from cop_repro.data.official_lists import read_set
@@ -558,3 +559,60 @@ def test_an_empty_folder_names_every_kind(tmp_path):
     with pytest.raises(BadInput) as error:
         find_files(tmp_path)
     assert all(s in str(error.value) for kinds in SUFFIXES.values() for s in kinds)
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_avi_has_no_display_times(tmp_path, b_frames):
+    "AVI numbers its packets; decoded frames take these times in order."
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": b_frames})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in range(0, 250, 5):
+            picture = np.full((48, 64, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    levels = read_video(path).mean((1, 2, 3))
+    assert np.allclose(levels, np.arange(0, 250, 5), atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_a_still_picture_before_the_film_is_not_the_film(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=25)
+        film = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        cover.width, cover.height, cover.pix_fmt = 320, 240, "yuvj420p"
+        film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        still = np.full((240, 320, 3), 90, np.uint8)
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
+        container.mux(cover.encode(None))
+        for level in range(50):
+            picture = np.full((48, 64, 3), level, np.uint8)
+            container.mux(film.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(film.encode(None))
+    assert read_video(path).shape == (50, 48, 64, 3)
+    assert probe_video(path).duration_s == pytest.approx(2.0, abs=0.05)
+
+
+def test_the_sound_marked_default_is_read(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=24_000, layout="mono") for _ in range(2)]
+        streams[0].disposition = Disposition(0)
+        streams[1].disposition = Disposition.default
+        for stream, level in zip(streams, (0, 8000)):
+            samples = np.full((1, 24_000), level, np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate = 24_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    assert np.median(read_audio(path)) == pytest.approx(8000 / 32768, abs=1e-3)
+
+
+def test_a_sound_that_cannot_be_read_is_called_a_sound(tmp_path):
+    (tmp_path / "a.wav").write_text("no sound")
+    with pytest.raises(BadInput, match="cannot be read as a sound .* WAV or FLAC"):
+        read_audio(tmp_path / "a.wav")
+    with pytest.raises(BadInput, match="is a folder"):
+        read_video(tmp_path)

@@ -53,8 +53,15 @@ def _failure(error: Exception) -> str | None:
         if isinstance(error, kind):
             return f"a file that is read is not valid {name}: {error}"
     if type(error).__module__.partition(".")[0] in FILE_LIBRARIES:
-        return f"a file cannot be read or written: {error}"
+        return _library_failure(error)
     return None
+
+
+def _library_failure(error: Exception) -> str:
+    "An error of a file's library; libsndfile says `System error` where a write fails."
+    if "System error" in str(error):
+        return "a sound cannot be written: is the disk full? make room, or choose another place"
+    return f"a file cannot be read or written: {error}"
 
 
 def _is_memory(error: Exception) -> bool:

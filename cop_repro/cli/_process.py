@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-ENDING = ("SIGTERM", "SIGHUP")  # `kill`, `docker stop`, batch systems; a closed terminal
+# `kill`, `docker stop`, batch systems; a closed terminal; Ctrl-\; a used-up allotment of time
+ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
 CLEANUP_S = 10  # in which a repeated signal does not disturb the cleanup
 CHILD_S = 20  # in which a child that was asked to end may clean up
 
@@ -25,7 +26,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """TERM and HUP raise `Stopped` in the main thread; the former handlers are restored.
+    """Signals of `ENDING` raise `Stopped` in the main thread; former handlers are restored.
 
     A signal that this process ignores (`nohup`) or handles already stays as it is.
     """

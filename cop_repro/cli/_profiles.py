@@ -56,8 +56,9 @@ def _parsed_change(change: str) -> dict:
 def _profile_file(root: Path, name: str) -> Path:
     "The parameter file of a profile; an unknown name is refused with the known ones."
     path = root / "profiles" / f"{name}.yaml"
-    if not path.is_file():
-        known = ["default", *sorted(p.stem for p in path.parent.glob("*.yaml"))]
+    files = sorted((root / "profiles").glob("*.yaml"))
+    if path not in files:
+        known = ["default", *(p.stem for p in files)]
         hint = did_you_mean(name, known)
         raise ParamsError(f"no profile {name!r}{hint}; profiles are {', '.join(known)}")
     return path

@@ -29,8 +29,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Run the whole pipeline with a profile's numbers in a scratch copy of the work tree."
-    root, name, copy = project_root(), args.name, args.copy or args.name
-    if Path(copy).name != copy or copy == "..":
+    root, name = project_root(), args.name
+    copy = name if args.copy is None else args.copy
+    if not copy or Path(copy).name != copy or copy == "..":
         raise CopError(f"--as {copy!r}: the name of a folder in work/profiles is needed, no path")
     if args.publish and (args.set or copy != name):
         raise CopError("--publish is for a profile as it is written, without --set and --as")

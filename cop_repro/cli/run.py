@@ -74,7 +74,7 @@ def _memory_used() -> str:
 def _stage_notebook(root: Path, stage: str, params_file: str) -> Path:
     "The notebook of a stage that exists and has parameters."
     notebook = root / "nbs" / "stages" / f"{stage}.ipynb"
-    stages = sorted(p.stem for p in notebook.parent.glob("*.ipynb"))
+    stages = sorted(p.stem for p in (root / "nbs" / "stages").glob("*.ipynb"))
     if stage not in stages:
         hint = did_you_mean(stage, stages)
         raise CopError(f"no stage {stage!r}{hint}; stages are {', '.join(stages)}")

@@ -679,14 +679,14 @@ class _Track:
         return taken
 
     def number(self) -> int:
-        "A variable-length quantity: seven bits a byte, at most four bytes."
+        "A variable-length quantity: seven bits a byte, less than 2^28."
         value = 0
-        for _ in range(4):
+        while value < 1 << 28:
             byte = self.take(1)[0]
             value = value << 7 | byte & 127
             if byte < 128:
                 return value
-        raise ValueError("a number has more than four bytes")
+        raise ValueError("a number is larger than 28 bits")
 
     def event(self) -> tuple[int, bytes]:
         "Kind and data of the next event."
@@ -765,6 +765,8 @@ def _midi_tracks(data: bytes, at: int, oddities: set[str]) -> list[_Track]:
     while at < len(data) and len(tracks) <= _MAX_TRACKS:
         size = int.from_bytes(data[at + 4 : at + 8])
         if data[at : at + 4] == b"MTrk":
+            if at + 8 > len(data):
+                raise ValueError("a track ends in its header (is the file cut off?)")
             stop = _track_stop(data, at + 8, size)
             tracks.append(_Track(data[at + 8 : stop], stop - at - 8))
             if stop != at + 8 + size:

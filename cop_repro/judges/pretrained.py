@@ -202,7 +202,7 @@ def vggish_extractor(
     path: Path | str,  # VGGish weights as safetensors, the names of torchvggish
 ) -> Extractor:  # window
     "VGGish through torchvggish: 128 dimensions per window of 0.96 s, no PCA (arXiv 1609.09430)."
-    with needs_extra("judges"):
+    with needs_extra("judges"), warnings.catch_warnings(action="ignore"):
         vggish = importlib.import_module("torchvggish.torchvggish")
         vggish_input = importlib.import_module("torchvggish.vggish_input")
 

@@ -137,7 +137,7 @@ def _asset_table(path: Path) -> str:
         ("split", f"`{about.get('split_hash') or about.get('split')}`"),
     ]
     if "latents" in about:
-        rows.append(("latents it knows", f"`{about['latents']}`"))
+        rows.append(("trained on latents", f"`{about['latents']}`"))
     return _table("fact, value", rows)
 
 

@@ -62,7 +62,9 @@ SCORES = {
 
 def add_arguments(parser) -> None:
     "Write or check."
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if they are stale; write nothing"
+    )
 
 
 def run(args) -> int:

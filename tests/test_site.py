@@ -377,7 +377,7 @@ addEventListener("message", event => {
 });
 </script>"""
 LOOKED_AT = [
-    *(("nbs/model/42_flow", width) for width in (390, 1100, 1400, 1500)),
+    *(("nbs/model/42_flow", width) for width in (390, 1100, 1184, 1280, 1400, 1500)),
     *((name, 390) for name in ("index", "genindex", "ARCHITECTURE", "nbs/data/10_notes")),
     ("search", 1000),
 ]

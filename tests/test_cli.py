@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from cop_repro.cli import main
 from cop_repro.core import load_weights, save_weights
@@ -263,6 +264,39 @@ def test_release_names_its_assets(capsys):
     message = capsys.readouterr().err
     assert "no asset 'codek.safetensors' (did you mean 'codec.safetensors'?)" in message
     assert "assets are codec.safetensors, encoders.safetensors" in message
+
+
+def test_release_writes_all_or_nothing(root, tmp_path, monkeypatch, capsys):
+    "The last asset lacks its model or is damaged: the others are not replaced either."
+    from cop_repro.cli import release
+
+    assets, made = tmp_path / "data" / "assets", tmp_path / "work" / "profiles" / "mine"
+    assets.mkdir(parents=True)
+    (assets / "codec.safetensors").write_bytes(b"old")
+    shutil.copy2(root / "params.yaml", tmp_path)
+    for stage in ("codec", "judges"):
+        (made / "models" / f"train_{stage}").mkdir(parents=True)
+    codec, judges = (
+        made / "models" / f"train_{n}" / f"{n}.safetensors" for n in ("codec", "judges")
+    )
+    save_weights(codec, {"w": torch.ones(2)}, {"asset": "codec"})
+    called = []
+    monkeypatch.setattr(release, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(
+        release.subprocess, "run", lambda command, **options: called.append(command)
+    )
+    arguments = ["release", "--profile", "mine", "codec.safetensors", "judges.safetensors"]
+    refused(arguments, capsys, "judges.safetensors", "nothing is released")
+    judges.write_bytes(b"half")
+    refused(arguments, capsys, "judges.safetensors", "not a readable safetensors file")
+    assert (assets / "codec.safetensors").read_bytes() == b"old" and not called
+    assert [path.name for path in assets.iterdir()] == ["codec.safetensors"]
+    save_weights(judges, {"w": torch.ones(2)}, {})
+    assert main(arguments) == 0
+    about = load_weights(assets / "codec.safetensors")[1]
+    source = "work/profiles/mine/models/train_codec/codec.safetensors"
+    assert about["released_from"] == {"model": source}
+    assert [command[:2] for command in called] == [["dvc", "add"], ["dvc", "push"]]
 
 
 def test_real_clip(real_folder, tmp_path):

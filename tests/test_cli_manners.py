@@ -13,15 +13,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import soundfile
 import yaml
 
 from cop_repro import _caches, core
-from cop_repro.cli import _kernel, _process, main
+from cop_repro.cli import _kernel, _process, build_parser, main
 from cop_repro.cli._failures import failure, one_line
 from cop_repro.core import (
     BadInput,
@@ -631,7 +633,59 @@ def test_a_slip_gets_a_suggestion(arguments, meant, capsys):
         main(arguments)
     text = capsys.readouterr().err
     assert done.value.code == 2 and f"did you mean '{meant}'" in text
+    assert len(text.splitlines()) == 1 and "choose from" not in text
+
+
+def test_a_word_like_no_command_gets_the_list(capsys):
+    with pytest.raises(SystemExit):
+        main(["xyzzy"])
+    text = capsys.readouterr().err
+    assert text.startswith("cop: no command 'xyzzy': choose from bench, cards")
     assert len(text.splitlines()) == 1
+
+
+def commands() -> dict:
+    "Every command's parser by name."
+    return next(a for a in build_parser()._actions if a.dest == "command").choices
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_argument_has_help(name):
+    "And shows its default, where it has one."
+    parser = commands()[name]
+    assert parser.description
+    for action in parser._actions:
+        assert action.help, f"{name} {action.dest}"
+        if action.default not in (None, False, "", []) and action.dest != "help":
+            shown = parser._get_formatter()._expand_help(action)
+            assert f"default: {action.default}" in shown, shown
+
+
+def test_a_warning_about_a_midi_file_is_one_line(tmp_path):
+    "Others are shown as Python shows them."
+    for side in ("ref", "est"):
+        (tmp_path / side).mkdir()
+        messages = [mido.Message("note_on", note=60), mido.Message("note_off", note=60, time=480)]
+        mido.MidiFile(tracks=[mido.MidiTrack(messages)]).save(tmp_path / side / "a.mid")
+        data = (tmp_path / side / "a.mid").read_bytes()
+        head, size, body = data[:18], int.from_bytes(data[18:22], "big"), data[22:-4]
+        lacking = head + (size - 4).to_bytes(4, "big") + body  # without the end of the track
+        (tmp_path / side / "a.mid").write_bytes(lacking)
+    command = [sys.executable, "-W", "default", "-m", "cop_repro.cli", "score", "ref", "est"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    env["PYTHONPATH"] = str(Path(core.__file__).parents[1])
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "a.mid" in line]
+    shown = {line for line in lines if not line.startswith("[")}
+    assert {line.partition(" is not")[0] for line in shown} == {
+        f"cop score: warning: {side}/a.mid" for side in ("ref", "est")
+    }
+    assert "MidiWarning" not in done.stderr and "1 clip of 1 work " in done.stdout
+    matched = next(x for x in done.stdout.splitlines() if x.startswith("velocity_matched"))
+    assert "better" not in matched
+    with pytest.warns(UserWarning, match="other"), _process.plain_warnings("cop score"):
+        warnings.warn("other", stacklevel=1)
 
 
 @pytest.mark.parametrize(
@@ -651,13 +705,19 @@ def test_a_mistyped_name_gets_a_suggestion(arguments, meant, root, monkeypatch, 
 
 
 def test_doctor_outside_a_checkout(tmp_path, monkeypatch, capsys):
+    "The package's own requirements are checked, and the last line says how many are missing."
     from cop_repro.cli import doctor
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
+    required = {None: ["numpy", "no-such-package"]}
+    monkeypatch.setattr(doctor, "_required", lambda extra=None: required.get(extra, []))
     assert main(["doctor"]) == 2
     text = capsys.readouterr().out
-    assert "MISSING checkout" in text and "MISSING no-such-package" in text
+    assert "ok      numpy" in text and "MISSING no-such-package" in text
+    assert text.splitlines()[-1] == "1 missing"
+    required[None].pop()
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all checks passed"
 
 
 def test_doctor_finds_every_asset_that_is_missing_or_damaged(root, tmp_path, capsys):

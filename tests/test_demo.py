@@ -24,6 +24,7 @@ FILES = {
     "true.wav",
     "synthesised.wav",
     "overview.png",
+    "poster.png",
     "index.html",
 }
 
@@ -47,8 +48,8 @@ def test_the_page_needs_no_network_and_names_files_that_exist(tmp_path):
     out = tmp_path / "demo"
     assert main(["demo", "-o", str(out), "--seconds", "2"]) == 0
     page = (out / "index.html").read_text(encoding="utf-8")
-    sources = re.findall(r'src="([^"]+)"', page)
-    assert {"video.mp4", "sound.wav", "true.wav", "overview.png"} <= set(sources)
+    sources = re.findall(r'(?:src|href|poster)="([^"]+)"', page)
+    assert {"video.mp4", "poster.png", "sound.wav", "true.wav", "overview.png"} <= set(sources)
     assert all((out / name).is_file() for name in sources)
     assert "http" not in page
 

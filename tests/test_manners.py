@@ -323,7 +323,7 @@ def test_the_facts_of_an_asset(tmp_path):
     table = cards._asset_table(path)
     assert "| parameters, buffers | 17 in 2 tensors (F16, F32) |" in table
     assert f"| size | {path.stat().st_size:,} bytes |" in table
-    assert "| split | `0123` |" in table and "| latents it knows | `4567` |" in table
+    assert "| split | `0123` |" in table and "| trained on latents | `4567` |" in table
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert cards._asset_table(path) != table, "a flipped byte changes the hash"
 

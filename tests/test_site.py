@@ -58,10 +58,12 @@ def small(tmp_path):
     "A repository of a few pages, two layers and one stage."
     root = tmp_path / "repository"
     (root / "docs").mkdir(parents=True)
+    (root / "docs" / "cards").mkdir()
+    (root / "docs" / "cards" / "README.md").write_text("# Cards\n")
     (root / "reports").mkdir()
     (root / "README.md").write_text(
         "# Small\n[notes](nbs/data/10_notes.ipynb#a-key), [settings](params.yaml), [folder](nbs), "
-        "[sound](reports/a.ogg), [web](https://example.org)\n\n![picture](reports/a.png)\n"
+        "[cards](docs/cards), [sound](reports/a.ogg), [web](https://example.org)\n\n![picture](reports/a.png)\n"
     )
     (root / "LICENSES.md").write_text("# What may be used\n[home](README.md)\n")
     (root / "docs" / "guide.md").write_text(
@@ -140,7 +142,8 @@ def test_links_hold_in_the_site(prepared):
     names, source = prepared
     home = (source / "index.md").read_text("utf-8")
     assert "[notes](nbs/data/10_notes.ipynb#a-key)" in home
-    assert "[settings](params.yaml.md), folder, [sound](reports/a.ogg)" in home
+    folders = "folder, [cards](docs/cards/README.md)"
+    assert f"[settings](params.yaml.md), {folders}, [sound](reports/a.ogg)" in home
     assert "[web](https://example.org)" in home
     assert (source / "reports" / "a.png").exists() and (source / "reports" / "a.ogg").exists()
     assert "(../model/42_flow.ipynb)" in cells_of(source, "nbs/data/10_notes.ipynb")[0][0]
@@ -188,7 +191,6 @@ def test_reading_order(prepared):
 
 def test_guides_in_the_order_of_the_readme(small):
     for name in ("a", "b", "cards/x", "cards/README"):
-        (small / "docs" / f"{name}.md").parent.mkdir(exist_ok=True)
         (small / "docs" / f"{name}.md").write_text("# Page\n")
     with (small / "README.md").open("a") as readme:
         readme.write("\n[guide](docs/guide.md#start) and [b](docs/b.md)\n")
@@ -375,7 +377,7 @@ addEventListener("message", event => {
 });
 </script>"""
 LOOKED_AT = [
-    *(("nbs/model/42_flow", width) for width in (390, 1100, 1400, 1500)),
+    *(("nbs/model/42_flow", width) for width in (390, 1100, 1184, 1280, 1400, 1500)),
     *((name, 390) for name in ("index", "genindex", "ARCHITECTURE", "nbs/data/10_notes")),
     ("search", 1000),
 ]

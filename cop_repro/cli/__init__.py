@@ -21,6 +21,7 @@ from cop_repro.cli._process import (
     Stopped,
     discard_stdout,
     flushed_stdout,
+    plain_warnings,
     say,
     steady_streams,
     stoppable,
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
             args = parse(argv)
             command = f"cop {args.command}"
             os.environ["PATH"] = with_own_programs(os.environ.get("PATH", ""))
-            code = args.run(args)
+            with plain_warnings(command):
+                code = args.run(args)
             sys.stdout.flush()
             return code
     except BrokenPipeError:  # `cop ... | head` has read enough

@@ -6,13 +6,26 @@ import re
 
 from cop_repro.core import did_you_mean
 
-CHOICE = re.compile(r"invalid choice: '(.+)' \(choose from (.+)\)")
+CHOICE = re.compile(r"argument (\S+): invalid choice: '(.+)' \(choose from (.+)\)")
+
+
+class Formatter(argparse.HelpFormatter):
+    "Help texts that end with the default, where there is one to show."
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = "default: " in (action.help or "") or action.default in (None, False, "", [])
+        if shown or action.default is argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
     "An argument parser that suggests the command, the choice or the option that was meant."
 
     given: tuple[str, ...] = ()
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=Formatter, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         "Keep what was given, for messages."
@@ -22,15 +35,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         "End with one line and code 2."
-        hint = self._choice_hint(message) or self._option_hint()
-        self.exit(2, f"{self.prog}: {message}{hint}; `{self.prog} --help` explains\n")
+        said = self._no_choice(message) or f"{message}{self._option_hint()}"
+        self.exit(2, f"{self.prog}: {said}; `{self.prog} --help` explains\n")
 
-    def _choice_hint(self, message: str) -> str:
-        "The nearest of the choices."
+    def _no_choice(self, message: str) -> str:
+        "A word that is none of the choices, with the nearest one, else with all."
         found = CHOICE.search(message)
         if not found:
             return ""
-        return did_you_mean(found[1], [name.strip("' ") for name in found[2].split(",")])
+        names = [name.strip("' ") for name in found[3].split(",")]
+        hint = did_you_mean(found[2], names) or f": choose from {', '.join(names)}"
+        return f"no {found[1]} {found[2]!r}{hint}"
 
     def _option_hint(self) -> str:
         "The nearest option to the first one that does not exist."

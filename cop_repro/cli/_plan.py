@@ -299,7 +299,8 @@ def _speed_assumption(machine: Machine) -> str:
     peaks = planning.PEAK_TFLOPS[machine.kind]
     listed = ", ".join(f"{precision} {peak:g} TFLOP/s" for precision, peak in peaks.items())
     return (
-        f"assumed: a step reaches {machine.mfu:.0%} of the peak of a {machine.kind} ({listed}); "
+        f"assumed: a step reaches {machine.mfu:.0%} of the peak of an {machine.kind.upper()} "
+        f"({listed}); "
         "--mfu changes it"
     )
 

@@ -7,7 +7,7 @@ def plan_text(made: dict) -> str:
     machine = made["machine"]
     parts = (
         [
-            f"profile {made['profile']} on {machine['gpus']} x {machine['kind']} "
+            f"profile {made['profile']} on {machine['gpus']} x {machine['kind'].upper()} "
             f"with {machine['memory_gb']:g} GB"
         ],
         _parameter_lines(made["parameters"]),
@@ -21,6 +21,13 @@ def plan_text(made: dict) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _time(hours: float) -> str:
+    "A time in the unit that suits it."
+    if hours >= 1:
+        return f"{hours:,.2f} hours"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
 
 
 def _parameter_lines(counts: dict[str, int]) -> list[str]:
@@ -50,7 +57,7 @@ def _written_line(job: dict, memory_gb: float) -> str:
         f"{job['job']:32s} {'fits' if job['fits'] else 'does not fit'}: "
         f"{job['memory_gb']:.2f} GB of {memory_gb:g} with {job['clips_per_gpu']} clips/GPU, "
         f"accumulate {job['accumulate']}, recompute {_yes(job['checkpointing'])}, "
-        f"sharding {'full' if job['sharded'] else 'none'}, {job['hours']:.3f} h"
+        f"sharding {'full' if job['sharded'] else 'none'}, {_time(job['hours'])}"
     )
 
 
@@ -60,7 +67,7 @@ def _fit_lines(jobs: list[dict], sharded: bool) -> list[str]:
     return [
         f"cheapest way with {how}:",
         f"{'training run':32s} {'steps':>8s} {'clips/GPU':>10s} {'accumulate':>10s} "
-        f"{'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'hours':>9s}",
+        f"{'recompute':>10s} {'GB/GPU':>8s} {'PFLOP':>12s} {'time':>14s}",
         *(_fit_line(job) for job in jobs),
     ]
 
@@ -70,7 +77,7 @@ def _fit_line(job: dict) -> str:
     return (
         f"{job['job']:32s} {job['steps']:8d} {job['clips_per_gpu']:10d} {job['accumulate']:10d} "
         f"{_yes(job['checkpointing']):>10s} {job['memory']['total']:8.2f} "
-        f"{job['flops'] / 1e15:12,.3f} {job['hours']:9.3f}"
+        f"{job['flops'] / 1e15:12,.3f} {_time(job['hours']):>14s}"
     )
 
 
@@ -84,6 +91,6 @@ def _total_lines(made: dict) -> list[str]:
     return [
         f"memory of one GPU in {full['job']}: {memory}",
         f"disk: {disk} ({clips} clips)",
-        f"hours: training {total - encoders:.2f}, frozen encoders {encoders:.2f}, "
-        f"together {total:.2f}",
+        f"time: training {_time(total - encoders)}, frozen encoders {_time(encoders)}, "
+        f"together {_time(total)}",
     ]

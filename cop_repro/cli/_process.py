@@ -7,8 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from cop_repro.cli._failures import one_line
 
 # `kill`, `docker stop`, batch systems; a closed terminal; Ctrl-\; a used-up allotment of time
 ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU")
@@ -99,6 +102,25 @@ def say(line: str) -> None:
     "One line on stderr; a terminal that is gone is no error."
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def plain_warnings(command: str) -> Iterator[None]:
+    "A warning about a MIDI file is one line on stderr; all others are shown as Python shows them."
+    former = warnings.showwarning
+
+    def show(message, category, *place) -> None:
+        notes = sys.modules.get("cop_repro.data.notes")
+        if notes is not None and issubclass(category, notes.MidiWarning):
+            say(f"{command}: warning: {one_line(str(message))}")
+        else:
+            former(message, category, *place)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
 
 
 def run_child(command: list, **options) -> int:

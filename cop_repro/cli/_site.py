@@ -3,7 +3,8 @@
 
 The tree has the folders of the repository, so that links between notebooks and Markdown pages hold
 in both. `README.md` becomes the home page. A link to another file of the repository gets a page
-with the file's text, or downloads it; a link to a folder becomes plain text.
+with the file's text, or downloads it; a link to a folder leads to its README, or becomes plain text
+where there is none.
 """
 
 import json
@@ -267,7 +268,9 @@ def rewrite_links(
         if not path.exists() or not path.is_relative_to(tree.root):
             return match[0]
         if path.is_dir():
-            return label
+            path /= "README.md"
+            if not path.is_file():
+                return label
         if picture or not has_page(path):
             _copy(path, tree.source / path.relative_to(tree.root))
             return match[0]

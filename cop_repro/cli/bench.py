@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cop_repro.core import CopError, check_output_file, project_root, write_json
 
-HELP = "measure speed as ratios, by length of the clip, and how many clips a second are loaded"
+HELP = "measure speed relative to reference implementations, and the loading of features"
 
 MIN_CLIPS = 10
 
@@ -15,7 +15,9 @@ MIN_CLIPS = 10
 def add_arguments(parser) -> None:
     "What to measure."
     parser.add_argument("--loader", action="store_true", help="only the loading of features")
-    parser.add_argument("--json", action="store_true", help="with --loader or --scoring")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with --loader or --scoring"
+    )
     parser.add_argument(
         "--scoring",
         action="store_true",

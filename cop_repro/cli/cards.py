@@ -62,7 +62,9 @@ SCORES = {
 
 def add_arguments(parser) -> None:
     "Write or check."
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if they are stale; write nothing"
+    )
 
 
 def run(args) -> int:
@@ -137,7 +139,7 @@ def _asset_table(path: Path) -> str:
         ("split", f"`{about.get('split_hash') or about.get('split')}`"),
     ]
     if "latents" in about:
-        rows.append(("latents it knows", f"`{about['latents']}`"))
+        rows.append(("trained on latents", f"`{about['latents']}`"))
     return _table("fact, value", rows)
 
 

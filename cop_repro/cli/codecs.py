@@ -17,11 +17,13 @@ FITTED_CLIPS = 48  # of each domain, for the statistics of the untrained codec
 
 def add_arguments(parser) -> None:
     "Candidates and the sizes of the experiment."
-    parser.add_argument("candidates", nargs="*", help="NAME=FILE.safetensors")
-    parser.add_argument("-o", "--output", default="reports/codecs.json")
+    parser.add_argument(
+        "candidates", nargs="*", help="NAME=FILE.safetensors, beside the untrained codec"
+    )
+    parser.add_argument("-o", "--output", default="reports/codecs.json", help="file to write, JSON")
     parser.add_argument("--clips", type=int, default=60, help="training clips")
-    parser.add_argument("--test-clips", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--test-clips", type=int, default=8, help="scored clips")
+    parser.add_argument("--steps", type=int, default=150, help="training steps for each codec")
 
 
 def run(args) -> int:

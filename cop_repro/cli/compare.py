@@ -21,12 +21,12 @@ HEAD = """\
 def add_arguments(parser) -> None:
     "Two result files or report folders."
     parser.add_argument("a", help="results.json, or a folder with it and verdicts.json")
-    parser.add_argument("b")
+    parser.add_argument("b", help="the other run, in the same form")
     parser.add_argument(
         "--measure",
         metavar="WHAT",
-        help=f"both runs are honest: write what they differ by to {RERUNS}; WHAT says how they "
-        "were made, e.g. 'the default profile with 1 and with 2 threads'",
+        help=f"record the differences of two honest runs as tolerances in {RERUNS}; WHAT describes "
+        "how the runs were made, e.g. 'the default profile with 1 and with 2 threads'",
     )
 
 

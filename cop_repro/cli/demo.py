@@ -33,11 +33,11 @@ video, img {{ width: 100% }} audio {{ width: 100%; display: block }} figure {{ m
 </style>
 <h1>{title}</h1>
 <p>{summary}</p>
-<figure><video controls src="video.mp4"></video>
+<figure><video controls poster="poster.png" src="video.mp4"></video>
 <figcaption>The rendered video, which was silent, with its generated sound.</figcaption></figure>
 {players}
-<figure><img src="overview.png" alt="A frame of the silent video, the predicted notes over the true
-ones, and mel spectrograms of the generated and the true sound">
+<figure><a href="overview.png"><img src="overview.png" alt="A frame of the silent video, the
+predicted notes over the true ones, and mel spectrograms of the generated and the true sound"></a>
 <figcaption>From the silent video to notes and sound.</figcaption></figure>
 </html>
 """
@@ -45,10 +45,10 @@ ones, and mel spectrograms of the generated and the true sound">
 
 def add_arguments(parser) -> None:
     "Which étude, how long, and where to write."
-    parser.add_argument("-o", "--output", default="demo", help="folder to make (default: demo)")
+    parser.add_argument("-o", "--output", default="demo", help="folder to make")
     parser.add_argument("--etude", default=DEFAULT, help=f"one of {', '.join(HELD_OUT)}")
     parser.add_argument("--seconds", type=float, default=10.0, help="length, 2 to 60 s")
-    parser.add_argument("--seed", type=int, default=0, help="of the rendition and of the sound")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the rendition and the sound")
 
 
 def run(args) -> int:
@@ -75,6 +75,7 @@ def run(args) -> int:
         )
         made |= sounds_made | {
             "silent.mp4": "the rendered video that was performed",
+            "poster.png": "a frame of the video, which the page shows before it plays",
             "overview.png": "video, notes and sound in one picture",
             "index.html": "a page to see and hear all of it",
         }
@@ -136,7 +137,7 @@ def _write_sounds(folder: Path, truth, found, seconds: float) -> dict[str, str]:
         print("true.wav is left out: the synthesiser (tinysoundfont) is not installed")
         return made
     sounds = {
-        "true.wav": (truth, "the rendered notes through the synthesiser: the sound to reach"),
+        "true.wav": (truth, "the true notes through the synthesiser (the sound to reach)"),
         "synthesised.wav": (found, "the predicted notes through the same synthesiser"),
     }
     for name, (notes, what) in sounds.items():
@@ -147,9 +148,10 @@ def _write_sounds(folder: Path, truth, found, seconds: float) -> dict[str, str]:
 
 
 def _draw(folder: Path, truth, found, seconds: float) -> None:
-    "A frame of the video, the notes, and the spectrograms, as one picture."
+    "A frame of the video as `poster.png`; with the notes and the spectrograms as `overview.png`."
     import soundfile
     from matplotlib.figure import Figure
+    from matplotlib.image import imsave
 
     from cop_repro.data.notes import plot_notes
     from cop_repro.data.video import read_video
@@ -162,7 +164,9 @@ def _draw(folder: Path, truth, found, seconds: float) -> None:
     ratios = (1.7, 1.8, *(1.2 for _ in sounds))
     axes = figure.subplots(2 + len(sounds), 1, height_ratios=ratios)
     middle = truth.onsets_s[len(truth) // 2] + 0.1
-    axes[0].imshow(read_video(folder / "silent.mp4", start_s=middle, end_s=middle + 0.1)[0])
+    frame = read_video(folder / "silent.mp4", start_s=middle, end_s=middle + 0.1)[0]
+    imsave(folder / "poster.png", frame)
+    axes[0].imshow(frame)
     axes[0].set(xticks=[], yticks=[], title=f"Silent video at {middle:.1f} s")
     plot_notes(axes[1], truth, found, "Notes predicted from the video (colour) over true ones")
     axes[1].set(xlim=(0, seconds))

@@ -71,6 +71,7 @@ def run(args) -> int:
         print(check.line(), flush=True)
         failed += not check.present
     print(f"       {os.cpu_count()} CPU cores, {_num_gpus()} GPUs (none needed)")
+    print(f"{failed} missing" if failed else "all checks passed")
     return 2 if failed else 0
 
 

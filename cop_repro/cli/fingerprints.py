@@ -22,7 +22,9 @@ COMMAND_LINE = "cop_repro.cli"  # decides nothing about results
 
 def add_arguments(parser) -> None:
     "Write or check."
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if they are stale; write nothing"
+    )
 
 
 def run(args) -> int:

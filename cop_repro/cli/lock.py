@@ -5,7 +5,7 @@ from configparser import ConfigParser
 
 from cop_repro.core import project_root
 
-HELP = "print the requirements of settings.ini, those of all extras included"
+HELP = "print all requirements of settings.ini, extras included"
 
 
 def add_arguments(parser) -> None:

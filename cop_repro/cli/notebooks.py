@@ -32,7 +32,9 @@ QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "
 def add_arguments(parser) -> None:
     "Which notebooks; whether to look only."
     parser.add_argument("names", nargs="*", help="stems, such as 42_flow; default: the stale ones")
-    parser.add_argument("--check", action="store_true", help="fail where an output is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if they are stale; write nothing"
+    )
 
 
 def run(args) -> int:

@@ -20,11 +20,13 @@ HELP = "ablation of the rendered videos' nuisances: one roll predictor for each 
 
 def add_arguments(parser) -> None:
     "Sizes of the experiment."
-    parser.add_argument("videos", nargs="*", help="real piano videos with sound")
-    parser.add_argument("-o", "--output", default="reports/nuisance.json")
+    parser.add_argument("videos", nargs="*", help="real piano videos with sound, scored too")
+    parser.add_argument(
+        "-o", "--output", default="reports/nuisance.json", help="file to write, JSON"
+    )
     parser.add_argument("--clips", type=int, default=24, help="training videos of each variant")
-    parser.add_argument("--test-clips", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--test-clips", type=int, default=8, help="scored videos of each kind")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each variant")
     parser.add_argument(
         "--variants", nargs="+", help="e.g. all none without_hands; default: every one"
     )

@@ -12,16 +12,18 @@ HELP = "turn a silent piano video into WAV, MIDI and a video with sound"
 
 def add_arguments(parser) -> None:
     "A video, a folder, and how to perform."
-    parser.add_argument("video")
+    parser.add_argument("video", help="video of a pianist, all 88 keys from above")
     parser.add_argument("-o", "--output", required=True, help="folder to make")
-    parser.add_argument("--text", default="the sound of playing piano")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--text", default="the sound of playing piano", help="caption that conditions the sound"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument(
         "--corners",
         help="keyboard corners in pixels: 'x,y x,y x,y x,y' "
-        "(top left, top right, bottom right, bottom left)",
+        "(top left, top right, bottom right, bottom left); default: they are searched for",
     )
-    parser.add_argument("--assets", help="folder with other weights")
+    parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
 def run(args) -> int:
@@ -40,5 +42,5 @@ def run(args) -> int:
         progress=progress,
     )
     for name, what in out.items():
-        print(f"{name:8s} {what}")
+        print(f"{name:16s} {what}")
     return 0

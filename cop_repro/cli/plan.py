@@ -14,7 +14,7 @@ HELP = (
 
 def add_arguments(parser) -> None:
     "A profile and a machine."
-    parser.add_argument("--profile", default="default")
+    parser.add_argument("--profile", default="default", help="a file of profiles/, without .yaml")
     parser.add_argument("--gpus", type=int, help="default: as many as the profile has processes")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB of one GPU")
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="divide weights, gradients and moments among the GPUs",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args) -> int:

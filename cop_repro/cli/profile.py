@@ -11,8 +11,8 @@ HELP = "run the pipeline with a profile's numbers in a scratch copy"
 
 def add_arguments(parser) -> None:
     "A profile, and the stages to run."
-    parser.add_argument("name")
-    parser.add_argument("targets", nargs="*")
+    parser.add_argument("name", help="a file of profiles/, without .yaml")
+    parser.add_argument("targets", nargs="*", help="stages of dvc.yaml; default: all")
     parser.add_argument(
         "-S",
         "--set",
@@ -21,7 +21,9 @@ def add_arguments(parser) -> None:
         metavar="KEY=VALUE",
         help="another value of a parameter, e.g. threads=1; may be repeated",
     )
-    parser.add_argument("--as", dest="copy", metavar="COPY", help="name of the scratch copy")
+    parser.add_argument(
+        "--as", dest="copy", metavar="COPY", help="name of the scratch copy; default: NAME"
+    )
     parser.add_argument(
         "--publish", action="store_true", help="copy its reports to reports/profiles/NAME"
     )

@@ -11,7 +11,9 @@ HELP = "write (or check) the tables of README.md and docs/results.md"
 
 def add_arguments(parser) -> None:
     "Write or check."
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if they are stale; write nothing"
+    )
 
 
 def run(args) -> int:

@@ -13,9 +13,9 @@ HELP = "score the shipped models on real piano videos that have sound"
 
 def add_arguments(parser) -> None:
     "Videos, and where to write."
-    parser.add_argument("videos", nargs="+")
-    parser.add_argument("-o", "--output", default="reports/real.json")
-    parser.add_argument("--picture")
+    parser.add_argument("videos", nargs="+", help="piano videos with sound")
+    parser.add_argument("-o", "--output", default="reports/real.json", help="file to write, JSON")
+    parser.add_argument("--picture", help="file to write, PNG; default: none")
 
 
 def run(args) -> int:

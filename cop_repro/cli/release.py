@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        help="names of params.yaml's release.assets, e.g. general.safetensors; default all",
+        help="names of params.yaml's release.assets, e.g. general.safetensors; default: all",
     )
 
 
@@ -42,28 +42,35 @@ def run(args) -> int:
         hint = did_you_mean(unknown[0], assets)
         raise ParamsError(f"no asset {unknown[0]!r}{hint}; assets are {', '.join(assets)}")
     check_output_folder(root / "data" / "assets", args.names or assets)
-    for target in args.names or assets:
-        source = assets[target]
-        named = {"model": source} if isinstance(source, str) else source
-        _release(root, target, {k: f"{made.relative_to(root)}/{v}" for k, v in named.items()})
+    sources = {name: _sources(root, made, assets[name]) for name in args.names or assets}
+    ready = {target: _asset(root, source) for target, source in sources.items()}
+    for target, (tensors, about) in ready.items():
+        save_weights(root / "data" / "assets" / target, tensors, about)
+        print(f"{' + '.join(sources[target].values())} -> data/assets/{target}")
     for command in (["dvc", "add", "data"], ["dvc", "push", "data.dvc"]):
         subprocess.run(command, cwd=root, check=True)
     return 0
 
 
-def _release(root: Path, target: str, source: dict[str, str]) -> None:
-    "Write one asset from a model, and from a predictor of its own where one is named."
-    for path in source.values():
+def _sources(root: Path, made: Path, source: str | dict[str, str]) -> dict[str, str]:
+    "Files of one asset by what they hold, from the checkout; one that does not exist is an error."
+    named = {"model": source} if isinstance(source, str) else source
+    paths = {what: f"{made.relative_to(root)}/{path}" for what, path in named.items()}
+    for path in paths.values():
         if not (root / path).exists():
             raise CopError(
-                f"no trained model at {path}: run the pipeline or the profile that makes it first"
+                f"no trained model at {path}, so nothing is released: run the pipeline or the "
+                "profile that makes it first"
             )
+    return paths
+
+
+def _asset(root: Path, source: dict[str, str]) -> tuple[dict, dict]:
+    "Weights and description of one asset: a model, with a predictor of its own where one is named."
     tensors, meta = load_weights(root / source["model"])
     if "predictor" in source:
         tensors |= _predictor(root, source, meta)
-    about = {**meta, "released_from": source}
-    save_weights(root / "data" / "assets" / target, _in_half(tensors, meta), about)
-    print(f"{' + '.join(source.values())} -> data/assets/{target}")
+    return _in_half(tensors, meta), {**meta, "released_from": source}
 
 
 def _predictor(root: Path, source: dict[str, str], meta: dict) -> dict:

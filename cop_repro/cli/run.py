@@ -37,9 +37,9 @@ MEMORY_KEPT = {
 
 def add_arguments(parser) -> None:
     "A stage, its matrix entry and its parameters."
-    parser.add_argument("stage")
-    parser.add_argument("--item", default="", help="which entry of the stage's matrix")
-    parser.add_argument("--params", default="params.yaml")
+    parser.add_argument("stage", help="e.g. train_roll")
+    parser.add_argument("--item", default="", help="variant of the stage, e.g. cop_piano")
+    parser.add_argument("--params", default="params.yaml", help="parameter file")
 
 
 def run(args) -> int:

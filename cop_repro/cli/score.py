@@ -16,16 +16,14 @@ JUDGES_HELP = (
 )
 
 
-# Endings of the files that are scored: an output of such a name is a slip, and may be an input.
-NO_JSON = (
-    ".wav .flac .ogg .opus .mp3 .m4a .aif .aiff .mid .midi .mp4 .mkv .webm .mov .safetensors"
-).split()
+# A count, of which neither more nor less is better.
+NEUTRAL = ("velocity_matched",)
 
 
 def add_arguments(parser) -> None:
     "Two folders, what to compute, and where to write it."
-    parser.add_argument("ref")
-    parser.add_argument("est")
+    parser.add_argument("ref", help="folder of true files")
+    parser.add_argument("est", help="folder of generated files")
     parser.add_argument(
         "--metrics",
         nargs="+",
@@ -41,7 +39,7 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="score the common beginning of sounds of different lengths",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
 def run(args) -> int:
@@ -60,8 +58,12 @@ def run(args) -> int:
 
 def _check_output(args) -> None:
     "Refuse, before anything is computed, an output that cannot be written or is an input."
+    from cop_repro.evaluation.folders import SUFFIXES
+
     check_output_file(args.output, (args.works, args.texts, args.judges))
-    if Path(args.output).suffix.lower() in NO_JSON:
+    # An output that is named like a file to score, or like weights, is a slip, and may be an input.
+    inputs = {".safetensors", *(suffix for kind in SUFFIXES.values() for suffix in kind)}
+    if Path(args.output).suffix.lower() in inputs:
         raise CopError(f"-o {args.output}: scores are JSON; give a name that ends in .json")
 
 
@@ -128,20 +130,24 @@ def _shipped_judges() -> Path | None:
 def _lines(made: dict) -> list[str]:
     "Scores for people to read."
     head = (
-        f"{made['clips']} clips of {made['works']} works (ids {made['ids']}), "
+        f"{_count(made['clips'], 'clip')} of {_count(made['works'], 'work')} (ids {made['ids']}), "
         f"{made['sample_rate']} Hz"
     )
     return [head, *(_line(name, line) for name, line in made["metrics"].items())]
+
+
+def _count(number: int, what: str) -> str:
+    "A number of things, in the singular or plural."
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _line(name: str, line: dict) -> str:
     "One metric."
     extractor = f" {line['extractor']}" if line["extractor"] else ""
     undefined = f" undefined: {line['undefined']}" if line["undefined"] else ""
-    return (
-        f"{name:28s} {_value(line)} {line['unit']} n={line['n']} "
-        f"({_direction(line)}{_comparison(line)}){extractor}{undefined}"
-    )
+    remarks = f"{'' if name in NEUTRAL else _direction(line)}{_comparison(line)}".lstrip(", ")
+    shown = f"{name:28s} {_value(line)} {line['unit']} n={line['n']}"
+    return f"{shown}{f' ({remarks})' if remarks else ''}{extractor}{undefined}"
 
 
 def _value(line: dict) -> str:

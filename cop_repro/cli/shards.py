@@ -8,7 +8,7 @@ HELP = "check every byte of a sharded store, and list its refused clips"
 
 def add_arguments(parser) -> None:
     "A store."
-    parser.add_argument("folder")
+    parser.add_argument("folder", help="a sharded store, such as features/real/NAME")
     parser.add_argument("--show", type=int, default=20, help="refused clips to print")
 
 

@@ -9,7 +9,7 @@ from cop_repro.cli._profiles import profile_folder
 from cop_repro.core import CopError, check_output_file, project_root, write_json
 from cop_repro.parameters import load_params, settings_hash
 
-HELP = "judge the piano claims by a profile's scored rows: the verdicts of another training seed"
+HELP = "judge the piano claims on the rows that another profile has scored"
 
 GROUPS = ("read", "piano")
 

@@ -20,7 +20,7 @@ HELP = (
 
 ACTIONS = ("list", "fetch", "lock", "verify", "use", "convert")
 NAME_HELP = (
-    "encodec, flan_t5_large, openclip_bigg; default all; for convert: a pickled checkpoint, "
+    "encodec, flan_t5_large, openclip_bigg; default: all; for convert: a pickled checkpoint, "
     "which is read once, tensors only"
 )
 MAX_SOUNDS = 512  # training clips that EnCodec's statistics are fitted on
@@ -29,9 +29,9 @@ SOUNDS_AT_ONCE = 4
 
 def add_arguments(parser) -> None:
     "What to do with which network."
-    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("action", choices=ACTIONS, help="what to do")
     parser.add_argument("name", nargs="?", default="", help=NAME_HELP)
-    parser.add_argument("--folder", help="where they lie, default weights/ of the checkout")
+    parser.add_argument("--folder", help="where they lie; default: weights/ of the checkout")
     parser.add_argument("--json", action="store_true", help="for list")
     parser.add_argument(
         "--clips",

@@ -456,7 +456,10 @@ def _measured_times(path: Path | str, container, stream) -> tuple[float, float]:
 def probe_video(
     path: Path | str,  # any video file
 ) -> VideoInfo:  # size, rate, length, sound
-    "Inspect a video by decoding a single frame."
+    """Inspect a video.
+
+    One frame is decoded, and packets are read where declarations do not suffice.
+    """
     with _open(path) as (container, stream):
         stream = _require_picture(path, stream)
         frame = next((frame for _, _, frame in _timed(path, container, stream)), None)

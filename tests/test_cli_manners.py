@@ -254,7 +254,8 @@ EXPECTED = {
     "YAML": (yaml.YAMLError("mapping values\nare not allowed"), "YAML"),
     "a program": (subprocess.CalledProcessError(3, ["git", "x"], stderr=b"no"), "`git x`", "3"),
     "a package": (ModuleNotFoundError("No module named 'dvc'", name="dvc.x"), "'dvc'"),
-    "sound": (soundfile.LibsndfileError(2), "read or written"),
+    "a full disk": (soundfile.LibsndfileError(2), "disk full"),
+    "sound": (soundfile.LibsndfileError(7), "read or written"),
     "ours": (CopError("two\nlines \x1b[31m"), "two lines \\x1b[31m"),
 }
 

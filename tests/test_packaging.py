@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -221,8 +220,7 @@ def test_core_requires_nothing_hard_to_install(metadata):
 def test_wheel_from_sdist_is_the_same(sources, wheel, tmp_path):
     done = build(sources, tmp_path / "sdist", "sdist")
     assert done.returncode == 0, done.stderr
-    with tarfile.open(tmp_path / "sdist" / f"cop_repro-{__version__}.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(tmp_path / "sdist" / f"cop_repro-{__version__}.tar.gz", tmp_path)
     unpacked = tmp_path / f"cop_repro-{__version__}"
     assert not (unpacked / "dvcstore").exists() and not (unpacked / "tests").exists()
     done = build(unpacked, tmp_path / "wheel")

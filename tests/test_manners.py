@@ -329,11 +329,10 @@ def test_the_facts_of_an_asset(tmp_path):
 
 
 def test_a_card_without_marks_is_refused():
-    assert cards.with_facts("x.md", f"a\n{cards.BEGIN}\nold\n{cards.END}\nb", "new") == (
-        f"a\n{cards.BEGIN}\nnew\n{cards.END}\nb"
-    )
+    page = "a\n<!-- facts -->\n{}\n<!-- end of facts -->\nb"
+    assert with_table("x.md", page.format("old"), "facts", "new") == page.format("new")
     with pytest.raises(CopError, match="lacks the marks"):
-        cards.with_facts("x.md", "a\nb", "new")
+        with_table("x.md", "a\nb", "facts", "new")
 
 
 def test_a_stale_card_is_refused(tmp_path, monkeypatch, capsys):

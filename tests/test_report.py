@@ -364,10 +364,10 @@ def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path, run):
     assert {(r.table, r.label) for r in midi.values()} == {("roll", "paper")}
     text = (tmp_path / "tables.md").read_text()
     table5, roll = (
-        text.split("## Table 5 shape")[1].split("##")[0],
+        text.split("## In the shape of Table 5")[1].split("##")[0],
         text.split("## Roll predictor")[1].split("##")[0],
     )
-    main_table, below = table5.split("What the style judge makes of the true sound")
+    main_table, below = table5.split("Style judge on the true sound")
     assert "paper: mos_melody" in main_table
     assert "| mos_melody" not in main_table
     assert "true_sound_crisp" not in main_table

@@ -577,20 +577,20 @@ def test_avi_has_no_display_times(tmp_path, b_frames):
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
-def test_a_still_picture_before_the_film_is_not_the_film(tmp_path, suffix):
+def test_a_still_picture_in_front_is_not_the_video(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     with av.open(str(path), "w") as container:
         cover = container.add_stream("mjpeg", rate=25)
-        film = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        video = container.add_stream("libx264", rate=25, options={"bf": "0"})
         cover.width, cover.height, cover.pix_fmt = 320, 240, "yuvj420p"
-        film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         still = np.full((240, 320, 3), 90, np.uint8)
         container.mux(cover.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
         container.mux(cover.encode(None))
         for level in range(50):
             picture = np.full((48, 64, 3), level, np.uint8)
-            container.mux(film.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(film.encode(None))
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
     assert read_video(path).shape == (50, 48, 64, 3)
     assert probe_video(path).duration_s == pytest.approx(2.0, abs=0.05)
 

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from cop_repro.core import CopError, atomic_file, project_root
+from cop_repro.cli._marks import refresh
+from cop_repro.core import CopError, project_root, read_json
 
 HELP = "write (or check) the facts in the model and data cards"
 
-BEGIN = "<!-- facts -->"
-END = "<!-- end of facts -->"
+MARK = "facts"
 
 # Rows of reports/results.json that a card prints: (table, row, metric).
 SCORES = {
@@ -76,13 +76,7 @@ def run(args) -> int:
             raise CopError(
                 f"docs/cards/{path.name} is a card of nothing: cards are {', '.join(made)}"
             )
-        text = path.read_text(encoding="utf-8")
-        fresh = with_facts(path.name, text, made[path.stem])
-        if not args.check:
-            with atomic_file(path) as temporary:
-                temporary.write_text(fresh, encoding="utf-8")
-        elif fresh != text:
-            raise CopError(f"the facts in docs/cards/{path.name} are stale: run `cop cards`")
+        refresh(path, MARK, made[path.stem], args.check, "cop cards")
     return 0
 
 
@@ -93,8 +87,8 @@ def card_files(root: Path) -> list[Path]:
 
 def card_facts(root: Path) -> dict[str, str]:
     "Facts by card, as Markdown tables."
-    results = json.loads((root / "reports" / "results.json").read_text())
-    manifest = json.loads((root / "data" / "manifest.json").read_text())
+    results = read_json(root / "reports" / "results.json")
+    manifest = read_json(root / "data" / "manifest.json")
     assets = sorted((root / "data" / "assets").glob("*.safetensors"))
     facts = {p.stem: f"{_asset_table(p)}\n\n{_score_table(p.stem, results)}" for p in assets}
     return facts | {
@@ -102,15 +96,6 @@ def card_facts(root: Path) -> dict[str, str]:
         "foley_and_captions": _clip_table(manifest, ("foley", "t2a")),
         "etudes": _etude_table(root / "data" / "etudes", manifest),
     }
-
-
-def with_facts(name: str, text: str, facts: str) -> str:
-    "A card with other facts."
-    head, _, rest = text.partition(f"{BEGIN}\n")
-    _, _, tail = rest.partition(END)
-    if not tail:
-        raise CopError(f"docs/cards/{name} lacks the marks '{BEGIN}' and '{END}'")
-    return f"{head}{BEGIN}\n{facts}\n{END}{tail}"
 
 
 def _table(head: str, rows: list[tuple]) -> str:

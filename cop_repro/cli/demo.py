@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cop_repro.cli._assets import assets_folder, etudes_folder
 from cop_repro.cli._progress import progress
-from cop_repro.core import BadInput, check_output_folder, numpy_rng
+from cop_repro.core import RATES, BadInput, check_output_folder, numpy_rng
 
 HELP = "render a held-out étude, perform it from the picture alone, and score the notes"
 
@@ -22,7 +22,6 @@ HELD_OUT = (
 )
 DEFAULT = "14_crooked_stairs"
 LONGEST_S = 60.0
-FRAME_RATE = 25.0
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -113,8 +112,10 @@ def _render(path: Path, notes, seconds: float, seed: int) -> None:
 
     nuisance = sample_nuisance(numpy_rng(seed, "demo"))
     fingers = assign_fingers(notes)
-    view = render(notes, fingers, seconds, nuisance=nuisance, frame_rate=FRAME_RATE, seed=seed)
-    write_video(path, view.frames, FRAME_RATE)
+    view = render(
+        notes, fingers, seconds, nuisance=nuisance, frame_rate=RATES.frame_rate, seed=seed
+    )
+    write_video(path, view.frames, RATES.frame_rate)
 
 
 def _read_notes(path: Path):
@@ -142,7 +143,7 @@ def _write_sounds(folder: Path, truth, found, seconds: float) -> dict[str, str]:
     }
     for name, (notes, what) in sounds.items():
         wav = prepare_level(synthesise(notes.crop(0, seconds), seconds))
-        soundfile.write(folder / name, wav, 24_000)
+        soundfile.write(folder / name, wav, RATES.sample_rate)
         made[name] = what
     return made
 
@@ -163,7 +164,7 @@ def _draw(folder: Path, truth, found, seconds: float) -> None:
     figure = Figure(figsize=(11, 4.4 + 1.6 * len(sounds)), layout="constrained")
     ratios = (1.7, 1.8, *(1.2 for _ in sounds))
     axes = figure.subplots(2 + len(sounds), 1, height_ratios=ratios)
-    middle = truth.onsets_s[len(truth) // 2] + 0.1
+    middle = min(truth.onsets_s[len(truth) // 2] + 0.1, seconds - 0.2)
     frame = read_video(folder / "silent.mp4", start_s=middle, end_s=middle + 0.1)[0]
     imsave(folder / "poster.png", frame)
     axes[0].imshow(frame)

@@ -3,7 +3,8 @@
 
 from pathlib import Path
 
-from cop_repro.core import CopError, atomic_file, project_root, read_json
+from cop_repro.cli._marks import refresh
+from cop_repro.core import project_root, read_json
 from cop_repro.parameters import load_params
 
 HELP = "write (or check) the tables of README.md and docs/results.md"
@@ -20,17 +21,7 @@ def run(args) -> int:
     "Write each table between its two marks, or fail where one is stale."
     root = project_root()
     for page, mark, table in _tables(root):
-        path = root / page
-        text = path.read_text(encoding="utf-8")
-        made = _with_table(text, page, mark, table)
-        if made == text:
-            continue
-        if args.check:
-            raise CopError(
-                f"the table {mark!r} in {page} is not that of reports/: run `cop readme`"
-            )
-        with atomic_file(path) as temporary:
-            temporary.write_text(made, encoding="utf-8")
+        refresh(root / page, mark, table, args.check, "cop readme")
     return 0
 
 
@@ -48,13 +39,3 @@ def _tables(root: Path) -> list[tuple[str, str, str]]:
         ("README.md", "claims", claims_table(verdicts, reasons)),
         ("docs/results.md", "numbers", numbers_table(results, load_tables(definitions))),
     ]
-
-
-def _with_table(text: str, page: str, mark: str, table: str) -> str:
-    "The page with another table."
-    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-    head, _, rest = text.partition(f"{begin}\n")
-    _, _, tail = rest.partition(end)
-    if not tail:
-        raise CopError(f"{page} lacks the marks '{begin}' and '{end}'")
-    return f"{head}{begin}\n{table}\n{end}{tail}"

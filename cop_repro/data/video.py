@@ -250,7 +250,7 @@ STILL = ("bmp", "gif", "mjpeg", "png", "tiff", "webp")  # codecs of covers, and 
 
 
 def _picture(container):
-    "The video: a film before a still picture, then the stream marked default, then the first."
+    "The video: moving pictures before a still one, then the default stream, then the first."
 
     def rank(stream) -> tuple[bool, bool, bool]:
         codec = stream.codec_context

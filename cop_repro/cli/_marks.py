@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"Made tables inside pages that are written by hand, each between two marks."
+
+from pathlib import Path
+
+from cop_repro.core import CopError, atomic_file
+
+
+def with_table(name: str, text: str, mark: str, table: str) -> str:
+    "The page with another table between `<!-- mark -->` and `<!-- end of mark -->`."
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    head, _, rest = text.partition(f"{begin}\n")
+    _, _, tail = rest.partition(end)
+    if not tail:
+        raise CopError(f"{name} lacks the marks '{begin}' and '{end}'")
+    return f"{head}{begin}\n{table}\n{end}{tail}"
+
+
+def refresh(path: Path, mark: str, table: str, check: bool, command: str) -> None:
+    "Write the table into its page, or with `check` refuse a stale one and write nothing."
+    text = path.read_text(encoding="utf-8")
+    made = with_table(path.name, text, mark, table)
+    if made == text:
+        return
+    if check:
+        raise CopError(f"the {mark} in {path.name} are stale: run `{command}`")
+    with atomic_file(path) as temporary:
+        temporary.write_text(made, encoding="utf-8")

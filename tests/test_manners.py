@@ -19,6 +19,7 @@ from jsonschema.exceptions import ValidationError
 from safetensors.numpy import save_file
 
 from cop_repro.cli import build_parser, cards, command_modules, main
+from cop_repro.cli._marks import with_table
 from cop_repro.core import CopError, project_root
 from cop_repro.data.notes import write_midi
 from cop_repro.data.performance import PIANISTS, assign_fingers, etudes, perform

@@ -16,13 +16,14 @@ def with_table(name: str, text: str, mark: str, table: str) -> str:
     return f"{head}{begin}\n{table}\n{end}{tail}"
 
 
-def refresh(path: Path, mark: str, table: str, check: bool, command: str) -> None:
+def refresh(root: Path, page: str, mark: str, table: str, command: str, check: bool) -> None:
     "Write the table into its page, or with `check` refuse a stale one and write nothing."
+    path = root / page
     text = path.read_text(encoding="utf-8")
-    made = with_table(path.name, text, mark, table)
+    made = with_table(page, text, mark, table)
     if made == text:
         return
     if check:
-        raise CopError(f"the {mark} in {path.name} are stale: run `{command}`")
+        raise CopError(f"the {mark} in {page} are stale: run `{command}`")
     with atomic_file(path) as temporary:
         temporary.write_text(made, encoding="utf-8")

@@ -76,7 +76,8 @@ def run(args) -> int:
             raise CopError(
                 f"docs/cards/{path.name} is a card of nothing: cards are {', '.join(made)}"
             )
-        refresh(path, MARK, made[path.stem], args.check, "cop cards")
+        page = path.relative_to(root).as_posix()
+        refresh(root, page, MARK, made[path.stem], "cop cards", args.check)
     return 0
 
 

@@ -21,7 +21,7 @@ def run(args) -> int:
     "Write each table between its two marks, or fail where one is stale."
     root = project_root()
     for page, mark, table in _tables(root):
-        refresh(root / page, mark, table, args.check, "cop readme")
+        refresh(root, page, mark, table, "cop readme", args.check)
     return 0
 
 

@@ -457,20 +457,40 @@ def _note_ends(stop: ndarray, held: ndarray, first_row: int) -> ndarray:
     return end[np.lexsort((end, key))]
 
 
+def _onset_moves(
+    onset: ndarray,  # (r, 88) onset probabilities
+    row: ndarray,  # (n,) first rows of notes, numbers in `onset`
+    key: ndarray,  # (n,) their keys
+) -> ndarray:  # (n,) rows to add, -0.9..0.9
+    "From a note's first row to the mean of its onset's distribution around the peak."
+    near = np.pad(onset, ((4, 4), (0, 0)))[row[:, None] + np.arange(9), key[:, None]]
+    nearest_first = np.array([4, 3, 5, 2, 6])  # the first row is column 4
+    peak = nearest_first[near[:, nearest_first].argmax(1)]
+    around = np.take_along_axis(near, peak[:, None] + np.arange(-REACH, REACH + 1), 1)
+    inner, outer = around[:, [1, 3]], around[:, [0, 4]]
+    inner = np.where(inner < around[:, [2]], inner, 0)
+    outer = np.where(outer <= inner, outer, 0)
+    total = around[:, 2] + inner.sum(1) + outer.sum(1)
+    mean = (inner @ (-1, 1) + outer @ (-2, 2)) / np.maximum(total, 1e-9)
+    return np.clip(peak - 4 + mean, -0.9, 0.9)
+
+
 class _NotePairs:
     "Notes from their starts and ends, in pieces."
 
     def __init__(self):
         self.held = np.zeros(NUM_KEYS, bool)  # whether a note of the key goes on
         self.first = np.zeros(NUM_KEYS, int)  # row in which that note started
+        self.move = np.zeros(NUM_KEYS)  # rows from there to its onset
         self.velocity = np.zeros((NUM_KEYS, 3))  # velocity in that note's first three rows
-        self.ended = []  # arrays of rows (key, first row, end row, velocity in 0..1)
+        self.ended = []  # arrays of rows (key, first row, end row, move, velocity in 0..1)
 
     def add(
         self,
         start: ndarray,  # (r, 88) starts of notes
         down: ndarray,  # (r, 88) keys that are down
         velocity: ndarray,  # these rows' velocities, and two rows more if the roll goes on
+        moves: ndarray,  # of the starts, sorted by key, then row
         first_row: int,  # number of the first row
     ) -> None:
         "The n-th start of a key belongs to its n-th end, counting the note held from before."
@@ -482,19 +502,23 @@ class _NotePairs:
         new_velocity = velocity[rows, new_key[:, None]]
         key = np.concatenate([held_key, new_key])
         first = np.concatenate([self.first[held_key], new_first])
+        move = np.concatenate([self.move[held_key], moves])
         first_velocities = np.concatenate([self.velocity[held_key], new_velocity])
         order = np.lexsort((first, key))
-        self._store(key[order], first[order], end, first_velocities[order])
+        self._store(key[order], first[order], end, move[order], first_velocities[order])
         self.held = down[-1]
 
-    def _store(self, key: ndarray, first: ndarray, end: ndarray, velocity: ndarray) -> None:
+    def _store(
+        self, key: ndarray, first: ndarray, end: ndarray, move: ndarray, velocity: ndarray
+    ) -> None:
         "Append the notes that have ended; remember those that go on."
         inside = first[:, None] + np.arange(3) < end[:, None]
         mean = (velocity * inside).sum(1) / inside.sum(1)
         ended = end < _OPEN
-        self.ended.append(np.stack([key, first, end, mean], 1)[ended])
-        self.first[key[~ended]] = first[~ended]
-        self.velocity[key[~ended]] = velocity[~ended]
+        self.ended.append(np.stack([key, first, end, move, mean], 1)[ended])
+        held = key[~ended]
+        self.first[held], self.move[held] = first[~ended], move[~ended]
+        self.velocity[held] = velocity[~ended]
 
 # %% ../../nbs/data/10_notes.ipynb #83a5c4de
 MARGIN = 6  # rows on either side of a row that suffice to decide it
@@ -552,7 +576,7 @@ class NoteDecoder:
         self.base += surplus
 
     def finish(self) -> Notes:
-        "All notes; times are row / frame_rate."
+        "All notes; times are (rows + moves) / frame_rate."
         total = 0 if self.rows is None else self.base + len(self.rows)
         if total < 1:
             return Notes.empty()
@@ -561,11 +585,11 @@ class NoteDecoder:
         self._decide(total + 1)
         self.finished = True
         rate = self.rows.frame_rate
-        key, first, end, velocity = np.concatenate(self.pairs.ended).T
+        key, first, end, move, velocity = np.concatenate(self.pairs.ended).T
         long = (end - first) / rate >= self.min_duration_s
         return make_notes(
             key[long].astype(np.int64) + LOWEST_PITCH,
-            first[long] / rate,
+            np.maximum(first + move, 0)[long] / rate,
             end[long] / rate,
             np.clip(np.round(velocity * 127), 1, 127).astype(np.int64)[long],
             np.concatenate(self.pedal_turns).reshape(-1, 2) / rate,
@@ -580,8 +604,10 @@ class NoteDecoder:
         events = _KeyEvents(*(values[part] for values in maps))
         start, self.since = _note_starts(events, self.since)
         confirmed = _confirmed(start, events.onset_near, self.confirmed)
-        velocity = self.rows.velocity[part.start :]
-        self.pairs.add(start & confirmed, events.down & confirmed, velocity, self.done)
+        velocity, counted = self.rows.velocity[part.start :], start & confirmed
+        key, row = np.nonzero(counted.T)
+        moves = _onset_moves(self.rows.onset, row + part.start, key)
+        self.pairs.add(counted, events.down & confirmed, velocity, moves, self.done)
         pedal = np.append(self.rows.pedal >= 0.5, False)[part]
         turns = np.diff(np.concatenate([[self.pedal_down], pedal]).astype(int))
         self.pedal_turns.append(np.flatnonzero(turns) + self.done)
@@ -593,7 +619,7 @@ def roll_to_notes(
     presence_threshold: float = 0.5,  # a key counts as down from here
     onset_threshold: float = 0.5,  # an onset counts from here
     min_duration_s: float = 0.03,  # shorter notes are dropped, seconds
-) -> Notes:  # times are row / frame_rate
+) -> Notes:  # onsets between rows, other times are row / frame_rate
     "The notes of a roll: `NoteDecoder` in one piece."
     decoder = NoteDecoder(presence_threshold, onset_threshold, min_duration_s)
     decoder.add(roll)

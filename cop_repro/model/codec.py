@@ -300,9 +300,12 @@ class ConvNeXtBlock(nn.Module):
     def __init__(
         self,
         width: int,  # channels
+        kernel: int = 7,  # frames, odd
+        dilation: int = 1,  # frames between the kernel's taps
     ):
         super().__init__()
-        self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        padding = dilation * (kernel // 2)
+        self.depthwise = nn.Conv1d(width, width, kernel, 1, padding, dilation, groups=width)
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 3 * width)
         self.down = nn.Linear(3 * width, width)

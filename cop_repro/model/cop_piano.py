@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+from .renderer import Renderer, RendererConfig
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -21,9 +23,17 @@ from cop_repro.core import (
     load_weights,
     save_weights,
 )
+from ..data.notes import roll_to_notes
 from .dit import DiTConfig, MultiStreamDiT, StreamConfig, carry_over
 from .flow import Conditions, to_latent_rate
-from .roll import RollConfig, build_roll, read_roll, soft_roll
+from cop_repro.model.roll import (
+    RollConfig,
+    RollLogits,
+    build_roll,
+    logits_to_roll,
+    read_roll,
+    soft_roll,
+)
 
 # %% ../../nbs/model/45_cop_piano.ipynb #c502a82e
 class CoPPiano(nn.Module):
@@ -31,8 +41,17 @@ class CoPPiano(nn.Module):
 
     called_parts = ("predictor", "dit")  # called, and hence sharded, separately (`48_parallel`)
 
-    def __init__(self, dit: MultiStreamDiT, predictor: nn.Module, velocity: bool = True):
+    def __init__(
+        self,
+        dit: MultiStreamDiT,
+        predictor: nn.Module,
+        velocity: bool = True,
+        renderer: Renderer | None = None,
+        spread: float = 1.0,
+    ):
         super().__init__()
+        if not spread > 0:
+            raise ParamsError(f"spread is {spread}; a positive standard deviation is needed")
         if dit.config.roll is None:
             raise BadInput("the DiT has no roll stream: grow_piano adds one to a stage-1 model")
         if velocity and not predictor.cfg.velocity:
@@ -44,7 +63,14 @@ class CoPPiano(nn.Module):
                 f"the DiT is conditioned on {dit.config.roll_keys} keys, "
                 f"the predictor predicts {predictor.cfg.num_keys}"
             )
+        if renderer is not None and renderer.channels != dit.config.latent_channels:
+            raise AssetMismatch(
+                f"the renderer predicts latents of {renderer.channels} channels, "
+                f"the DiT has {dit.config.latent_channels}: renderer of another codec?"
+            )
         self.dit, self.predictor, self.velocity = dit, predictor, velocity
+        self.renderer = None if renderer is None else renderer.requires_grad_(False)
+        self.spread = spread
 
     def forward(
         self,
@@ -73,6 +99,26 @@ class CoPPiano(nn.Module):
         first, count = self.predictor.cfg.first_key, self.predictor.cfg.num_keys
         return replace(cond, roll=to_latent_rate(roll[..., first : first + count], num_latents))
 
+    @torch.no_grad()
+    def render(
+        self,
+        logits: RollLogits,  # of one clip or window
+        num_latents: int,  # latents that span the same time
+    ) -> Float[Tensor, "1 n c"] | None:  # None without a renderer
+        "Latents of the notes that the predictor predicts; of equal velocity if rolls carry none."
+        if self.renderer is None:
+            return None
+        known = logits if self.velocity else logits._replace(velocity=None)
+        return self.renderer.render(roll_to_notes(logits_to_roll(known)), num_latents)[None]
+
+    def start(
+        self,
+        noise: Float[Tensor, "b n c"],  # standard normal, or scaled by a temperature
+        render: Float[Tensor, "b n c"] | None,  # of the same clips; None: pure noise
+    ) -> Float[Tensor, "b n c"]:  # x0
+        "Where the flow of clips starts: r + s noise."
+        return noise if render is None else render.to(noise) + self.spread * noise
+
 
 def grow_piano(
     base: MultiStreamDiT,  # stage-1 model
@@ -81,11 +127,14 @@ def grow_piano(
     velocity: bool = True,  # whether the roll carries velocity
     seed: int = 0,  # of the new stream's weights
     restart_fusion: bool = False,  # re-initialise learnt fusion columns (D-carry-over)
+    renderer: Renderer | None = None,  # whose output the flow starts from; None: pure noise
+    spread: float = 1.0,  # standard deviation of the noise around it
 ) -> CoPPiano:  # outputs what the base model does, unless the fusion was restarted
-    "Stage-1 model plus roll stream plus predictor."
+    "Stage-1 model plus roll stream plus predictor, and a renderer if there is one."
     config = replace(base.config, roll=stream, roll_keys=predictor.cfg.num_keys)
     dit = carry_over(base, MultiStreamDiT(config, seed=seed), restart_fusion)
-    return CoPPiano(dit, predictor, velocity).to(next(base.parameters()).device)
+    model = CoPPiano(dit, predictor, velocity, renderer, spread)
+    return model.to(next(base.parameters()).device)
 
 # %% ../../nbs/model/45_cop_piano.ipynb #153dd84a
 def save_piano(
@@ -100,6 +149,8 @@ def save_piano(
         "dit": asdict(model.dit.config),
         "predictor": asdict(model.predictor.cfg),
         "velocity": model.velocity,
+        "renderer": None if model.renderer is None else asdict(model.renderer.config),
+        "spread": model.spread,
     }
     save_weights(path, model.state_dict(), about)
 
@@ -115,7 +166,11 @@ def load_piano(
         )
     dit = MultiStreamDiT(from_dict(DiTConfig, meta["dit"], "dit"))
     predictor = build_roll(from_dict(RollConfig, meta["predictor"], "predictor"))
-    model = CoPPiano(dit, predictor, meta["velocity"])
+    renderer = None
+    if meta.get("renderer"):
+        sizes = from_dict(RendererConfig, meta["renderer"], "renderer")
+        renderer = Renderer(sizes, dit.config.latent_channels)
+    model = CoPPiano(dit, predictor, meta["velocity"], renderer, meta.get("spread", 1.0))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

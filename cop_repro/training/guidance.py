@@ -21,6 +21,7 @@ from ..model.cop_piano import CoPPiano
 from ..model.flow import DropoutConfig, draw_noise_and_time, drop_conditions, fm_loss
 from ..model.roll import RollTarget, read_roll, roll_loss, soft_roll
 from cop_repro.training.features import (
+    RENDER_COLUMNS,
     ROLL_COLUMNS,
     Batch,
     Columns,
@@ -48,8 +49,20 @@ class GuidanceConfig:
     predictor_share: float = 1.0  # learning rate of the predictor, as a fraction of the full one
     base_share: float = 1.0  # that of the stage-1 weights, except the fusion that the roll joins
     restart_fusion: bool = False  # compat: the fusion that the roll joins restarts (D-carry-over)
+    start: Literal["noise", "renderer"] = "noise"  # where the flow of piano clips starts
+    spread: float = 0.5  # standard deviation of the noise around the renderer's latents
 
     def __post_init__(self):
+        if self.start not in ("noise", "renderer") or not self.spread > 0:
+            raise ParamsError(
+                f"start is {self.start!r} and spread {self.spread}; 'noise' or 'renderer' "
+                "and a positive spread are needed"
+            )
+        if self.start == "renderer" and self.roll_source != "cached":
+            raise ParamsError(
+                "start 'renderer' needs the stored notes of a trained predictor: "
+                "use roll_source: cached"
+            )
         if self.joint_every < 1 or (self.joint_items is not None and self.joint_items < 1):
             raise ParamsError(
                 f"joint_every {self.joint_every} and joint_items {self.joint_items} "
@@ -161,6 +174,7 @@ def guidance_loss(
     guided = batch.x1, model.with_roll(batch.cond, rolls, batch.x1.shape[1])
     x1, cond = guided if general is None else join_batches([guided, general])
     x0, t = draw_noise_and_time(x1, rng)
+    x0 = torch.cat([model.start(x0[:piano], batch.render), x0[piano:]])
     clips = fm_loss(model, x1, drop_conditions(cond, dropout, rng), x0, t, per_example=True)
     loss = clips.mean()
     if roll_losses and cfg.guidance != "none":
@@ -177,6 +191,11 @@ def _check_step(model: CoPPiano, cfg: GuidanceConfig, general: Sequence, general
     if model.velocity != (cfg.guidance == "velocity") and cfg.guidance != "none":
         raise ParamsError(
             f"guidance {cfg.guidance!r} with a model whose roll has velocity={model.velocity}"
+        )
+    if (model.renderer is None) != (cfg.start == "noise"):
+        raise ParamsError(
+            f"start {cfg.start!r} with a model that has "
+            f"{'no' if model.renderer is None else 'a'} renderer"
         )
     if general_items and not general:
         raise ParamsError(f"general_items is {general_items}, but no general store was given")
@@ -204,6 +223,7 @@ def guidance_step(
     _check_step(model, cfg, general, general_items)
     device, count = next(model.parameters()).device, sum(len(rows) for _, rows in general)
     seed = train_cfg.seed
+    render = None if model.renderer is None else RENDER_COLUMNS[model.velocity]
 
     def step_fn(step: int, part: int, parts: int):
         chosen = rows_for_step(rows, step, train_cfg.batch_size, seed, part, parts).tolist()
@@ -212,7 +232,7 @@ def guidance_step(
         if cfg.roll_source == "cached":
             strips = joint
             cached = ROLL_COLUMNS[model.velocity] if joint < len(chosen) else None
-        batch = piano_batch(store, chosen, rng, crop_latents, strips, cached, device)
+        batch = piano_batch(store, chosen, rng, crop_latents, strips, cached, device, render)
         extra = None
         if general_items:
             places = rows_for_step(range(count), step, general_items, seed + 1, part, parts)

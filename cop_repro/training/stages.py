@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'Place', 'Trained', 'finish_stage', 'start_dit', 'latents_of', 'recorded_sources', 'train_general',
-           'with_recorded', 'train_roll', 'recorded_rolls', 'piano_columns', 'build_piano', 'resume_piano',
-           'train_piano', 'train_preference', 'further_codec', 'train_codec', 'train_encoders', 'published_counts']
+           'with_recorded', 'train_roll', 'train_renderer', 'recorded_rolls', 'piano_columns', 'build_piano',
+           'resume_piano', 'check_rendered', 'train_piano', 'train_preference', 'further_codec', 'train_codec',
+           'train_encoders', 'published_counts']
 
 # %% ../../nbs/training/59_stages.ipynb #4558e5b1
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from ..model.renderer import Renderer, RendererConfig, load_renderer, save_renderer
 from torch import nn
 
 from cop_repro.core import (
@@ -27,6 +29,7 @@ from cop_repro.core import (
     silent,
 )
 from ..data.clips import Store, store_wav
+from ..data.performance import Score
 from ..data.shards import ShardedStore, join_columns, open_store
 from cop_repro.model.codec import (
     Codec,
@@ -59,13 +62,22 @@ from cop_repro.model.encoders import (
 from ..model.flow import DropoutConfig
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from cop_repro.training.components import (
+    NoteErrors,
     caption_words,
     codec_step_fn,
     encoders_step_fn,
+    renderer_step_fn,
     roll_step_fn,
 )
 from .contrast import CONTRAST, ContrastHeads, Objective, PostTrainingData
-from .features import SceneData, Source, codec_sounds, soft_store
+from cop_repro.training.features import (
+    PerformanceData,
+    SceneData,
+    Source,
+    codec_sounds,
+    performed_sounds,
+    soft_store,
+)
 from .general import general_step
 from .guidance import GuidanceConfig, guidance_step, learning_shares
 from cop_repro.training.loop import (
@@ -341,18 +353,72 @@ def train_roll(
     return finish_stage({"roll": model}, result, save)
 
 
+def train_renderer(
+    place: Place,  # no stores: notes and sound are made here
+    scores: Sequence[Score],  # of the training works
+    split: str,  # split hash of these works
+    codec: Path,  # whose latents are predicted
+    sizes: RendererConfig,
+    data: PerformanceData,  # how many performances
+    errors: NoteErrors,  # of the notes in training
+    cfg: TrainConfig,  # how to train
+    crop_s: float,  # window, seconds
+    codec_weight: float,  # of the codec's loss through its frozen decoder
+    init: Path | None = None,  # renderer to start from; None: fresh weights
+) -> Trained:
+    "Stage 2.1b: notes to latents, without videos (ours, D-renderer)."
+    frozen = load_codec(codec, split).requires_grad_(False)
+    with seeded(place.seed, "renderer"):
+        model = Renderer(sizes, frozen.channels)
+    if init is not None:
+        model, meta = load_renderer(init)
+        check_latents(init.name, meta, frozen.latent_id)
+        _check_renderer(init.name, model.config, sizes)
+    sounds = performed_sounds(data, scores, frozen, place.progress)
+    step_fn = renderer_step_fn(model, frozen, sounds, cfg, crop_s, codec_weight, errors)
+    identity = {**place.identity(split), "data": asdict(data), "errors": asdict(errors)}
+    result = train(
+        {"renderer": model}, step_fn, cfg, place.scratch, place.progress, identity=identity
+    )
+
+    def save() -> None:
+        save_renderer(place.made, model, place.about(split, frozen.latent_id))
+
+    return finish_stage({"renderer": model}, result, save)
+
+
+def _check_renderer(name: str, found: RendererConfig, wanted: RendererConfig) -> None:
+    "Refuse a renderer of other sizes."
+    if found != wanted:
+        raise AssetMismatch(
+            f"{name} has other sizes ({found}) than the parameters ask for ({wanted}): "
+            "use init: null"
+        )
+
+
 def recorded_rolls(
     place: Place,  # its recorded sets
     predictor: nn.Module,  # trained roll predictor
+    renderer: Renderer | None = None,  # of stage 2.1b
+    **about,  # provenance beside the split hash
 ) -> list[str]:  # sets whose rolls were stored
-    "Store the soft rolls of the recorded piano videos on which stage 2.2 trains."
+    "Store the soft rolls and renders of the recorded piano videos on which stage 2.2 trains."
     stored = []
     for name, folders in place.recorded.items():
         clips = open_store(folders["clips"])
         rows = clips.select(split="train", domain="piano")
         if len(rows):
             split = clips.about["split_hash"]
-            soft_store(folders["rolls"], predictor, clips, rows, place.progress, split_hash=split)
+            soft_store(
+                folders["rolls"],
+                predictor,
+                clips,
+                rows,
+                place.progress,
+                renderer,
+                split_hash=split,
+                **about,
+            )
             stored.append(name)
     return stored
 
@@ -371,13 +437,16 @@ def build_piano(
     stream: StreamConfig,  # size of the roll stream
     guidance: GuidanceConfig,  # variant; without guidance the predictor starts from scratch
     seed: int = 0,  # of the new stream
+    renderer: Renderer | None = None,  # used where the variant's flow starts from it
 ) -> CoPPiano:
     "The stage-2 model of a variant (arXiv 2503.22200, stage 2)."
     if guidance.guidance == "none":
         with seeded(seed, "roll"):
             predictor = build_roll(predictor.cfg)
     velocity = guidance.guidance == "velocity"
-    return grow_piano(base, predictor, stream, velocity, seed, guidance.restart_fusion)
+    started = renderer if guidance.start == "renderer" else None
+    restart, spread = guidance.restart_fusion, guidance.spread
+    return grow_piano(base, predictor, stream, velocity, seed, restart, started, spread)
 
 # %% ../../nbs/training/59_stages.ipynb #59c0e002
 def _check_piano(name: str, meta: Mapping, expected: Mapping) -> None:
@@ -414,6 +483,19 @@ def resume_piano(
     model.predictor.load_state_dict(predictor.state_dict())
     return model
 
+
+def check_rendered(
+    about: Mapping,  # description of the store of rolls
+    path: Path,  # renderer that a variant starts from
+) -> None:
+    "Refuse stored latents of another renderer than the one that the model will hold."
+    found, wanted = about.get("renderer"), file_hash(path)
+    if found != wanted:
+        raise AssetMismatch(
+            f"the stored rolls hold latents of renderer {found}, {path.name} is {wanted}: "
+            "run the stage train_roll again"
+        )
+
 # %% ../../nbs/training/59_stages.ipynb #59c0e003
 def _general_sources(place: Place, general: Store) -> list[Source]:
     "General clips that join the piano clips of stage 2."
@@ -428,6 +510,7 @@ def train_piano(
     place: Place,  # stores: clips, encoded, rolls, general
     base: Path,  # stage-1 model
     predictor: Path,  # roll predictor
+    renderer: Path,  # renderer, of the same codec
     stream: StreamConfig,  # size of the roll stream
     guidance: GuidanceConfig,  # variant
     cfg: TrainConfig,  # how to train
@@ -441,14 +524,17 @@ def train_piano(
     "Stage 2.2: Extra-DiT, roll predictor and DiTs together (arXiv 2503.22200, stage 2)."
     place.verify_recorded("clips", "encoded")
     clips, rendered = piano_columns(place)
-    general, encoded = place.open("general", "encoded")
+    general, encoded, rolls = place.open("general", "encoded", "rolls")
     split = clips.about["split_hash"]
     latents = latents_of([encoded, general, *place.encoded_recordings()])
     start, meta = load_dit(base)
     check_latents(base.name, meta, latents)
-    roll = load_roll(predictor)[0]
+    roll, (drawn, described) = load_roll(predictor)[0], load_renderer(renderer)
+    check_latents(renderer.name, described, latents)
+    if guidance.start == "renderer":
+        check_rendered(rolls.about, renderer)
     if init is None:
-        model = build_piano(start, roll, stream, guidance, place.seed)
+        model = build_piano(start, roll, stream, guidance, place.seed, drawn)
     else:
         model = resume_piano(init, start, roll, stream, guidance, split, latents, relearn)
     model = model.to(place.device)

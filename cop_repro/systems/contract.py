@@ -110,7 +110,14 @@ class NoSettings:
     "A system without parameters of its own."
 
 
-STAGES = ("train_codec", "train_roll", "train_general", "train_piano", "train_preference")
+STAGES = (
+    "train_codec",
+    "train_renderer",
+    "train_roll",
+    "train_general",
+    "train_piano",
+    "train_preference",
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cop_repro.data.clips import LevelMeter, prepare_level
 from cop_repro.data.keyboard import parse_corners
 from cop_repro.data.notes import NoteDecoder, drop_unstruck, make_roll, read_midi, roll_to_notes
 from cop_repro.data.video import probe_video, read_audio, write_video
-from cop_repro.model.flow import SampleConfig
+from cop_repro.model.flow import SampleConfig, window_starts, window_weights
 from cop_repro.model.roll import RollLogits, logits_to_roll
 from cop_repro.systems.cop import (
     Performer,
@@ -28,8 +28,6 @@ from cop_repro.systems.cop import (
     strip_windows,
     video_background,
     video_pieces,
-    window_starts,
-    window_weights,
 )
 
 CHANNELS = 128

@@ -98,6 +98,9 @@ def test_noise_is_the_same_everywhere(row, monkeypatch):
     assert len(wav) == RATES.samples(1.0)
     assert torch.equal(noise, torch.randn(1, 75, 128, generator=torch_rng(0, "sample", "c")))
     assert solver == SampleConfig(**SOLVER)
+    system.sample = SampleConfig(**SOLVER, temperature=0.5)
+    system.predict(CLIP)
+    assert torch.equal(seen[1][0], 0.5 * noise)
 
 
 def test_an_entry_is_a_value():

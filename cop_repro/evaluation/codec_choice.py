@@ -27,6 +27,7 @@ from cop_repro.model.flow import (
     drop_conditions,
     fm_loss,
     sample,
+    start_noise,
     to_latent_rate,
 )
 from ..training.features import ROLL_COLUMNS, piano_batch
@@ -126,7 +127,8 @@ def _generated(
     "Latents sampled for one roll, of the shape of the true ones."
     noise = torch.randn(1, *latents.shape, generator=rng)
     roll = to_latent_rate(torch.from_numpy(roll).float()[None], noise.shape[1])
-    return sample(model, noise, Conditions(roll=roll), solver).latents[0]
+    x0 = start_noise(noise, solver)
+    return sample(model, x0, Conditions(roll=roll), solver).latents[0]
 
 
 def codec_trial(

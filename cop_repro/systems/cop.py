@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SCANNED_S', 'NOISE_BLOCK', 'ROLL_SPLITS', 'ASSETS', 'SHOWN_S', 'PERFORMED', 'Performer', 'CopSystem',
-           'window_starts', 'window_weights', 'WindowConfig', 'locate_keyboard', 'video_background', 'strip_windows',
-           'noise_track', 'Performance', 'video_pieces', 'decode_pieces', 'play', 'sound_blocks', 'load_performer',
-           'draw_performance', 'perform_video', 'results_folder']
+           'WindowConfig', 'locate_keyboard', 'video_background', 'strip_windows', 'noise_track', 'Performance',
+           'video_pieces', 'decode_pieces', 'play', 'sound_blocks', 'load_performer', 'draw_performance',
+           'perform_video', 'results_folder']
 
 # %% ../../nbs/systems/71_cop.ipynb #98675973
 import tempfile
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -63,7 +62,15 @@ from ..measure.audio_metrics import plot_mels
 from ..model.codec import Codec, check_latents, load_codec
 from ..model.cop_piano import CoPPiano, load_piano
 from ..model.encoders import Encoders, load_encoders
-from ..model.flow import Conditions, SampleConfig, sample, to_latent_rate
+from cop_repro.model.flow import (
+    Conditions,
+    SampleConfig,
+    sample,
+    start_noise,
+    to_latent_rate,
+    window_starts,
+    window_weights,
+)
 from cop_repro.model.roll import (
     CONTEXT,
     RollLogits,
@@ -104,7 +111,7 @@ class Performer:
         strips: UInt8[np.ndarray, "f h w"],  # one window
         logits: RollLogits,  # of the same window
         text: str,  # caption
-        noise: Float[Tensor, "1 n c"],  # where the flow starts
+        noise: Float[Tensor, "1 n c"],  # standard normal
     ) -> Float[Tensor, "n c"]:  # on the CPU
         "Sampled latents of one window (arXiv 2503.22200, stage 2)."
         tokens, mask = self.encoders.text.encode([text])
@@ -113,7 +120,8 @@ class Performer:
         roll = soft_roll(logits, self.piano.velocity)
         cond = self.piano.with_roll(given, roll, noise.shape[1])
         device = next(self.piano.parameters()).device
-        return sample(self.piano, noise.to(device), cond.to(device), self.sample).latents[0].cpu()
+        x0 = start_noise(noise.to(device), self.sample)
+        return sample(self.piano, x0, cond.to(device), self.sample).latents[0].cpu()
 
     @torch.inference_mode()
     def sound(
@@ -147,47 +155,6 @@ class CopSystem:
         wav = prepare_level(self.performer.sound(latents))
         roll = drop_unstruck(logits_to_roll(logits))
         return Prediction(clip.clip_id, wav, roll_to_notes(roll), roll, time.monotonic() - began)
-
-# %% ../../nbs/systems/71_cop.ipynb #3986d647
-def window_starts(
-    total: int,  # rows
-    window: int,  # rows of a window
-    overlap: int,  # rows shared with the next
-) -> list[int]:  # first row of each window
-    "Starts of windows that cover everything; the last one is moved back to end with the video."
-    if not 0 <= overlap < window:
-        raise BadInput(f"overlap {overlap} must be at least 0 and less than the window {window}")
-    if total <= window:
-        return [0]
-    starts = list(range(0, total - window, window - overlap))
-    return [*starts, total - window]
-
-
-def _faded(starts: list[int], i: int, length: int) -> np.ndarray:
-    "Window `i` with linear slopes where it overlaps its neighbours; not yet normalised."
-    weight = np.ones(length)
-    for near, side in ((i - 1, 1), (i + 1, -1)):
-        if not 0 <= near < len(starts):
-            continue
-        shared = length - abs(starts[near] - starts[i])
-        weight[::side][:shared] *= (np.arange(shared) + 0.5) / shared
-    return weight
-
-
-def window_weights(
-    starts: list[int],  # of `window_starts`
-    total: int,  # rows
-    window: int,  # rows of a window
-) -> Iterator[np.ndarray]:  # one weight a row, window by window; they sum to one
-    "Linear cross-fades between neighbouring windows."
-    length = min(window, total)
-    for i, start in enumerate(starts):
-        everyone = np.zeros(length)
-        for k in range(bisect_right(starts, start - length), bisect_left(starts, start + length)):
-            low, high = max(start, starts[k]), min(start, starts[k]) + length
-            weight = _faded(starts, k, length)
-            everyone[low - start : high - start] += weight[low - starts[k] : high - starts[k]]
-        yield _faded(starts, i, length) / everyone
 
 # %% ../../nbs/systems/71_cop.ipynb #f793e727
 @dataclass(frozen=True)

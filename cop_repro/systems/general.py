@@ -21,7 +21,7 @@ from ..model.codec import Codec
 from ..model.cop_piano import load_piano
 from ..model.dit import MultiStreamDiT, load_dit
 from ..model.encoders import Encoders
-from ..model.flow import Conditions, SampleConfig, sample, to_latent_rate
+from ..model.flow import Conditions, SampleConfig, sample, start_noise, to_latent_rate
 from .contract import Output, SystemEntry, SystemFiles, Task
 
 # %% ../../nbs/systems/73_general.ipynb #73a00006
@@ -70,7 +70,8 @@ class GeneralSystem:
         rng = torch_rng(self.seed, "sample", clip.clip_id)
         device = next(self.model.parameters()).device
         noise = torch.randn(1, count, self.codec.channels, generator=rng).to(device)
-        latents = sample(self.model, noise, self.conditions(clip, count), self.sample).latents
+        x0 = start_noise(noise, self.sample)
+        latents = sample(self.model, x0, self.conditions(clip, count), self.sample).latents
         return prepare_level(self.codec.decode(latents)[0].cpu().numpy())
 
     def predict(self, clip: Clip) -> Prediction:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from .renderer import Renderer, RendererConfig
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -23,17 +21,11 @@ from cop_repro.core import (
     load_weights,
     save_weights,
 )
-from ..data.notes import roll_to_notes
+from ..data.notes import Notes
 from .dit import DiTConfig, MultiStreamDiT, StreamConfig, carry_over
 from .flow import Conditions, to_latent_rate
-from cop_repro.model.roll import (
-    RollConfig,
-    RollLogits,
-    build_roll,
-    logits_to_roll,
-    read_roll,
-    soft_roll,
-)
+from .renderer import Renderer, RendererConfig
+from .roll import RollConfig, build_roll, read_roll, soft_roll
 
 # %% ../../nbs/model/45_cop_piano.ipynb #c502a82e
 class CoPPiano(nn.Module):
@@ -99,17 +91,15 @@ class CoPPiano(nn.Module):
         first, count = self.predictor.cfg.first_key, self.predictor.cfg.num_keys
         return replace(cond, roll=to_latent_rate(roll[..., first : first + count], num_latents))
 
-    @torch.no_grad()
     def render(
         self,
-        logits: RollLogits,  # of one clip or window
+        notes: Notes,  # of one clip or window
         num_latents: int,  # latents that span the same time
     ) -> Float[Tensor, "1 n c"] | None:  # None without a renderer
-        "Latents of the notes that the predictor predicts; of equal velocity if rolls carry none."
+        "The renderer's latents of notes; of equal velocities where the roll carries none."
         if self.renderer is None:
             return None
-        known = logits if self.velocity else logits._replace(velocity=None)
-        return self.renderer.render(roll_to_notes(logits_to_roll(known)), num_latents)[None]
+        return self.renderer.render(notes, num_latents, self.velocity)[None]
 
     def start(
         self,

@@ -25,7 +25,7 @@ from cop_repro.core import (
     load_weights,
     save_weights,
 )
-from ..data.notes import Notes
+from ..data.notes import UNKNOWN_VELOCITY, Notes
 from .codec import ConvNeXtBlock
 
 # %% ../../nbs/model/46_renderer.ipynb #46a01006
@@ -110,8 +110,11 @@ class Renderer(nn.Module):
         self,
         notes: Notes,  # predicted or true, with pedal
         num_latents: int,  # frames from time 0 on
+        velocity: bool = True,  # False: as if no velocity were known
     ) -> Float[Tensor, "n c"]:  # normalised latents, on the network's device
         "Latents of notes, without gradient."
+        if not velocity:
+            notes = notes.replace(velocities=np.full(len(notes), UNKNOWN_VELOCITY))
         columns = torch.from_numpy(note_columns(notes, num_latents))
         return self(columns[None].to(self.input.weight.device))[0]
 

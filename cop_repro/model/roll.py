@@ -7,7 +7,8 @@ __all__ = ['OFF_LOGIT', 'GATHER', 'CONTEXT', 'NUM_BACKGROUND', 'RollLogits', 'Ro
            'RollConfig', 'paper_roll_config', 'BasicBlock', 'FeatureTransform', 'FeatureRefine', 'five_frames',
            'Video2Roll', 'onset_logits', 'check_strips', 'key_columns', 'motion_channels', 'convolve_motion', 'KeyRoll',
            'build_roll', 'roll_loss', 'augment_strips', 'background_rows', 'mean_background', 'read_roll',
-           'predict_logits', 'logits_to_roll', 'predict_roll', 'save_roll', 'load_roll', 'plot_roll_match']
+           'predict_logits', 'logits_to_roll', 'roll_to_logits', 'logits_to_notes', 'predict_roll', 'save_roll',
+           'load_roll', 'plot_roll_match']
 
 # %% ../../nbs/model/44_roll.ipynb #6ef4539f
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ from cop_repro.core import (
     save_weights,
 )
 from ..data.keyboard import KEYBOARD_MM, NUM_WHITE, key_centres
-from ..data.notes import Roll, drop_unstruck, make_roll
+from ..data.notes import Notes, Roll, drop_unstruck, make_roll, roll_to_notes
 
 # %% ../../nbs/model/44_roll.ipynb #d7eba0c9
 class RollLogits(NamedTuple):
@@ -604,6 +605,21 @@ def logits_to_roll(
     if velocity is not None:
         velocity = velocity * ((presence >= 0.5) | (onset >= 0.5))
     return make_roll(presence, onset, velocity, pedal, frame_rate)
+
+
+def roll_to_logits(
+    roll: Roll,  # probabilities, also 0 and 1
+) -> RollLogits:  # batch of one; the inverse of `logits_to_roll` within 1e-4
+    "A roll, such as the true one, in the place of a prediction."
+    channels = (roll.presence, roll.onset, roll.velocity, roll.pedal)
+    return RollLogits(*(torch.logit(torch.from_numpy(x)[None].float(), 1e-4) for x in channels))
+
+
+def logits_to_notes(
+    logits: RollLogits,  # batch of one, at 25 rows a second
+) -> Notes:
+    "The notes of a prediction."
+    return roll_to_notes(logits_to_roll(logits))
 
 
 def predict_roll(

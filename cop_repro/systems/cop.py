@@ -54,6 +54,7 @@ from cop_repro.data.notes import (
     Roll,
     drop_unstruck,
     make_roll,
+    notes_to_roll,
     roll_to_notes,
     write_midi,
 )
@@ -75,9 +76,11 @@ from cop_repro.model.roll import (
     CONTEXT,
     RollLogits,
     background_rows,
+    logits_to_notes,
     logits_to_roll,
     mean_background,
     predict_logits,
+    roll_to_logits,
     soft_roll,
 )
 from .contract import Output, Task
@@ -112,6 +115,7 @@ class Performer:
         logits: RollLogits,  # of the same window
         text: str,  # caption
         noise: Float[Tensor, "1 n c"],  # standard normal
+        notes: Notes | None = None,  # of the window; None: those of the logits
     ) -> Float[Tensor, "n c"]:  # on the CPU
         "Sampled latents of one window (arXiv 2503.22200, stage 2)."
         tokens, mask = self.encoders.text.encode([text])
@@ -120,7 +124,9 @@ class Performer:
         roll = soft_roll(logits, self.piano.velocity)
         cond = self.piano.with_roll(given, roll, noise.shape[1])
         device = next(self.piano.parameters()).device
-        x0 = start_noise(noise.to(device), self.sample)
+        played = logits_to_notes(logits) if notes is None else notes
+        render = self.piano.render(played, noise.shape[1])
+        x0 = self.piano.start(start_noise(noise.to(device), self.sample), render)
         return sample(self.piano, x0, cond.to(device), self.sample).latents[0].cpu()
 
     @torch.inference_mode()
@@ -139,6 +145,7 @@ class CopSystem:
     performer: Performer
     text: str = "the sound of playing piano"
     seed: int = 0
+    true_notes: bool = False  # a control: the clip's notes instead of predicted ones
     task: Task = "reconstruction"
     outputs: frozenset[Output] = frozenset({"roll", "notes", "velocity", "pedal", "audio"})
 
@@ -148,13 +155,21 @@ class CopSystem:
         if clip.strips is None:
             raise BadInput(f"clip {clip.clip_id} has no keyboard strips: CoP needs the keyboard")
         count = RATES.latents(clip.duration_s)
-        logits = self.performer.rolls(clip.strips, mean_background(clip.strips))
+        logits, notes = self._roll(clip)
         rng = torch_rng(self.seed, "sample", clip.clip_id)
         noise = torch.randn(1, count, self.performer.codec.channels, generator=rng)
-        latents = self.performer.latents(clip.strips, logits, self.text, noise)
+        latents = self.performer.latents(clip.strips, logits, self.text, noise, notes)
         wav = prepare_level(self.performer.sound(latents))
         roll = drop_unstruck(logits_to_roll(logits))
-        return Prediction(clip.clip_id, wav, roll_to_notes(roll), roll, time.monotonic() - began)
+        return Prediction(clip.clip_id, wav, notes, roll, time.monotonic() - began)
+
+    def _roll(self, clip: Clip) -> tuple[RollLogits, Notes]:
+        "Logits and notes that are predicted from the video, or those of the truth."
+        if self.true_notes:
+            roll = notes_to_roll(clip.notes, clip.duration_s, float(RATES.frame_rate))
+            return roll_to_logits(roll), clip.notes
+        logits = self.performer.rolls(clip.strips, mean_background(clip.strips))
+        return logits, roll_to_notes(drop_unstruck(logits_to_roll(logits)))
 
 # %% ../../nbs/systems/71_cop.ipynb #f793e727
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ..model.renderer import Renderer, load_renderer
 from jaxtyping import Float
 from torch import nn
 
@@ -19,6 +18,7 @@ from ..core import RATES, BadInput
 from ..data.clips import Clip, Prediction, prepare_level
 from ..data.notes import Notes, roll_to_notes
 from ..model.codec import Codec
+from ..model.renderer import Renderer, load_renderer
 from ..model.roll import predict_roll
 from .contract import NoSettings, Output, SystemEntry, SystemFiles, Task
 

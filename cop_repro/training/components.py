@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..model.renderer import Renderer, note_columns
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -37,6 +36,7 @@ from cop_repro.model.encoders import (
     log_mel,
     prompt,
 )
+from ..model.renderer import Renderer, note_columns
 from cop_repro.model.roll import (
     NUM_BACKGROUND,
     RollTarget,

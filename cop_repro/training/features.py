@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..model.renderer import Renderer
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -36,15 +35,16 @@ from cop_repro.data.clips import (
     prepare_level,
     store_wav,
 )
-from ..data.notes import Notes, roll_to_notes, synthesise
+from ..data.notes import Notes, synthesise
 from ..data.performance import PIANISTS, Score, move_hands, perform
 from ..data.shards import ShardedStore, fill_shards
 from ..model.codec import Codec, prepare_wav
 from ..model.encoders import Encoders
 from ..model.flow import Conditions, concat_conditions
+from ..model.renderer import Renderer
 from cop_repro.model.roll import (
     RollTarget,
-    logits_to_roll,
+    logits_to_notes,
     mean_background,
     predict_logits,
     soft_roll,
@@ -389,10 +389,8 @@ def store_rolls(
     for velocity in [False] if logits.velocity is None else [False, True]:
         made[ROLL_COLUMNS[velocity]] = soft_roll(logits, velocity)[0]
         if renderer is not None:
-            known = logits if velocity else logits._replace(velocity=None)
-            notes = roll_to_notes(logits_to_roll(known))
-            num_latents = len(strips) * RATES.latents_per_frame
-            made[RENDER_COLUMNS[velocity]] = renderer.render(notes, num_latents).cpu()
+            notes, num_latents = logits_to_notes(logits), len(strips) * RATES.latents_per_frame
+            made[RENDER_COLUMNS[velocity]] = renderer.render(notes, num_latents, velocity).cpu()
     return {name: value.numpy().astype(np.float16) for name, value in made.items()}
 
 

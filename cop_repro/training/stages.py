@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from ..model.renderer import Renderer, RendererConfig, load_renderer, save_renderer
 from torch import nn
 
 from cop_repro.core import (
@@ -60,6 +59,7 @@ from cop_repro.model.encoders import (
     seeded,
 )
 from ..model.flow import DropoutConfig
+from ..model.renderer import Renderer, RendererConfig, load_renderer, save_renderer
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from cop_repro.training.components import (
     NoteErrors,

@@ -166,6 +166,8 @@ def everything(folder):
     made, words, full = {}, {}, replace(CFG, sharding="full")
     made["whole"], _ = general(CFG, folder / "whole")
     made["pieces"], _ = general(full, folder / "pieces")
+    muon = replace(CFG, optimizer="muon")
+    made["muon"], _ = general(muon, folder / "muon")
     made["whole_bf16"], _ = general(replace(CFG, precision="bf16"), folder / "whole16")
     made["pieces_bf16"], _ = general(replace(full, precision="bf16"), folder / "pieces16")
     made["pieces_accumulated"], _ = general(replace(full, accumulate=2), folder / "accumulated")
@@ -178,6 +180,7 @@ def everything(folder):
         ("whole", "whole", CFG),
         ("pieces", "pieces", full),
         ("whole_from_pieces", "pieces", CFG),
+        ("muon", "muon", muon),
     ):
         if ranks()[0] == 0:
             shutil.copytree(
@@ -196,6 +199,9 @@ def everything(folder):
     )
     words["uneven"] = error_of(
         lambda: general(replace(CFG, batch_size=7), folder / "whole", resume=False)
+    )
+    words["muon_pieces"] = error_of(
+        lambda: general(replace(muon, sharding="full"), folder / "muon", resume=False)
     )
     Path(folder / f"words-{ranks()[0]}.json").write_text(json.dumps(words))
     if ranks()[0] == 0:
@@ -240,7 +246,10 @@ def test_two_processes_equal_one(tmp_path):
         equal(found["whole_again"], found["whole"])
         and equal(found["pieces_again"], found["pieces"])
         and close(found["whole_from_pieces_again"], found["whole"])
+        and equal(found["muon_again"], found["muon"])
     )
+    by_muon, _ = general(replace(PARTS, optimizer="muon"), tmp_path / "muon-one")
+    assert close(found["muon"], by_muon, 2e-3) and not close(found["muon"], one, 2e-2)
     words = [json.loads((tmp_path / f"words-{rank}.json").read_text()) for rank in (0, 1)]
     assert (
         words[0]["whole_from"] == words[0]["pieces_from"] == words[0]["whole_from_pieces_from"] == 3
@@ -255,10 +264,15 @@ def test_two_processes_equal_one(tmp_path):
             "batch of 7 cannot be cut into 2 equal parts (2 processes x 1 micro-batches)"
             in said["uneven"]
         )
+        assert (
+            "optimizer is 'muon' and sharding is 'full' on 2 processes, but Muon needs whole"
+            in said["muon_pieces"]
+        )
     assert (
         [p.name for p in list_checkpoints(tmp_path / "whole")]
         == ["step-00000003", "step-00000006"]
         == [p.name for p in list_checkpoints(tmp_path / "pieces")]
+        == [p.name for p in list_checkpoints(tmp_path / "muon")]
     )
     shutil.rmtree(tmp_path / "pieces" / "step-00000006")  # saved by two in pieces, goes on with one
     resumed, result = general(PARTS, tmp_path / "pieces")

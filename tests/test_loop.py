@@ -89,8 +89,20 @@ def killed_at(limit, step_fn):
     return interrupted
 
 
+MUON_SHARES = {"optimizer": "muon", "shares": {"net.one": 0.5, "net.two.bias": 0.25}}
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"decay": "cosine", "ema": 0.0}]
+    "changes",
+    [
+        {},
+        {"precision": "bf16"},
+        {"accumulate": 2},
+        {"decay": "cosine", "ema": 0.0},
+        {"optimizer": "muon"},
+        MUON_SHARES,
+        MUON_SHARES | {"accumulate": 2, "ema": 0.0},
+    ],
 )
 def test_resume_is_bit_for_bit(tmp_path, changes):
     cfg = TrainConfig(
@@ -129,13 +141,15 @@ def test_resume_is_bit_for_bit(tmp_path, changes):
     assert done.resumed_from == done.step == 12 and np.array_equal(done.losses, whole.losses)
 
 
-def test_checkpoint_of_the_middle_equals_too(tmp_path):
-    "Every file of the last checkpoint, Adam's moments included, is as without the interruption."
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_checkpoint_of_the_middle_equals_too(tmp_path, optimizer):
+    "Every file of the last checkpoint, moments included, is as without the interruption."
+    cfg = dataclasses.replace(CFG, optimizer=optimizer)
     for folder, stop in (("whole", 99), ("broken", 6)):
         for limit in (stop, 99):
-            net, fn = make(CFG)
+            net, fn = make(cfg)
             with contextlib.suppress(Killed):
-                train({"net": net}, killed_at(limit, fn), CFG, tmp_path / folder)
+                train({"net": net}, killed_at(limit, fn), cfg, tmp_path / folder)
     a, b = (list_checkpoints(tmp_path / f)[-1] for f in ("whole", "broken"))
     files = sorted(p.name for p in a.glob("*.safetensors"))
     assert files == [
@@ -265,16 +279,18 @@ def test_frozen_modules_stay(tmp_path):
         train({"net": net.requires_grad_(False)}, fn, CFG, tmp_path / "x")
 
 
-def test_parameters_without_gradient_do_not_move(tmp_path):
-    "Adam's momentum must not move a layer in steps that do not use it."
-    net, fn = make(CFG)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_parameters_without_gradient_do_not_move(tmp_path, optimizer):
+    "Momentum must not move a layer in steps that do not use it."
+    cfg = dataclasses.replace(CFG, optimizer=optimizer)
+    net, fn = make(cfg)
     moved = []
 
     def step_fn(step, part, parts):
         moved.append(net.side.weight.detach().clone())
         return fn(step, part, parts)
 
-    train({"net": net}, step_fn, CFG, tmp_path)
+    train({"net": net}, step_fn, cfg, tmp_path)
     steps_that_moved = [s for s in range(11) if not torch.equal(moved[s], moved[s + 1])]
     assert steps_that_moved == [0, 3, 6, 9]
 
@@ -292,6 +308,162 @@ def test_one_step_equals_adam_by_hand(tmp_path):
     for a, b, g in zip(before, net.parameters(), grads):
         assert torch.allclose(a - 1e-3 * (g * scale) / ((g * scale).abs() + 1e-8), b, atol=2e-6)
     assert result.logs["gradient_norm"][0] == pytest.approx(float(norm), rel=1e-5)
+
+
+class Mixed(nn.Module):
+    "A matrix of a linear layer between weights that are not."
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 6)
+        self.positions = nn.Parameter(torch.zeros(5, 6))
+        self.blur = nn.Conv1d(6, 6, 3, padding=1, groups=6)
+        self.picture = nn.Conv2d(1, 2, 3, padding=1)
+        self.norm = nn.LayerNorm(6)
+        self.map = nn.Linear(6, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(torch.randn(p.shape, generator=torch_rng(0, "mixed", i)) / 2)
+
+    def forward(self, rows):
+        x = self.blur((self.table(rows) + self.positions).transpose(1, 2))
+        x = self.picture(x[:, None]).mean(1).transpose(1, 2)
+        return self.frozen(self.map(self.norm(x)))
+
+
+def one_step(make_net, folder, **changes):
+    "Weights before and after one step, and the stored state of the optimisers."
+    cfg = TrainConfig(1, 4, 1e-3, clip_norm=None, **changes)
+    net = make_net()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    rows = torch.arange(20).reshape(4, 5)
+
+    def step_fn(step, part, parts):
+        return net(rows).square().mean(), {}
+
+    train({"net": net}, step_fn, cfg, folder)
+    after = {n: p.detach() for n, p in net.named_parameters()}
+    return before, after, load_weights(list_checkpoints(folder)[-1] / "optimizer.safetensors")[0]
+
+
+def test_muon_trains_the_matrices_of_linear_layers_alone(tmp_path):
+    "All else moves as by Adam alone; the matrix moves by about the same amount in all directions."
+    _, by_adam, _ = one_step(Mixed, tmp_path / "adam")
+    before, by_muon, stored = one_step(Mixed, tmp_path / "muon", optimizer="muon", matrix_rate=0.1)
+    moved_otherwise = {n for n in by_adam if not torch.equal(by_adam[n], by_muon[n])}
+    assert moved_otherwise == {"map.weight"}
+    sizes = torch.linalg.svdvals(before["map.weight"] - by_muon["map.weight"]) / 0.1
+    assert ((sizes > 0.6) & (sizes < 1.3)).sum() >= 3
+    kinds = {name: set() for name in by_adam if not name.startswith("frozen")}
+    for key in stored:
+        name, _, kind = key.removeprefix("net.").rpartition("/")
+        kinds[name].add(kind)
+    assert kinds.pop("map.weight") == {"momentum_buffer"}
+    assert all(kind == {"step", "exp_avg", "exp_avg_sq"} for kind in kinds.values())
+
+
+def test_muon_is_that_of_torch(tmp_path):
+    "Two steps of the loop are two steps of torch's optimiser, at the rates of the schedule."
+    cfg = TrainConfig(4, 8, 1e-3, warmup_steps=2, clip_norm=None, optimizer="muon")
+    net, fn = make(cfg, 0.0)
+    net.requires_grad_(False).one.weight.requires_grad_(True)
+    weight = nn.Parameter(net.one.weight.detach().clone())
+    muon, gradients = torch.optim.Muon([weight], momentum=0.95, weight_decay=0.0), []
+    net.one.weight.register_hook(lambda g: gradients.append(g.clone()))
+    train({"net": net}, fn, cfg, tmp_path)
+    assert len(gradients) == 4
+    for rate, gradient in zip((0.01, 0.02, 0.02, 0.01), gradients):
+        weight.grad, muon.param_groups[0]["lr"] = gradient, rate
+        muon.step()
+    assert torch.equal(weight, net.one.weight)
+
+
+@pytest.mark.parametrize(
+    "make_net, matrices",
+    [
+        (lambda: nn.Embedding(20, 3), 0),
+        (
+            lambda: nn.Sequential(
+                nn.Embedding(20, 3).requires_grad_(False), nn.Linear(3, 2, False)
+            ),
+            1,
+        ),
+    ],
+)
+def test_muon_without_a_matrix_or_with_nothing_else(tmp_path, make_net, matrices):
+    before, after, stored = one_step(make_net, tmp_path, optimizer="muon")
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+    assert sum(name.endswith("momentum_buffer") for name in stored) == matrices
+    assert sum(name.endswith("exp_avg") for name in stored) == 1 - matrices
+
+
+def test_shares_multiply_the_matrix_rate(tmp_path):
+    "Muon's first step does not depend on the size of the gradient, so a multiplier shows exactly."
+    moves = {}
+    for share in (1.0, 0.25, 0.0):
+        shares = {"net.map": share}
+        before, after, _ = one_step(
+            Mixed, tmp_path / str(share), optimizer="muon", matrix_rate=0.1, shares=shares
+        )
+        moves[share] = {n: after[n] - before[n] for n in ("map.weight", "map.bias")}
+    for name, move in moves[1.0].items():
+        torch.testing.assert_close(moves[0.25][name], 0.25 * move, rtol=1e-3, atol=1e-6)
+        assert not moves[0.0][name].any() and move.any()
+
+
+def test_the_optimizer_cannot_change_between_runs(tmp_path):
+    "Nor Muon's rate; the matrix rate does not matter to Adam, and older checkpoints are Adam's."
+    muon = dataclasses.replace(CFG, optimizer="muon")
+    for folder, cfg in (("adam", CFG), ("muon", muon)):
+        net, fn = make(cfg)
+        train({"net": net}, fn, cfg, tmp_path / folder)
+    with pytest.raises(AssetMismatch, match="config.optimizer was 'adam', is 'muon'"):
+        train({"net": net}, fn, muon, tmp_path / "adam")
+    with pytest.raises(AssetMismatch, match="config.optimizer was 'muon', is 'adam'"):
+        train({"net": net}, fn, CFG, tmp_path / "muon")
+    other = dataclasses.replace(muon, matrix_rate=0.03)
+    with pytest.raises(AssetMismatch, match="config.matrix_rate was 0.02, is 0.03"):
+        train({"net": net}, fn, other, tmp_path / "muon")
+    other = dataclasses.replace(CFG, matrix_rate=0.03)
+    assert train({"net": net}, fn, other, tmp_path / "adam").resumed_from == 12
+
+
+def test_a_checkpoint_without_an_optimizer_entry_is_adams(tmp_path):
+    net, fn = make(CFG)
+    whole = train({"net": net}, fn, CFG, tmp_path)
+    shutil.rmtree(list_checkpoints(tmp_path)[-1])
+    newest = list_checkpoints(tmp_path)[-1]
+    file = newest / "configuration.json"
+    stored = json.loads(file.read_text())
+    assert "matrix_rate" not in stored["config"]
+    assert stored["config"].pop("optimizer") == "adam"
+    file.write_text(json.dumps(stored))
+    marker = json.loads((newest / loop.MARKER).read_text())
+    marker[file.name] = [file.stat().st_size, loop.file_hash(file)]
+    (newest / loop.MARKER).write_text(json.dumps(marker))
+    again, fn = make(CFG)
+    resumed = train({"net": again}, fn, CFG, tmp_path)
+    assert resumed.resumed_from == 8 and np.array_equal(resumed.losses, whole.losses)
+    shutil.rmtree(list_checkpoints(tmp_path)[-1])
+    with pytest.raises(AssetMismatch, match="config.optimizer was 'adam', is 'muon'"):
+        train({"net": again}, fn, dataclasses.replace(CFG, optimizer="muon"), tmp_path)
+
+
+def test_the_error_for_an_unknown_optimizer():
+    with pytest.raises(ParamsError, match="optimizer is 'sgd'; 'adam' or 'muon' is needed"):
+        dataclasses.replace(CFG, optimizer="sgd")
+    with pytest.raises(ParamsError, match="matrix_rate is -1; a positive number is needed"):
+        dataclasses.replace(CFG, matrix_rate=-1)
+
+
+def test_a_nan_under_muon_names_both_rates(tmp_path):
+    net, fn = make(CFG)
+    cfg = dataclasses.replace(CFG, optimizer="muon")
+    before = net.one.weight.detach().clone()
+    with pytest.raises(CopError, match="learning rate 0.01 or matrix rate 0.02 too high"):
+        train({"net": net}, lambda s, p, n: (fn(s, p, n)[0] * float("nan"), {}), cfg, tmp_path)
+    assert torch.equal(net.one.weight, before)
 
 
 def test_order_is_a_pure_function():
@@ -340,6 +512,8 @@ def test_schedule():
         {"accumulate": 0},
         {"precision": "fp16"},
         {"decay": "step"},
+        {"optimizer": "sgd"},
+        {"matrix_rate": 0.0},
         {"weight_decay": 0.1},
     ],
 )

@@ -64,7 +64,7 @@ def test_the_paper_profile(root, capsys, monkeypatch):
     one = jobs["train_general"]
     assert (
         one["memory"]["weights"] == pytest.approx(4 * 0.71095264)
-        and one["memory"]["adam"] == 2 * one["memory"]["gradients"]
+        and one["memory"]["moments"] == 2 * one["memory"]["gradients"]
     )
     assert one["steps"] == 330_000 and one["flops"] == pytest.approx(
         3 * one["steps"] * 128 * made["flops"]["one_clip_forward"], rel=0.15
@@ -119,6 +119,44 @@ def test_memory_by_hand():
         (5 * 1e6 + 4 * 5e6) / 1e9
     )
     assert checkpoint_bytes(1000) == 3 * 12_000 and checkpoint_bytes(1000, True, 1) == 2 * 16_000
+
+
+def test_muon_keeps_one_moment_of_a_matrix():
+    cost = replace(COST, matrices=600_000)
+    adam, muon = (network_job("x", cost, replace(TRAIN, optimizer=o)) for o in ("adam", "muon"))
+    bare = dict(waste=0.0, context_gb=0.0)
+    whole, sharded = (Machine(gpus=4, sharded=divided, **bare) for divided in (False, True))
+    assert job_memory(adam, whole)["moments"] == pytest.approx(8e6 / 1e9)
+    assert job_memory(muon, whole)["moments"] == pytest.approx((8e6 - 4 * 600_000) / 1e9)
+    assert checkpoint_bytes(1000, True, 1, matrices=600) == 2 * (16_000 - 2_400)
+    assert fit_job(adam, sharded).memory["weights"] == pytest.approx(1e6 / 1e9)
+    with pytest.raises(BadInput, match="Muon needs whole matrices.* sharded over 4 GPUs"):
+        fit_job(muon, sharded)
+    with pytest.raises(BadInput, match="Muon needs whole matrices"):
+        fit_as_written(replace(muon, sharded=True), whole)
+    assert fit_job(muon, replace(sharded, gpus=1)).accumulate == 1, "nothing is divided"
+    with pytest.raises(BadInput, match="smaller network"):
+        fit_job(muon, Machine(memory_gb=0.01, gpus=8, **bare))
+
+
+def test_matrices_are_counted():
+    "Those of linear layers, in every job, at an extrapolated depth; positions are none."
+    sizes = dict(latent_channels=8, text_width=6, video_features=5, num_registers=2)
+    audio, video = StreamConfig(32, 2, 16), StreamConfig(16, 1, 16)
+    config = DiTConfig(6, audio, video, max_positions=64, time_frequencies=8, **sizes)
+    with torch.device("meta"):
+        two_axes = sum(p.numel() for p in MultiStreamDiT(config).parameters() if p.ndim == 2)
+    cost = dit_cost(config, 30, 4)
+    assert cost.matrices == two_axes - (64 * 32 + 2 * 32 + 2 * 16)
+    roll = replace(PREDICTOR, matrices=50)
+    networks = NetworkCosts(config, cost, cost, roll)
+    assert network_job("1", cost, TRAIN).matrices == cost.matrices
+    guidance = guidance_job("2", cost, roll, TRAIN, GuidanceConfig(), 8)
+    assert guidance.matrices == cost.matrices + 50
+    contrast = contrast_cost("cl", networks, TRAIN, ContrastConfig(width=4))
+    assert contrast.matrices == cost.matrices + 4 * (32 + 16)
+    preference = preference_cost("dpo", networks, TRAIN, PreferenceConfig())
+    assert preference.matrices == cost.matrices + 50
 
 
 def test_help_comes_in_order():

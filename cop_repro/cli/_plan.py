@@ -262,7 +262,9 @@ def _operations(plan: Plan, fits: tuple[Fit, ...], encoding: float) -> dict:
 def _disk(plan: Plan, jobs: tuple[Job, ...], clips: dict[str, int]) -> dict:
     "GB of features, of the largest run's checkpoints and of all finished models."
     features = sum(count * _clip_bytes(plan, kind) for kind, count in clips.items())
-    checkpoints = max(planning.checkpoint_bytes(job.trained, job.ema, 2) for job in jobs)
+    checkpoints = max(
+        planning.checkpoint_bytes(job.trained, job.ema, 2, job.by_muon) for job in jobs
+    )
     finished = [job for job in jobs if "sound and text" not in job.name]
     return {
         "features": features / 1e9,
@@ -288,9 +290,9 @@ def _assumptions(machine: Machine, real_encoders: bool) -> list[str]:
         _speed_assumption(machine),
         _memory_assumption(machine),
         *_clip_assumptions(real_encoders),
-        "not counted: loading, communication between GPUs, evaluation (codec, encoders and models "
-        "on the parameters' device; judges, transcription and rendering on the CPU), the decoded "
-        "recordings themselves",
+        "not counted: loading, communication between GPUs, the optimiser, evaluation (codec, "
+        "encoders and models on the parameters' device; judges, transcription and rendering on the "
+        "CPU), the decoded recordings themselves",
     ]
 
 

@@ -32,7 +32,7 @@ from cop_repro.model.flow import (
 from .features import Batch, Columns, Source, mixed_batch
 from .general import by_time
 from .loop import StepFn, TrainConfig, rows_for_step
-from .planning import Job, Load, NetworkCosts, as_written
+from .planning import Job, Load, NetworkCosts, as_written, linear_weights
 
 # %% ../../nbs/training/56_contrast.ipynb #18b8535b
 def _own_log_softmax(a: Tensor, v: Tensor, tau: float) -> Float[Tensor, "b m l"]:
@@ -304,7 +304,8 @@ def contrast_cost(
     passes = 1 if cfg.see_all else 2  # through the first layer
     loads = (Load(base, train.batch_size), Load(layer, passes * train.batch_size))
     trained = base.parameters + sum(p.numel() for p in heads.parameters())
-    return Job(name, train.steps, loads, trained, **as_written(train), batch=train.batch_size)
+    weights = (trained, base.matrices + linear_weights(heads))
+    return Job(name, train.steps, loads, *weights, **as_written(train), batch=train.batch_size)
 
 
 def save_contrast(

@@ -261,6 +261,7 @@ def guidance_job(
         train.steps,
         loads,
         dit.parameters + predictor.parameters,
+        dit.matrices + predictor.matrices,
         **as_written(train),
         batch=common_divisor(train.batch_size, general_items),
     )

@@ -55,6 +55,8 @@ class TrainConfig:
     final_fraction: float = 0.0  # learning rate at the end, as a fraction of the peak
     clip_norm: float | None = 0.2  # largest gradient norm; None: no clipping
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam
+    optimizer: Literal["adam", "muon"] = "adam"  # muon: for linear layers' matrices; Adam elsewhere
+    matrix_rate: float = 0.02  # peak of the schedule for Muon's matrices
     ema: float = 0.0  # decay of the averaged weights; 0: no averaging
     shares: Mapping[str, float] = field(default_factory=dict)  # name prefix -> rate multiplier
     accumulate: int = 1  # micro-batches per step and process
@@ -69,8 +71,11 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "keep", "report_every"):
             if getattr(self, name) < 1:
                 raise ParamsError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if not self.learning_rate > 0:
-            raise ParamsError(f"learning_rate is {self.learning_rate}; a positive number is needed")
+        for name in ("learning_rate", "matrix_rate"):
+            if not getattr(self, name) > 0:
+                raise ParamsError(f"{name} is {getattr(self, name)}; a positive number is needed")
+        if self.optimizer not in ("adam", "muon"):
+            raise ParamsError(f"optimizer is {self.optimizer!r}; 'adam' or 'muon' is needed")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ParamsError(
                 f"warmup_steps is {self.warmup_steps} but the run has {self.steps} steps"
@@ -89,13 +94,15 @@ NOT_THE_RESULT = ("save_every", "keep", "report_every", "sharding")  # free to c
 def learning_rate_at(
     step: int,  # 0 .. cfg.steps - 1
     cfg: TrainConfig,  # schedule
+    peak: float | None = None,  # of the schedule; None: `cfg.learning_rate`
 ) -> float:  # learning rate of that step
     "Linear warm-up, then constant, linear or cosine decay (arXiv 2503.22200, section 4)."
+    peak = cfg.learning_rate if peak is None else peak
     if step < cfg.warmup_steps:
-        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+        return peak * (step + 1) / cfg.warmup_steps
     past = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
     falls = {"constant": 0.0, "linear": past, "cosine": (1 - math.cos(math.pi * past)) / 2}
-    return cfg.learning_rate * (1 - falls[cfg.decay] * (1 - cfg.final_fraction))
+    return peak * (1 - falls[cfg.decay] * (1 - cfg.final_fraction))
 
 # %% ../../nbs/training/50_loop.ipynb #6f24cf4d
 @functools.lru_cache(maxsize=8)
@@ -223,6 +230,8 @@ def _refuse_changed_bytes(checkpoint: Path) -> None:
 def _refuse_other_configuration(checkpoint: Path, configuration: Mapping) -> None:
     "Compare the stored configuration with that of the run that wants to resume."
     stored = json.loads((checkpoint / "configuration.json").read_text())
+    # A checkpoint without this entry is Adam's.
+    stored.get("config", {}).setdefault("optimizer", "adam")
     wrong = _differences(stored, json.loads(json.dumps(configuration)))
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -337,7 +346,7 @@ class TrainResult:
 
 
 class _Run:
-    "Modules, optimiser, averaged weights and history of one training run."
+    "Modules, optimisers, averaged weights and history of one training run."
 
     def __init__(
         self, modules: Mapping[str, nn.Module], cfg: TrainConfig, folder: Path, identity: Mapping
@@ -374,7 +383,7 @@ class _Run:
         return [b for module in self.modules.values() for b in module.buffers()]
 
     def begin(self, found: tuple[int, Mapping[str, Mapping[str, Tensor]]] | None) -> None:
-        "Start from a checkpoint or afresh: weights first, then shards, then the optimiser."
+        "Start from a checkpoint or afresh: weights first, then shards, then the optimisers."
         self.step, groups = found or (0, {})
         self.resumed_from = self.step
         if found:
@@ -384,10 +393,7 @@ class _Run:
             self.shards = Shards(self.modules.values(), self.device)
         self.named = self._trained()
         self.parameters = list(self.named.values())
-        rates = _rate_groups(self.named, self.cfg.shares)
-        self.optimizer = torch.optim.Adam(
-            rates, lr=self.cfg.learning_rate, betas=self.cfg.betas, fused=True
-        )
+        self.optimizers = _optimizers(self)
         self.ema = {n: p.detach().clone() for n, p in self.named.items()} if self.cfg.ema else {}
         if found:
             _restore(self, groups)
@@ -405,44 +411,81 @@ class _Run:
             module.eval()
         return ema
 
+# %% ../../nbs/training/50_loop.ipynb #b5d2e8f1
+def _matrices(run: _Run) -> dict[str, nn.Parameter]:
+    "Trained weights of linear layers by name."
+    layers = [part for module in run.modules.values() for part in module.modules()]
+    weights = {layer.weight for layer in layers if isinstance(layer, nn.Linear)}
+    return {name: p for name, p in run.named.items() if p in weights}
+
+
+def _refuse_unknown_shares(named: Mapping[str, nn.Parameter], shares: Mapping[str, float]) -> None:
+    "Every name in `shares` must be the start of a trained weight's name."
+    unknown = [start for start in shares if not any(name.startswith(start) for name in named)]
+    if unknown:
+        raise ParamsError(
+            f"shares: no trained weight has a name that starts with {', '.join(map(repr, unknown))}"
+        )
+
+
+def _rate_groups(
+    named: Mapping[str, nn.Parameter], shares: Mapping[str, float], peak: float
+) -> list[dict]:
+    "Weights of one optimiser by their multiplier of its peak rate."
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, p in named.items():
+        share = next((s for start, s in shares.items() if name.startswith(start)), 1.0)
+        groups.setdefault(share, []).append(p)
+    return [{"params": ps, "share": share, "peak": peak} for share, ps in groups.items()]
+
+
+def _optimizers(run: _Run) -> list[torch.optim.Optimizer]:
+    "Adam, or Muon for the matrices of linear layers and Adam for what remains; none is empty."
+    cfg = run.cfg
+    _refuse_unknown_shares(run.named, cfg.shares)
+    matrices = _matrices(run) if cfg.optimizer == "muon" else {}
+    others = {name: p for name, p in run.named.items() if name not in matrices}
+    found = []
+    if others:
+        groups = _rate_groups(others, cfg.shares, cfg.learning_rate)
+        adam = torch.optim.Adam(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
+        found.append(adam)
+    if matrices:
+        groups = _rate_groups(matrices, cfg.shares, cfg.matrix_rate)
+        muon = torch.optim.Muon(groups, lr=cfg.matrix_rate, momentum=0.95, weight_decay=0.0)
+        found.append(muon)
+    return found
+
 # %% ../../nbs/training/50_loop.ipynb #3c61f7a8
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     "The tensors whose names begin with a prefix, without it."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _rate_groups(named: Mapping[str, nn.Parameter], shares: Mapping[str, float]) -> list[dict]:
-    "Weights by their learning-rate multiplier; every name in `shares` must be the start of one."
-    unknown = [start for start in shares if not any(name.startswith(start) for name in named)]
-    if unknown:
-        raise ParamsError(
-            f"shares: no trained weight has a name that starts with {', '.join(map(repr, unknown))}"
-        )
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, p in named.items():
-        share = next((s for start, s in shares.items() if name.startswith(start)), 1.0)
-        groups.setdefault(share, []).append(p)
-    return [{"params": params, "share": share} for share, params in groups.items()]
+def _moments(run: _Run) -> dict[str, dict[str, Tensor]]:
+    "What the optimisers hold of each weight, by its name; changing an entry changes theirs."
+    found = {}
+    for optimizer in run.optimizers:
+        weights = {p for group in optimizer.param_groups for p in group["params"]}
+        found |= {name: optimizer.state[p] for name, p in run.named.items() if p in weights}
+    return found
 
 
 def _restore(run: _Run, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-    "Take up Adam's moments, the averaged weights and the history of a checkpoint."
-    moments = groups["optimizer"]
-    for name, p in run.named.items():
-        if f"{name}/step" in moments:  # a weight that never had a gradient has no moments
-            run.optimizer.state[p] = {
-                "step": moments[f"{name}/step"].to(p.device),
-                "exp_avg": cut_like(moments[f"{name}/exp_avg"], p),
-                "exp_avg_sq": cut_like(moments[f"{name}/exp_avg_sq"], p),
-            }
+    "Take up the optimisers' states, the averaged weights and the history of a checkpoint."
+    moments = _moments(run)
+    for key, value in groups["optimizer"].items():
+        name, _, kind = key.rpartition("/")
+        p = run.named[name]
+        moments[name][kind] = value.to(p.device) if kind == "step" else cut_like(value, p)
     run.ema = {n: cut_like(v, run.named[n]) for n, v in groups.get("ema", {}).items()}
     run.history = {n: v.tolist() for n, v in groups["history"].items()}
 
 
 def _entries(run: _Run) -> Iterator[tuple[str, str, Tensor]]:
     "Group, name and value of every tensor of the run's state, in the same order on every process."
-    for name, p in run.named.items():
-        for kind, value in run.optimizer.state.get(p, {}).items():
+    for name, state in _moments(run).items():
+        for kind, value in state.items():
             yield "optimizer", f"{name}/{kind}", value
     for module_name, module in run.modules.items():
         for name, value in module.state_dict().items():
@@ -484,7 +527,8 @@ def _micro_batches(run: _Run, step_fn: StepFn) -> list[dict[str, float]]:
 
 def _gradients(run: _Run, step_fn: StepFn) -> dict[str, float]:
     "Gradients of this step in `.grad`, averaged over all parts; the mean loss and logs."
-    run.optimizer.zero_grad(set_to_none=True)
+    for p in run.parameters:
+        p.grad = None
     if ranks()[1] > 1:
         for buffer in run.buffers():
             dist.broadcast(buffer, 0)
@@ -512,18 +556,21 @@ def _guard(run: _Run, loss: float) -> float:
     grads = {n: p.grad for n, p in run.named.items() if p.grad is not None}
     bad = [n for n, g in grads.items() if not torch.isfinite(whole(g)).all()]
     first = f", first {bad[0]}" if bad else ""
+    muon = run.cfg.optimizer == "muon"
+    matrix_rate = f" or matrix rate {run.cfg.matrix_rate:g}" if muon else ""
     raise CopError(
         f"step {run.step}: the loss is {loss} and the gradient norm {norm} ({len(bad)} of "
         f"{len(run.named)} gradients not finite{first}); no weight was changed. Likely: learning "
-        f"rate {run.cfg.learning_rate:g} too high, or a NaN in the features"
+        f"rate {run.cfg.learning_rate:g}{matrix_rate} too high, or a NaN in the features"
     )
 
 
 def _update(run: _Run) -> None:
-    "One Adam step at this step's learning rate, then the averaged weights."
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["share"] * learning_rate_at(run.step, run.cfg)
-    run.optimizer.step()
+    "One step of the optimisers at this step's rates, then the averaged weights."
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["share"] * learning_rate_at(run.step, run.cfg, group["peak"])
+        optimizer.step()
     keep = min(run.cfg.ema, (1 + run.step) / (10 + run.step))  # the average needs a short warm-up
     for name, average in run.ema.items():
         average.lerp_(run.named[name].detach(), 1 - keep)
@@ -538,7 +585,9 @@ def _record(run: _Run, logs: Mapping[str, float]) -> None:
 # %% ../../nbs/training/50_loop.ipynb #a47d3e95
 def _configuration(run: _Run, identity: Mapping) -> dict:
     "What a resuming run must share: settings, identity with the number of parts, and shapes."
-    free = (*NOT_THE_RESULT, "accumulate")  # `accumulate` counts in the parts
+    free = [*NOT_THE_RESULT, "accumulate"]  # `accumulate` counts in the parts
+    if run.cfg.optimizer == "adam":
+        free.append("matrix_rate")
     return {
         "config": {k: v for k, v in asdict(run.cfg).items() if k not in free},
         "identity": {**identity, "parts": ranks()[1] * run.cfg.accumulate},
@@ -587,13 +636,18 @@ def _tidy(folder: Path, resume: bool) -> None:
     gather(None)
 
 # %% ../../nbs/training/50_loop.ipynb #5b6014f2
-def _check_parts(cfg: TrainConfig) -> None:
-    "Refuse a batch that cannot be cut into equal parts, before any file is touched."
+def _check_processes(cfg: TrainConfig) -> None:
+    "Refuse an uneven batch, and Muon with sharded weights, before any file is touched."
     _, world = ranks()
     if cfg.batch_size % (world * cfg.accumulate):
         raise ParamsError(
             f"a batch of {cfg.batch_size} cannot be cut into {world * cfg.accumulate} equal parts "
             f"({world} processes x {cfg.accumulate} micro-batches); nothing was touched"
+        )
+    if world > 1 and cfg.optimizer == "muon" and cfg.sharding == "full":
+        raise ParamsError(
+            f"optimizer is 'muon' and sharding is 'full' on {world} processes, but Muon "
+            "needs whole matrices: use sharding: none, or optimizer: adam; nothing was touched"
         )
 
 
@@ -633,7 +687,7 @@ def train(
     stop: StopFn | None = None,  # a rule on the history; True ends the run after a last checkpoint
 ) -> TrainResult:  # losses, logs, averaged weights
     "Train modules, resuming exactly, and leave them in eval mode (arXiv 2503.22200, section 4)."
-    _check_parts(cfg)
+    _check_processes(cfg)
     run = _Run(modules, cfg, Path(folder), identity)
     _tidy(run.folder, resume)
     run.begin(_resumable(run))

@@ -316,8 +316,9 @@ def preference_cost(
     joint = _joint_pairs(cfg, train.batch_size)
     loads = (Load(costs.piano, 2 * train.batch_size, passes=4.0), Load(costs.predictor, joint))
     size = costs.piano.parameters + costs.predictor.parameters
-    settings = as_written(train)
-    return Job(name, train.steps, loads, size, frozen=size, batch=train.batch_size, **settings)
+    matrices = costs.piano.matrices + costs.predictor.matrices
+    settings = {**as_written(train), "batch": train.batch_size}
+    return Job(name, train.steps, loads, size, matrices, frozen=size, **settings)
 
 
 def save_preference(

@@ -21,7 +21,7 @@ OPEN = {"keep", "sets", "repeats", "models", "settings"}
 KEYS = {
     "": (
         "profile seed threads device machines manifest prepare train_codec train_encoders "
-        "train_judges encode train_general train_roll train_piano train_preference "
+        "train_judges encode train_general train_renderer train_roll train_piano train_preference "
         "train_systems evaluate report release"
     ),
     "manifest": "seed fractions duration_s sizes",
@@ -32,6 +32,7 @@ KEYS = {
     "train_judges": "source asset judges data crop_s train",
     "encode": "max_tokens",
     "train_general": "init relearn dit crop_s dropout t2a_steps data train",
+    "train_renderer": "init renderer data errors crop_s codec_weight train",
     "train_roll": "init roll crop_s train",
     "train_piano": "init relearn roll_stream crop_s dropout general_items train variants",
     "train_preference": "crop_s preferred dropout variants",
@@ -67,6 +68,10 @@ SHAPES = {
     "train_general.dropout": DROPOUT,
     "train_general.data": SCENES,
     "train_general.train": TRAIN,
+    "train_renderer.renderer": "model.renderer.RendererConfig",
+    "train_renderer.data": "training.features.PerformanceData",
+    "train_renderer.errors": "training.components.NoteErrors",
+    "train_renderer.train": TRAIN,
     "train_roll.roll": "model.roll.RollConfig",
     "train_roll.train": TRAIN,
     "train_piano.roll_stream": "model.dit.StreamConfig",

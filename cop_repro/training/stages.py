@@ -465,14 +465,23 @@ def resume_piano(
     split: str,  # split hash it must carry
     latents: str | None = None,  # latent id that it must carry
     relearn: bool = False,  # accept another latent id
+    renderer: Renderer | None = None,  # of stage 2.1b, which replaces the one in the file
 ) -> CoPPiano:
-    "A finished stage-2 model with the roll predictor of stage 2.1; a mismatch is refused by name."
+    "A finished stage-2 model with predictor and renderer of stage 2.1; a mismatch is refused."
     model, meta = load_piano(init)
     if not relearn:
         check_latents(init.name, meta, latents)
     dit = replace(base.config, roll=stream, roll_keys=model.predictor.cfg.num_keys)
     velocity = guidance.guidance == "velocity"
     _check_piano(init.name, meta, {"split_hash": split, "velocity": velocity, "dit": asdict(dit)})
+    if (model.renderer is None) != (guidance.start == "noise"):
+        raise AssetMismatch(
+            f"{init.name} was trained with {'no' if model.renderer is None else 'a'} renderer, "
+            f"this run asks for start: {guidance.start}: use init: null"
+        )
+    if model.renderer is not None:
+        _check_renderer(init.name, model.renderer.config, renderer.config)
+        model.renderer.load_state_dict(renderer.state_dict())
     if guidance.guidance == "none":
         return model  # its predictor was trained on sound alone: another one would be guidance
     if predictor.cfg != model.predictor.cfg:
@@ -489,7 +498,7 @@ def check_rendered(
     path: Path,  # renderer that a variant starts from
 ) -> None:
     "Refuse stored latents of another renderer than the one that the model will hold."
-    found, wanted = about.get("renderer"), file_hash(path)
+    found, wanted = about.get("renderer_hash"), file_hash(path)
     if found != wanted:
         raise AssetMismatch(
             f"the stored rolls hold latents of renderer {found}, {path.name} is {wanted}: "
@@ -536,7 +545,7 @@ def train_piano(
     if init is None:
         model = build_piano(start, roll, stream, guidance, place.seed, drawn)
     else:
-        model = resume_piano(init, start, roll, stream, guidance, split, latents, relearn)
+        model = resume_piano(init, start, roll, stream, guidance, split, latents, relearn, drawn)
     model = model.to(place.device)
     cfg = replace(cfg, shares=learning_shares(model, guidance))
     chosen = clips.select(split="train", rendering="nuisance")

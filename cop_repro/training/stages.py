@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'Place', 'Trained', 'finish_stage', 'start_dit', 'latents_of', 'recorded_sources', 'train_general',
            'with_recorded', 'train_roll', 'train_renderer', 'recorded_rolls', 'piano_columns', 'build_piano',
-           'resume_piano', 'check_rendered', 'train_piano', 'train_preference', 'further_codec', 'train_codec',
+           'resume_piano', 'renderer_of', 'train_piano', 'train_preference', 'further_codec', 'train_codec',
            'train_encoders', 'published_counts']
 
 # %% ../../nbs/training/59_stages.ipynb #4558e5b1
@@ -444,9 +444,9 @@ def build_piano(
         with seeded(seed, "roll"):
             predictor = build_roll(predictor.cfg)
     velocity = guidance.guidance == "velocity"
-    started = renderer if guidance.start == "renderer" else None
+    used = renderer if guidance.start == "renderer" else None
     restart, spread = guidance.restart_fusion, guidance.spread
-    return grow_piano(base, predictor, stream, velocity, seed, restart, started, spread)
+    return grow_piano(base, predictor, stream, velocity, seed, restart, used, spread)
 
 # %% ../../nbs/training/59_stages.ipynb #59c0e002
 def _check_piano(name: str, meta: Mapping, expected: Mapping) -> None:
@@ -493,17 +493,21 @@ def resume_piano(
     return model
 
 
-def check_rendered(
+def renderer_of(
+    path: Path,  # renderer that a variant's flow starts from
+    latents: str | None,  # latent id of the run
     about: Mapping,  # description of the store of rolls
-    path: Path,  # renderer that a variant starts from
-) -> None:
-    "Refuse stored latents of another renderer than the one that the model will hold."
+) -> Renderer:
+    "The renderer whose latents are stored; one of another codec or another file is refused."
+    model, meta = load_renderer(path)
+    check_latents(path.name, meta, latents)
     found, wanted = about.get("renderer_hash"), file_hash(path)
     if found != wanted:
         raise AssetMismatch(
             f"the stored rolls hold latents of renderer {found}, {path.name} is {wanted}: "
             "run the stage train_roll again"
         )
+    return model
 
 # %% ../../nbs/training/59_stages.ipynb #59c0e003
 def _general_sources(place: Place, general: Store) -> list[Source]:
@@ -519,7 +523,6 @@ def train_piano(
     place: Place,  # stores: clips, encoded, rolls, general
     base: Path,  # stage-1 model
     predictor: Path,  # roll predictor
-    renderer: Path,  # renderer, of the same codec
     stream: StreamConfig,  # size of the roll stream
     guidance: GuidanceConfig,  # variant
     cfg: TrainConfig,  # how to train
@@ -529,6 +532,7 @@ def train_piano(
     variant: str,  # its name, written into the file
     init: Path | None = None,  # stage-2 model to train further; None: grow the stage-1 model
     relearn: bool = False,  # accept an `init` trained on the latents of another codec
+    renderer: Path | None = None,  # of stage 2.1b; needed where the flow starts from it
 ) -> Trained:
     "Stage 2.2: Extra-DiT, roll predictor and DiTs together (arXiv 2503.22200, stage 2)."
     place.verify_recorded("clips", "encoded")
@@ -538,10 +542,9 @@ def train_piano(
     latents = latents_of([encoded, general, *place.encoded_recordings()])
     start, meta = load_dit(base)
     check_latents(base.name, meta, latents)
-    roll, (drawn, described) = load_roll(predictor)[0], load_renderer(renderer)
-    check_latents(renderer.name, described, latents)
+    roll, drawn = load_roll(predictor)[0], None
     if guidance.start == "renderer":
-        check_rendered(rolls.about, renderer)
+        drawn = renderer_of(renderer, latents, rolls.about)
     if init is None:
         model = build_piano(start, roll, stream, guidance, place.seed, drawn)
     else:

@@ -86,7 +86,9 @@ from cop_repro.model.roll import (
 from .contract import Output, Task
 
 # %% ../../nbs/systems/71_cop.ipynb #9d48f803
-SAMPLE = SampleConfig(num_steps=16, cfg_strength=0.0, roll_strength=2.0)  # of `cop perform`
+SAMPLE = SampleConfig(  # of `cop perform`, chosen on validation clips (`cop ablation --sampling`)
+    num_steps=16, cfg_strength=0.0, roll_strength=0.0, window_s=2.0, overlap_s=0.64, temperature=0.0
+)
 
 
 @dataclass

@@ -191,7 +191,7 @@ class Touch(nn.Module):
         rows = torch.stack([*summary, *ends, pedal], -1)
         gains = self._gains(torch.cat([down, struck, force, rows], -1))
         features = one, struck, force, top, bass, highest, place, near, down, top * highest
-        return seen.velocity + sum(g[..., None] * x for g, x in zip(gains.unbind(-1), features))
+        return logits.velocity + sum(g[..., None] * x for g, x in zip(gains.unbind(-1), features))
 
     def _summary(self, down: Tensor, struck: Tensor, force: Tensor) -> list[Tensor]:
         "Per row: keys struck and down; over each span: mean force, length and share of sound."

@@ -331,12 +331,10 @@ def start_roll(
         model = build_roll(sizes)
     if init is None:
         return model
-    stored = load_roll(init, split_hash=split)[0]
-    if sizes.touch and not stored.cfg.touch:
-        plain = load_roll(init, replace(sizes, touch=0), split)[0]
-        model.load_state_dict(model.state_dict() | plain.state_dict())
-        return model
-    return load_roll(init, sizes, split)[0]
+    touch = load_weights(init)[1].get("config", {}).get("touch", 0)
+    found = load_roll(init, replace(sizes, touch=touch and sizes.touch), split)[0]
+    model.load_state_dict(model.state_dict() | found.state_dict())
+    return model
 
 
 def _check_touch(sizes: RollConfig, touch: TouchTraining, learn: str, init: Path | None) -> None:

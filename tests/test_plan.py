@@ -331,6 +331,6 @@ def test_as_written():
 
 def test_a_plan_that_does_not_fit_as_written(root, capsys, monkeypatch):
     monkeypatch.chdir(root)
-    assert main(["plan", "--profile", "smoke", "--gpus", "1", "--gpu-memory", "1.65"]) == 0
+    assert main(["plan", "--profile", "smoke", "--gpus", "1", "--gpu-memory", "1.67"]) == 0
     said = capsys.readouterr().out
     assert "does not fit: " in said and "cheapest way" in said

@@ -19,6 +19,7 @@ from cop_repro.core import RATES, AssetMismatch, BadInput, load_weights, numpy_r
 from cop_repro.data.clips import Store, StripSize, fill_store
 from cop_repro.data.notes import write_midi
 from cop_repro.data.official_lists import real_stores
+from cop_repro.data.performance import make_score
 from cop_repro.data.shards import ShardedColumn, _sha256, join_columns, open_store
 from cop_repro.model.codec import CodecConfig, make_codec, prepare_wav
 from cop_repro.model.dit import DiTConfig, StreamConfig
@@ -26,6 +27,7 @@ from cop_repro.model.encoders import build_encoders, learn_words
 from cop_repro.model.flow import DropoutConfig
 from cop_repro.model.roll import RollConfig, load_roll
 from cop_repro.pipeline import Stage
+from cop_repro.training.components import TouchTraining
 from cop_repro.training.features import encode_shards, encode_stores, soft_store
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.loop import TrainConfig
@@ -237,6 +239,16 @@ def test_recorded_sets_join_every_stage_by_their_own_split(made):
     )
     roll = replace(place, scratch=folder / "roll", made=folder / "roll.safetensors")
     assert np.isfinite(train_roll(roll, PREDICTOR, CFG, 0.4).result.losses).all()
+    touching = replace(roll, scratch=folder / "touch", made=folder / "touch.safetensors")
+    score = make_score(
+        "w", [(60, i, 1, 1) for i in range(8)], title="", composer="", source="etude"
+    )
+    data = TouchTraining(steps=1, batch_size=2, shortest_s=1, longest_s=1)
+    train_roll(touching, replace(PREDICTOR, touch=4), CFG, 0.4, touch=data, works=[score])
+    plain, wide = (load_weights(place.made)[0] for place in (roll, touching))
+    assert all(torch.equal(wide[name], value) for name, value in plain.items()), (
+        "videos teach the predictor the same with a touch network and without"
+    )
     loader, clips = load_roll(roll.made)[0], Store(place.stores["clips"])
     soft_store(place.stores["rolls"], loader, clips, range(6), split_hash="s")
     assert recorded_rolls(roll, loader) == ["pianoyt_piano"]

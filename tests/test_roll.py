@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 "Roll predictors: the paper's sizes, losses by hand, windows, weights and refusals."
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from cop_repro.model.roll import (
     RollConfig,
     RollLogits,
     RollTarget,
+    Touch,
     augment_strips,
     build_roll,
     five_frames,
@@ -195,6 +197,45 @@ def test_weights_round_trip_and_mismatch(tmp_path):
         load_roll(tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("cfg", [SMALL, TINY], ids=["key_roll", "video2roll"])
+def test_touch_changes_velocities_alone_and_leaves_gradients(cfg, tmp_path):
+    plain, model = build_roll(cfg), build_roll(replace(cfg, touch=4))
+    model.load_state_dict(model.state_dict() | plain.state_dict())
+    strips = noise(cfg, 21)
+    before, untrained = logits_of(plain, strips), logits_of(model, strips)
+    assert torch.equal(before.velocity, untrained.velocity)
+    torch.nn.init.ones_(model.touch.gains.bias)
+    save_roll(tmp_path / "r.safetensors", model)
+    after = logits_of(load_roll(tmp_path / "r.safetensors")[0], strips)
+    assert not torch.equal(before.velocity, after.velocity)
+    for name in ("presence", "onset", "pedal"):
+        one, two = getattr(before, name), getattr(after, name)
+        assert one is two is None or torch.equal(one, two), name
+    gradients = []
+    for predictor in (plain, model):
+        read_roll(predictor, strips, background(strips)).velocity.sum().backward()
+        gradients.append({n: p.grad for n, p in predictor.named_parameters()})
+    for name, gradient in gradients[0].items():
+        same = gradients[1][name]
+        assert gradient is same is None or torch.allclose(gradient, same), name
+    assert gradients[1]["touch.gains.weight"].abs().sum() > 0
+
+
+def test_touch_hears_the_music_around_a_note():
+    "A note seconds away matters; what a window does not hold cannot."
+    torch.manual_seed(0)
+    touch = Touch(8)
+    torch.nn.init.normal_(touch.gains.weight)
+    rows = [torch.full((1, 100, 88), -5.0), torch.full((1, 100, 88), -5.0)]
+    logits = RollLogits(*rows, torch.zeros(1, 100, 88))
+    changed = [x.clone() for x in rows]
+    for x in changed:
+        x[0, 80, 40] = 5.0
+    other = touch(RollLogits(*changed, logits.velocity))
+    assert not torch.equal(touch(logits)[0, 5], other[0, 5])
+    assert touch(RollLogits(*(x[:, :1] for x in logits if x is not None))).shape == (1, 1, 88)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -203,6 +244,8 @@ def test_weights_round_trip_and_mismatch(tmp_path):
         dict(kind="video2roll", first_key=60, num_keys=51),
         dict(width=0),
         dict(strip_width=209),
+        dict(touch=-1),
+        dict(touch=4, velocity=False),
     ],
 )
 def test_impossible_configurations(wrong):

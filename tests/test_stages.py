@@ -24,6 +24,7 @@ from cop_repro.core import (
     save_weights,
 )
 from cop_repro.data.clips import fill_store
+from cop_repro.data.performance import make_score
 from cop_repro.model.codec import CodecConfig, EnCodec24, load_codec
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig
 from cop_repro.model.encoders import (
@@ -33,9 +34,10 @@ from cop_repro.model.encoders import (
     load_encoders,
 )
 from cop_repro.model.flow import DropoutConfig
-from cop_repro.model.roll import RollConfig, build_roll
+from cop_repro.model.roll import RollConfig, build_roll, save_roll
 from cop_repro.parameters import load_params, merge
 from cop_repro.pipeline import Stage
+from cop_repro.training.components import TouchTraining
 from cop_repro.training.contrast import ContrastConfig, build_heads
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.launch import Machines, launch
@@ -333,6 +335,30 @@ def test_wrong_weights_leave_what_was_there(sounds, tmp_path):
     ):
         train_roll(place, small, TrainConfig(1, 2, 1e-3), 1.0, tmp_path / "other.safetensors")
     assert place.made.read_bytes() == b"the good one" and not place.scratch.exists()
+
+
+def test_a_touch_network_is_added_to_a_finished_predictor(sounds, tmp_path):
+    "All other weights stay as they are; the file goes on and keeps its split."
+    sizes = RollConfig(width=2, height=16, strip_width=104)
+    save_roll(tmp_path / "init.safetensors", build_roll(sizes), {"split_hash": "s"})
+    rows = [(60 + i % 7, 0.5 * i, 0.4, 1) for i in range(16)]
+    work = make_score("w", rows, title="", composer="", source="etude")
+    data = TouchTraining(steps=3, batch_size=2, shortest_s=1, longest_s=1.5)
+    place = Place({"clips": sounds}, tmp_path / "scratch", tmp_path / "roll.safetensors")
+    touching, video = replace(sizes, touch=4), TrainConfig(1, 2, 1e-3)
+    run = lambda init: train_roll(place, touching, video, 1.0, init, data, [work], "touch")
+    assert len(run(tmp_path / "init.safetensors").result.losses) == 3
+    (old, _), (new, about) = (load_weights(p) for p in (tmp_path / "init.safetensors", place.made))
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    added = new.keys() - old.keys()
+    assert all(name.startswith("touch.") for name in added)
+    assert new["touch.gains.weight"].abs().max() > 0
+    assert about["split_hash"] == "s"
+    assert about["config"]["touch"] == 4
+    with pytest.raises(ParamsError, match="has no touch network"):
+        train_roll(place, sizes, video, 1.0, None, data, [work])
+    with pytest.raises(AssetMismatch, match="touch: stored 4, wanted 0"):
+        train_roll(place, sizes, video, 1.0, place.made)
 
 
 def test_a_run_of_other_inputs_is_another_run(tmp_path):

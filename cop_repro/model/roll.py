@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OFF_LOGIT', 'GATHER', 'CONTEXT', 'NUM_BACKGROUND', 'RollLogits', 'RollTarget', 'stack_rolls', 'soft_roll',
-           'RollConfig', 'paper_roll_config', 'BasicBlock', 'FeatureTransform', 'FeatureRefine', 'five_frames',
-           'Video2Roll', 'onset_logits', 'check_strips', 'key_columns', 'motion_channels', 'convolve_motion', 'KeyRoll',
-           'build_roll', 'roll_loss', 'augment_strips', 'background_rows', 'mean_background', 'read_roll',
-           'predict_logits', 'logits_to_roll', 'roll_to_logits', 'logits_to_notes', 'predict_roll', 'save_roll',
-           'load_roll', 'plot_roll_match']
+           'RollConfig', 'paper_roll_config', 'Touch', 'build_touch', 'BasicBlock', 'FeatureTransform', 'FeatureRefine',
+           'five_frames', 'Video2Roll', 'onset_logits', 'check_strips', 'key_columns', 'motion_channels',
+           'convolve_motion', 'KeyRoll', 'build_roll', 'roll_loss', 'augment_strips', 'background_rows',
+           'mean_background', 'read_roll', 'predict_logits', 'logits_to_roll', 'roll_to_logits', 'logits_to_notes',
+           'predict_roll', 'save_roll', 'load_roll', 'plot_roll_match']
 
 # %% ../../nbs/model/44_roll.ipynb #6ef4539f
 from collections.abc import Iterator, Sequence
@@ -95,6 +95,7 @@ class RollConfig:
     pedal: bool = True  # with a pedal head (KeyRoll only)
     first_key: int = 0  # Video2Roll: first key that it predicts; PianoYT 15
     num_keys: int = NUM_KEYS  # Video2Roll: keys that it predicts; PianoYT 51
+    touch: int = 0  # width of `Touch`, which corrects velocities from the music; 0: none
 
     def __post_init__(self):
         size = f"{self.height}x{self.strip_width}"
@@ -107,6 +108,11 @@ class RollConfig:
         if self.first_key < 0 or self.num_keys < 1 or stop > NUM_KEYS:
             raise ParamsError(
                 f"keys {self.first_key}..{stop - 1} are asked for; a piano has 0..{NUM_KEYS - 1}"
+            )
+        if self.touch < 0 or (self.touch and not self.velocity):
+            raise ParamsError(
+                f"touch is {self.touch} with velocity: {str(self.velocity).lower()}; it corrects "
+                "the velocity head, so a width of at least 1 needs velocity: true, and 0 is none"
             )
         odd_size = self.height % 16 or self.strip_width % 2
         if self.kind == "key_roll" and (self.num_keys != NUM_KEYS or odd_size):
@@ -122,6 +128,106 @@ def paper_roll_config(
     "Video2Roll as the paper uses it."
     first_key = 15 if num_keys == 51 else 0
     return RollConfig("video2roll", 64, 100, 900, False, False, first_key, num_keys)
+
+# %% ../../nbs/model/44_roll.ipynb #44f0c002
+def _pooled(x: Float[Tensor, "b r"], rows: int) -> Float[Tensor, "b r"]:
+    "Mean over `rows` (odd) rows around each one."
+    return F.avg_pool1d(x[:, None], rows, 1, rows // 2)[:, 0]
+
+
+def _others(x: Float[Tensor, "b r 88"]) -> tuple[Tensor, Tensor]:
+    "Near 1 where no key above (no key below) is on, near 0 where one is."
+    below = x.cumsum(-1)
+    above = below[..., -1:] - below
+    return torch.exp(-2 * above), torch.exp(-2 * (below - x))
+
+
+class _TimeBlock(nn.Module):
+    "Residual: each channel over time, then all channels of a row (ConvNeXt, arXiv 2201.03545)."
+
+    def __init__(self, width: int, dilation: int):
+        super().__init__()
+        padding = 2 * dilation
+        self.time = nn.Conv1d(width, width, 5, 1, padding, dilation, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        return x + self.mix(self.norm(self.time(x.mT).mT))
+
+
+class Touch(nn.Module):
+    "Velocity from the music around a note: pitches, timing, articulation (ours)."
+
+    SPANS = 13, 51  # rows over which the playing is summarised: half a second and two seconds
+
+    def __init__(self, width: int):
+        super().__init__()
+        inputs = 3 * NUM_KEYS + 5 + 3 * len(self.SPANS)
+        self.inlet = nn.Conv1d(inputs, width, 4, 2, 1)
+        self.blocks = nn.ModuleList(_TimeBlock(width, dilation) for dilation in (1, 2, 4, 8, 16))
+        self.whole = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.gains = nn.ConvTranspose1d(width, 10, 4, 2, 1)
+        place = torch.linspace(-1, 1, NUM_KEYS)
+        self.register_buffer("place", place, persistent=False)
+        nn.init.zeros_(self.gains.weight)
+        nn.init.zeros_(self.gains.bias)
+
+    def forward(self, logits: RollLogits) -> Float[Tensor, "b r 88"]:  # velocity logits
+        seen = RollLogits(*(None if x is None else x.detach() for x in logits))
+        # ramps, because small probabilities of 88 keys would add up to a key
+        down, struck = (((x.sigmoid() - 0.3) / 0.4).clamp(0, 1) for x in seen[:2])
+        force = 4 * (seen.velocity.sigmoid() - 0.6) * down
+        near = F.max_pool1d(struck.mT, 5, 1, 2).mT  # a spread chord is one chord
+        top, bass = _others(near)
+        highest, one = _others(down)[0], torch.ones_like(down)
+        place = self.place.expand_as(down)
+        pedal = torch.zeros_like(down[..., 0]) if seen.pedal is None else seen.pedal.sigmoid()
+        ends = [(near * lone * self.place).sum(-1) for lone in (top, bass)]
+        summary = self._summary(down, struck, force)
+        rows = torch.stack([*summary, *ends, pedal], -1)
+        gains = self._gains(torch.cat([down, struck, force, rows], -1))
+        features = one, struck, force, top, bass, highest, place, near, down, top * highest
+        return logits.velocity + sum(g[..., None] * x for g, x in zip(gains.unbind(-1), features))
+
+    def _summary(self, down: Tensor, struck: Tensor, force: Tensor) -> list[Tensor]:
+        "Per row: keys struck and down; over each span: mean force, length and share of sound."
+        strikes, held, weight = struck.sum(-1), down.sum(-1), (force * struck).sum(-1)
+        sounding = 1 - (1 - down).prod(-1)
+        rows = [strikes / 4, held / 5]
+        for span in self.SPANS:
+            count = _pooled(strikes, span) + 0.02
+            rows += [
+                _pooled(weight, span) / count,
+                0.1 * _pooled(held, span) / count,
+                _pooled(sounding, span),
+            ]
+        return rows
+
+    def _gains(self, x: Float[Tensor, "b r i"]) -> Float[Tensor, "b r g"]:
+        "The weights of the features in every row, from the whole window."
+        count = x.shape[1]
+        x = self.inlet(F.pad(x.mT, (0, count % 2))).mT
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i == 2:
+                x = x + self.whole(x.mean(1, keepdim=True))
+        return self.gains(self.norm(x).mT)[..., :count].mT
+
+
+def build_touch(
+    cfg: RollConfig,  # of the predictor
+) -> Touch | None:  # None where `cfg.touch` is 0
+    "The touch network of a predictor, if it has one."
+    return Touch(cfg.touch) if cfg.touch else None
+
+
+def _touched(touch: Touch | None, logits: RollLogits) -> RollLogits:
+    "Logits with the velocities that the touch network makes of them."
+    return logits if touch is None else logits._replace(velocity=touch(logits))
 
 # %% ../../nbs/model/44_roll.ipynb #862465df
 def _conv(
@@ -222,6 +328,7 @@ class Video2Roll(nn.Module):
         self.mix = _conv(2 * w, 2 * w, 1, bias=True)
         self.head = nn.Linear(2 * w, cfg.num_keys)
         self.velocity_head = nn.Linear(2 * w, cfg.num_keys) if cfg.velocity else None
+        self.touch = build_touch(cfg)
 
     def trunk(self, x: Float[Tensor, "n 5 h w"]) -> list[Tensor]:  # outputs of the four stages
         "ResNet-18 stages."
@@ -252,7 +359,7 @@ class Video2Roll(nn.Module):
         velocity = None
         if self.velocity_head is not None:
             velocity = self._all_keys(self.velocity_head(x), 0.0)
-        return RollLogits(presence, onset_logits(presence), velocity)
+        return _touched(self.touch, RollLogits(presence, onset_logits(presence), velocity))
 
     def _all_keys(self, logits: Float[Tensor, "b r k"], fill: float) -> Float[Tensor, "b r 88"]:
         "Pad the keys outside the network's range with a constant."
@@ -389,6 +496,7 @@ class KeyRoll(nn.Module):
         self.blocks = nn.Sequential(*(_KeyBlock(inner, dilation) for dilation in (1, 2, 1)))
         self.head = nn.Conv2d(inner, 3 if cfg.velocity else 2, 1)
         self.pedal_head = nn.Conv1d(2 * inner, 1, 9, padding=4) if cfg.pedal else None
+        self.touch = build_touch(cfg)
         with torch.no_grad():
             self.head.bias.copy_(torch.tensor([-2.0, -4.0, 0.0])[: len(self.head.bias)])
 
@@ -411,7 +519,7 @@ class KeyRoll(nn.Module):
         pooled = torch.cat([x.mean(3), x.amax(3)], 1)
         pedal = None if self.pedal_head is None else self.pedal_head(pooled).squeeze(1)
         velocity = logits[:, 2] if self.cfg.velocity else None
-        return RollLogits(logits[:, 0], logits[:, 1], velocity, pedal)
+        return _touched(self.touch, RollLogits(logits[:, 0], logits[:, 1], velocity, pedal))
 
 
 def build_roll(

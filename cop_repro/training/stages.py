@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'Place', 'Trained', 'finish_stage', 'start_dit', 'latents_of', 'recorded_sources', 'train_general',
-           'with_recorded', 'train_roll', 'train_renderer', 'recorded_rolls', 'piano_columns', 'build_piano',
-           'resume_piano', 'renderer_of', 'train_piano', 'train_preference', 'further_codec', 'train_codec',
-           'train_encoders', 'published_counts']
+           'with_recorded', 'start_roll', 'training_works', 'train_roll', 'train_renderer', 'recorded_rolls',
+           'piano_columns', 'build_piano', 'resume_piano', 'renderer_of', 'train_piano', 'train_preference',
+           'further_codec', 'train_codec', 'train_encoders', 'published_counts']
 
 # %% ../../nbs/training/59_stages.ipynb #4558e5b1
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from cop_repro.core import (
     load_weights,
     silent,
 )
-from ..data.clips import Store, store_wav
+from ..data.clips import Store, load_works, read_manifest, store_wav
 from ..data.performance import Score
 from ..data.shards import ShardedStore, join_columns, open_store
 from cop_repro.model.codec import (
@@ -63,11 +63,13 @@ from ..model.renderer import Renderer, RendererConfig, load_renderer, save_rende
 from ..model.roll import RollConfig, build_roll, load_roll, save_roll
 from cop_repro.training.components import (
     NoteErrors,
+    TouchTraining,
     caption_words,
     codec_step_fn,
     encoders_step_fn,
     renderer_step_fn,
     roll_step_fn,
+    touch_step_fn,
 )
 from .contrast import CONTRAST, ContrastHeads, Objective, PostTrainingData
 from cop_repro.training.features import (
@@ -328,29 +330,102 @@ def with_recorded(
     return (columns, rows) if len(tables) == 1 else (join_columns(tables), rows)
 
 
+def start_roll(
+    sizes: RollConfig,  # of the predictor
+    seed: int,  # of fresh weights
+    split: str,  # split hash that a finished predictor must carry
+    init: Path | None = None,  # finished predictor; None: fresh weights
+) -> nn.Module:
+    "The predictor with which stage 2.1 starts; an `init` may lack the touch network, nothing else."
+    with seeded(seed, "roll"):
+        model = build_roll(sizes)
+    if init is None:
+        return model
+    touch = load_weights(init)[1].get("config", {}).get("touch", 0)
+    found = load_roll(init, replace(sizes, touch=touch and sizes.touch), split)[0]
+    model.load_state_dict(model.state_dict() | found.state_dict())
+    return model
+
+
+def _check_touch(sizes: RollConfig, touch: TouchTraining, learn: str, init: Path | None) -> None:
+    "Refuse parameters of stage 2.1 that contradict each other."
+    if learn not in ("all", "touch"):
+        raise ParamsError(f"learn is {learn!r}: 'all' or 'touch'")
+    if touch.steps and not sizes.touch:
+        raise ParamsError(
+            f"touch.steps is {touch.steps}, but the predictor has no touch network: "
+            "give roll.touch a width, or take 0 steps"
+        )
+    if learn == "touch" and (init is None or not touch.steps):
+        raise ParamsError(
+            "learn: touch trains the touch network of a finished predictor: "
+            "it needs init, and touch.steps of at least 1"
+        )
+
+
+def training_works(
+    manifest: Path,  # of the clips
+    etudes: Path,  # folder of our own pieces
+    split: str,  # split hash of the clips
+    progress: Progress = silent,  # done, total, work
+) -> list[Score]:  # of the training split alone
+    "The works whose performances the touch network learns from."
+    items, found = read_manifest(manifest)
+    if found != split:
+        raise AssetMismatch(
+            f"{manifest.name} holds split {found}, the clips were made under {split}: run `prepare`"
+        )
+    names = {i.work_id for i in items if (i.domain, i.split) == ("piano", "train")}
+    return list(load_works(sorted(names), etudes, progress).values())
+
+
+_NO_TOUCH = TouchTraining()
+
+
 def train_roll(
     place: Place,  # stores: clips
     sizes: RollConfig,  # of the predictor
-    cfg: TrainConfig,  # how to train
-    crop_s: float,  # window, seconds
+    cfg: TrainConfig,  # how to train on videos
+    crop_s: float,  # window of video, seconds
     init: Path | None = None,  # predictor to start from; None: fresh weights
+    touch: TouchTraining = _NO_TOUCH,  # how to train the touch network
+    works: Sequence[Score] = (),  # training works, which the touch network learns from
+    learn: Literal["all", "touch"] = "all",  # touch: only the touch network
 ) -> Trained:
     "Stage 2.1: video to keys (arXiv 2503.22200, Roll Predictor)."
+    _check_touch(sizes, touch, learn, init)
     place.verify_recorded("clips")
     (store,) = place.open("clips")
     split = store.about["split_hash"]
-    with seeded(place.seed, "roll"):
-        model = build_roll(sizes) if init is None else load_roll(init, sizes, split)[0]
-    model = model.to(place.device)
-    rendered = store.select(split="train", rendering="nuisance")
-    columns, rows = with_recorded(place, store.columns, rendered, "clips")
-    step_fn = roll_step_fn(model, columns, rows, cfg, crop_s)
-    result = _run(place, {"roll": model}, step_fn, cfg, split)
+    model = start_roll(sizes, place.seed, split, init).to(place.device)
+    result = _train_on_videos(place, model, store, cfg, crop_s) if learn == "all" else None
+    if touch.steps:
+        network, scratch = {"touch": model.touch}, replace(place, scratch=place.scratch / "touch")
+        step_fn = touch_step_fn(model.touch, works, touch, cfg.seed)
+        learnt = _run(scratch, network, step_fn, touch.config(cfg.seed), split)
+        if learnt.ema:
+            load_ema(network, learnt.ema)
+        result = learnt if result is None else result
 
     def save() -> None:
         save_roll(place.made, model, place.about(split))
 
-    return finish_stage({"roll": model}, result, save)
+    return finish_stage({"roll": model}, replace(result, ema={}), save)
+
+
+def _train_on_videos(
+    place: Place, model: nn.Module, store: Store, cfg: TrainConfig, crop_s: float
+) -> TrainResult:
+    "Train a predictor without its touch network, which would hide the velocity head."
+    touch, model.touch = model.touch, None
+    rendered = store.select(split="train", rendering="nuisance")
+    columns, rows = with_recorded(place, store.columns, rendered, "clips")
+    step_fn = roll_step_fn(model, columns, rows, cfg, crop_s)
+    result = _run(place, {"roll": model}, step_fn, cfg, store.about["split_hash"])
+    if result.ema:
+        load_ema({"roll": model}, result.ema)
+    model.touch = touch
+    return result
 
 
 def train_renderer(
@@ -484,12 +559,12 @@ def resume_piano(
         model.renderer.load_state_dict(renderer.state_dict())
     if guidance.guidance == "none":
         return model  # its predictor was trained on sound alone: another one would be guidance
-    if predictor.cfg != model.predictor.cfg:
+    if replace(predictor.cfg, touch=0) != replace(model.predictor.cfg, touch=0):
         raise AssetMismatch(
             f"{init.name} has another roll predictor ({model.predictor.cfg}) "
             f"than stage 2.1 ({predictor.cfg}): use init: null"
         )
-    model.predictor.load_state_dict(predictor.state_dict())
+    model.predictor = predictor
     return model
 
 

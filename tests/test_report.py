@@ -27,6 +27,7 @@ from cop_repro.evaluation.real_videos import _save_picture
 from cop_repro.evaluation.report import (
     RunInfo,
     _seed_table,
+    comparison_table,
     plot_rows,
     save_figures,
     write_report,
@@ -469,3 +470,144 @@ def test_names_of_users_are_drawn_as_they_are(tmp_path, run, name):
     ax = plot_rows(Figure().subplots(), lines, "table4", "si_sdr_spec", "")
     label = ax.get_yticklabels()[0].get_text()
     assert label == plain_text(name, 60) and len(label.replace("\\$", "$")) <= 61
+
+
+PIANO_ROWS = ("audeo_style", "audeo_style_same_soundfont", "audeo_style_different_piano")
+
+
+def piano_scores(level):
+    "Scored clips of a system at one level (dB), a little apart by clip."
+    return [
+        {
+            "clip_id": c,
+            "work_id": WORKS[c],
+            "suffix": "",
+            "metrics": {
+                "si_sdr_spec": level + 0.1 * (i % 3),
+                "transcription_f1": 0.5 + level / 100,
+                "mel_distance": 10 - level,
+            },
+        }
+        for i, c in enumerate(IDS)
+    ]
+
+
+def piano_set(noise, suffix=""):
+    true, shared = rng(1).normal(size=(24, 5)), rng(2).normal(size=(24, 5))
+    made = line("fad", features(true, "window"), features(true + noise * shared, "window"))
+    return {**made, "suffix": suffix}
+
+
+@pytest.fixture()
+def pianos():
+    "Rows and set scores as `evaluate` writes them: CoP between two of the baseline's pianos."
+    suffixes = {"": 6.0, "same_soundfont": 7.0, "different_piano": 1.0}
+    audeo = [
+        {**clip, "suffix": suffix}
+        for suffix, level in suffixes.items()
+        for clip in piano_scores(level)
+    ]
+    scored = {"cop_piano": piano_scores(4.0), "audeo_style": audeo}
+    noises = {"": 0.8, "same_soundfont": 0.1, "different_piano": 1.2}
+    sets = {
+        "cop_piano": [piano_set(0.4)],
+        "audeo_style": [piano_set(noise, suffix) for suffix, noise in noises.items()],
+    }
+    return scored, sets
+
+
+def pairs_of(verdicts):
+    "Difference of every pair beside claim C6, by rows and metric."
+    c6 = next(v for v in verdicts if v["claim"] == "C6")
+    return c6, {
+        (pair["better"], pair["worse"], m["metric"]): m
+        for pair in c6["pairs"]
+        for m in pair["metrics"]
+    }
+
+
+def test_the_baseline_is_compared_on_three_pianos(tmp_path, run, pianos):
+    lines, verdicts = write_report(tmp_path, run, pianos[0], PAPER, pianos[1])
+    c6, found = pairs_of(verdicts)
+    assert (c6["worse"], c6["verdict"]) == ("audeo_style", "not reproduced")
+    assert [m["metric"] for m in c6["metrics"] if m["counts"]] == ["si_sdr_spec"]
+    beside = {m["metric"]: m for m in c6["metrics"] if not m["counts"]}
+    assert set(beside) == {"transcription_f1", "mel_distance", "fad"}
+    assert all(m["ci_low"] <= m["difference"] <= m["ci_high"] for m in beside.values())
+    level = {row: found["cop_piano", row, "si_sdr_spec"]["difference"] for row in PIANO_ROWS}
+    assert level == pytest.approx(dict(zip(PIANO_ROWS, (-2, -3, 3))))
+    distance = {row: found["cop_piano", row, "fad"] for row in PIANO_ROWS}
+    assert [distance[row]["verdict"] for row in PIANO_ROWS] == [
+        "reproduced",
+        "not reproduced",
+        "reproduced",
+    ]
+    mels = [found["cop_piano", row, "mel_distance"]["difference"] for row in PIANO_ROWS]
+    assert mels == pytest.approx([-2, -3, 3])
+    printed = {(r.table, r.row) for r in lines if r.metric == "fad" and r.table != "table2"}
+    assert printed == {("table4", row) for row in ("cop_piano", *PIANO_ROWS)} | {
+        ("table5", "cop_piano")
+    }
+    text = (tmp_path / "tables.md").read_text().split("## C6: Chain-of-Perform against Audeo")[1]
+    assert "| cop_piano | audeo_style_different_piano | +3.00 [" in text
+    assert "| cop_shipped | audeo_style | not run | not run | not run | not run |  |" in text
+
+
+def test_a_piano_that_was_not_scored_is_not_run(tmp_path, run, pianos):
+    scored, sets = pianos
+    scored["audeo_style"] = [c for c in scored["audeo_style"] if c["suffix"] != "different_piano"]
+    _, verdicts = write_report(tmp_path, run, scored, PAPER, {row: [] for row in sets})
+    c6, found = pairs_of(verdicts)
+    assert c6["verdict"] == "not reproduced"
+    words = {metric: m["verdict"] for (_, row, metric), m in found.items() if row == PIANO_ROWS[2]}
+    assert set(words.values()) == {"not run"}
+    assert found["cop_piano", "audeo_style", "fad"]["verdict"] == "not run"
+    assert "difference" in found["cop_piano", "audeo_style", "mel_distance"]
+    old = [{k: v for k, v in verdict.items() if k != "pairs"} for verdict in verdicts]
+    table = comparison_table(old, run.tables, "C6").splitlines()
+    assert len(table) == 2 + 9
+    assert all(row.count("not run") == 4 for row in table[2:])
+
+
+class Judge:
+    "An extractor that remembers which sounds it was given."
+
+    classes = ("bell",)
+
+    def __init__(self):
+        self.given = []
+
+    def several(self, kinds, ids, wavs, sample_rate=24_000):
+        self.given.append([float(wav[0]) for wav in wavs])
+        values = np.array([[float(wav[0]), i] for i, wav in enumerate(wavs)])
+        return {kind: Features(values, tuple(ids), kind, "judge 00", 16_000) for kind in kinds}
+
+
+class ThreeClips:
+    "A store of three true sounds."
+
+    def values(self, column, places):
+        names = {"clip_id": "abc", "work_id": "vvw", "label": "ppp"}[column]
+        return [names[place] for place in places]
+
+
+def test_each_piano_has_scores_of_its_own_set(monkeypatch):
+    "Without controls and labels; a row without sound has none."
+    monkeypatch.setattr(evaluate, "store_wav", lambda store, r: np.full(3, float(r)))
+    row = evaluate.Row("audeo", "reconstruction", SystemFiles("", *[Path("x")] * 3), NoSettings())
+
+    def sounds(suffix, level):
+        return [{"clip_id": c, "suffix": suffix, "wav": np.full(3, level)} for c in ("c", "a", "b")]
+
+    silent = [{"clip_id": c, "suffix": "", "wav": None} for c in "abc"]
+    scored = {"audeo": [*sounds("", 5.0), *sounds("different_piano", 9.0)], "roll": silent}
+    chosen = dict.fromkeys(scored, (ThreeClips(), [0, 1, 2]))
+    judge = Judge()
+    made = evaluate.score_sets(dict.fromkeys(scored, row), chosen, scored, judge)
+    assert made["roll"] == []
+    assert [(s["suffix"], s["metric"], s["n"]) for s in made["audeo"]] == [
+        ("", "fad", 3),
+        ("different_piano", "fad", 3),
+    ]
+    assert judge.given == [[0, 1, 2], [5] * 3, [9] * 3]
+    assert made["audeo"][1]["value"] > made["audeo"][0]["value"] > 0

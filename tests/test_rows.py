@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from cop_repro.core import RATES, AssetMismatch, ParamsError, load_weights, save_weights, torch_rng
-from cop_repro.data.clips import Clip
+from cop_repro.core import (
+    RATES,
+    AssetMismatch,
+    BadInput,
+    ParamsError,
+    load_weights,
+    save_weights,
+    torch_rng,
+)
+from cop_repro.data.clips import Clip, prepare_level
+from cop_repro.data.notes import make_notes, synthesise
 from cop_repro.evaluation.evaluate import Row, RowEntry, make_row
+from cop_repro.measure.audio_metrics import si_sdr_spec
 from cop_repro.model.flow import SampleConfig, Sampled
 from cop_repro.systems import general
+from cop_repro.systems.audeo import PIANOS, audeo_sound
 from cop_repro.systems.contract import SystemFiles
 
 SOLVER = {"num_steps": 2, "cfg_strength": 2.0}
@@ -101,6 +112,28 @@ def test_noise_is_the_same_everywhere(row, monkeypatch):
     system.sample = SampleConfig(**SOLVER, temperature=0.5)
     system.predict(CLIP)
     assert torch.equal(seen[1][0], 0.5 * noise)
+
+
+def test_the_baseline_has_a_row_for_each_piano(row):
+    "Their names are those of the tables; only the piano differs."
+    systems = row("audeo").load()
+    assert {suffix: s.piano for suffix, s in systems.items()} == {
+        "": "other",
+        "same_soundfont": "same",
+        "different_piano": "different",
+    }
+    assert len({id(s.roll) for s in systems.values()}) == 1
+
+
+def test_a_really_different_piano_is_far_from_the_truth():
+    "One chord at the velocity of the baseline: what remains is the timbre."
+    notes = make_notes([48, 60, 64, 67], [0.1] * 4, [1.4] * 4, [100] * 4)
+    truth = prepare_level(synthesise(notes, 1.5))
+    level = {piano: si_sdr_spec(truth, audeo_sound(notes, 1.5, piano)) for piano in PIANOS}
+    assert level["same"] > 60
+    assert level["other"] > level["different"] + 3
+    with pytest.raises(BadInput, match="'differnt'.*did you mean 'different'.*pianos are other"):
+        audeo_sound(notes, 1.5, "differnt")
 
 
 def test_an_entry_is_a_value():

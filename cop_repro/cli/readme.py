@@ -27,7 +27,7 @@ def run(args) -> int:
 
 def _tables(root: Path) -> list[tuple[str, str, str]]:
     "(page, mark, table) of every table that is made from the reports."
-    from cop_repro.evaluation.report import claims_table, numbers_table
+    from cop_repro.evaluation.report import claims_table, comparison_table, numbers_table
     from cop_repro.evaluation.tables import load_tables
 
     reports = root / "reports"
@@ -35,7 +35,9 @@ def _tables(root: Path) -> list[tuple[str, str, str]]:
     verdicts = read_json(reports / "verdicts.json")
     definitions = load_params(root / load_params(root / "params.yaml")["report"]["tables"])
     reasons = load_params(root / "refs" / "reasons.yaml")
+    tables = load_tables(definitions)
     return [
         ("README.md", "claims", claims_table(verdicts, reasons)),
-        ("docs/results.md", "numbers", numbers_table(results, load_tables(definitions))),
+        ("docs/results.md", "numbers", numbers_table(results, tables)),
+        ("docs/results.md", "pianos", comparison_table(verdicts, tables, "C6")),
     ]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Label', 'LABELS', 'TRANSCRIBED', 'GENERAL', 'CLAIMS', 'Sets', 'Result', 'metric_facts', 'summarise', 'not_run',
-           'paper_results', 'Claim', 'Difference', 'verdict_word', 'overall_verdict', 'verdict']
+           'paper_results', 'Claim', 'Difference', 'verdict_word', 'overall_verdict', 'verdict', 'compare_rows']
 
 # %% ../../nbs/evaluation/85_claims.ipynb #a496f114
 import math
@@ -175,7 +175,15 @@ CLAIMS = (
         ("transcription_f1",),
         "table4",
     ),
-    Claim("C6", "CoP beats Audeo", "cop_piano", "audeo_style", ("si_sdr_spec",), (), "table4"),
+    Claim(
+        "C6",
+        "CoP beats Audeo",
+        "cop_piano",
+        "audeo_style",
+        ("si_sdr_spec",),
+        ("transcription_f1", "mel_distance", "fad"),
+        "table4",
+    ),
     Claim(
         "C7",
         "velocity guidance helps",
@@ -340,3 +348,23 @@ def verdict(
         "verdict": overall_verdict([x["verdict"] for x in lines if x["counts"]]),
         "metrics": lines,
     }
+
+# %% ../../nbs/evaluation/85_claims.ipynb #85b00021
+def compare_rows(
+    better: Sequence[str],  # rows that should win
+    worse: Sequence[str],  # rows that should lose
+    metrics: Sequence[str],  # to compare them by
+    scores: Mapping[str, Sequence[Mapping]],  # row -> scored clips
+    sets: Sets | None = None,  # row -> metric -> its set's score
+    seed: int = 0,  # of the bootstrap
+) -> list[dict]:  # a pair each: better, worse, and a line a metric as in `verdict`
+    "Every row of one list against every row of another."
+    pairs = [Claim("", "", b, w, (), tuple(metrics)) for b in better for w in worse]
+    return [
+        {
+            "better": p.better,
+            "worse": p.worse,
+            "metrics": verdict(p, scores, sets, seed=seed)["metrics"],
+        }
+        for p in pairs
+    ]

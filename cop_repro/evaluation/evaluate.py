@@ -261,19 +261,36 @@ def _set_lines(
     true = [store_wav(store, int(r)) for r in places]
     videos = [store["frames"][int(r)] for r in places] if "clip_score" in metrics else None
     texts = store.values("text", places) if "clap_score" in metrics else None
-    ref, own = set_features(extractor, metrics, ids, true, sounds[""], texts, videos)
+    first = next(iter(sounds))
+    ref, own = set_features(extractor, metrics, ids, true, sounds[first], texts, videos)
     kinds = tuple(dict.fromkeys(REGISTRY.sets[m].est_kind for m in metrics))
     lines = []
     for suffix, wavs in sounds.items():
-        est = extractor.several(kinds, ids, wavs) if suffix else own
+        est = own if suffix == first else extractor.several(kinds, ids, wavs)
         for metric in metrics:
             needs = REGISTRY.sets[metric]
             score = set_score(metric, ref.get(needs.ref_kind), est[needs.est_kind], groups, seed)
             lines.append({"suffix": suffix, **asdict(score)})
-        if extractor.classes:
+        if extractor.classes and "logits" in est:
             score = label_score(est["logits"], extractor.classes, labels, groups, seed)
             lines.append({"suffix": suffix, **asdict(score)})
     return lines
+
+
+def _own_sounds(scored: Sequence[Mapping], ids: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    "Sounds of a row by suffix, in the order of the clips; what has no sound is left out."
+    made: dict[str, dict[str, np.ndarray]] = {}
+    for entry in scored:
+        if entry["wav"] is not None:
+            made.setdefault(entry["suffix"], {})[entry["clip_id"]] = entry["wav"]
+    return {suffix: [wavs[clip] for clip in ids] for suffix, wavs in made.items()}
+
+
+def _control_sounds(store: Store, places: Sequence[int]) -> dict[str, list[np.ndarray]]:
+    "The true sound of every clip, and that of its partner."
+    true = [store_wav(store, int(r)) for r in places]
+    shuffled = [true[j] for j in partners(store.values("work_id", places))]
+    return {"true_sound": true, "shuffled": shuffled}
 
 
 def score_sets(
@@ -284,18 +301,16 @@ def score_sets(
     seed: int = 0,  # of the bootstrap
     progress: Progress = silent,  # done, total, message
 ) -> dict[str, list[dict]]:  # name -> fields of `SetScore`, and the suffix of a control
-    "Scores of whole rows and of their controls; tasks without set scores have none."
+    "Scores of whole rows and of their controls; rows without sound, and some tasks, have none."
     made: dict[str, list[dict]] = {name: [] for name in rows}
     wanted = [name for name, row in rows.items() if ROW_TASKS[row.task].sets]
     for done, name in enumerate(wanted):
-        store, places = chosen[name]
-        true = [store_wav(store, int(r)) for r in places]
-        own = {s["clip_id"]: s["wav"] for s in scored[name] if s["suffix"] == ""}
-        shuffled = [true[j] for j in partners(store.values("work_id", places))]
-        generated = [own[c] for c in store.values("clip_id", places)]
-        sounds = {"": generated, "true_sound": true, "shuffled": shuffled}
-        task = ROW_TASKS[rows[name].task]
-        made[name] = _set_lines(task, store, places, sounds, extractor, seed)
+        (store, places), task = chosen[name], ROW_TASKS[rows[name].task]
+        sounds = _own_sounds(scored[name], store.values("clip_id", places))
+        if sounds and task.set_controls:
+            sounds |= _control_sounds(store, places)
+        if sounds:
+            made[name] = _set_lines(task, store, places, sounds, extractor, seed)
         progress(done + 1, len(wanted), f"sets: {name}")
     return made
 

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Rows', 'HEAD', 'CLAIMS_HEAD', 'SEEDS_HEAD', 'markdown_table', 'plot_rows', 'save_figures', 'save_palette_png',
-           'RunInfo', 'split_rows', 'judge_claims', 'write_report', 'headline_values', 'claims_table', 'numbers_table']
+           'RunInfo', 'split_rows', 'judge_claims', 'write_report', 'comparison_table', 'headline_values',
+           'claims_table', 'numbers_table']
 
 # %% ../../nbs/evaluation/86_report.ipynb #a496f114
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from cop_repro.evaluation.claims import (
     CLAIMS,
     Label,
     Result,
+    compare_rows,
     metric_facts,
     not_run,
     paper_results,
@@ -177,20 +180,17 @@ class RunInfo:
     tables: Tables  # how results are laid out
 
 
-def _set_result(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
-    "One score of a set; one that is not defined says so."
-    table, row = run.tables.table_of(entry), run.tables.row_name(entry, score["suffix"])
+def _set_results(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
+    "One score of a set in every table that prints its row; one that is not defined says so."
+    own, row = run.tables.table_of(entry), run.tables.row_name(entry, score["suffix"])
+    places = [own, *(name for name, t in run.tables.tables.items() if row in t.borrows)]
     metric, value = score["metric"], score["value"]
     if value is None:
-        return not_run(table, row, [metric], run.profile)
+        return [line for place in places for line in not_run(place, row, [metric], run.profile)]
     network = f"{score['extractor']}, {score['sample_rate']} Hz, ids {score['ids']}"
-    bounds = score["ci_low"], score["ci_high"]
-    facts = metric_facts(metric)
-    return [
-        Result(
-            table, row, metric, value, *bounds, score["n"], *facts, run.label, run.profile, network
-        )
-    ]
+    number = (value, score["ci_low"], score["ci_high"], score["n"])
+    about = (*metric_facts(metric), run.label, run.profile, network)
+    return [Result(place, row, metric, *number, *about) for place in places]
 
 
 def _style_of_truth(scored: Mapping[str, Sequence[Mapping]]) -> dict[str, list]:
@@ -256,19 +256,30 @@ def judge_claims(
     paper: Mapping,  # refs/paper.yaml
     tables: Tables,
 ) -> list[dict]:  # verdicts
-    "Verdicts on all claims, without table3, whose rows share names with others."
+    "Verdicts on all claims, and the pairs beside them, without table3, whose names are not unique."
     scores = {
         row: clips
         for name, named in rows.items()
         if name != "table3"
         for row, clips in named.items()
     }
-    own = {
-        tables.row_name(entry): {s["metric"]: s for s in found if s["suffix"] == ""}
-        for entry, found in sets.items()
-        if tables.table_of(entry) != "table3"
-    }
-    return [verdict(claim, scores, own, paper) for claim in CLAIMS]
+    own: dict[str, dict] = {}
+    for entry, found in sets.items():
+        if tables.table_of(entry) != "table3":
+            for s in found:
+                own.setdefault(tables.row_name(entry, s["suffix"]), {})[s["metric"]] = s
+    return [
+        verdict(claim, scores, own, paper) | _pairs_beside(claim.claim_id, scores, own, tables)
+        for claim in CLAIMS
+    ]
+
+
+def _pairs_beside(claim_id: str, scores: Mapping, sets: Mapping, tables: Tables) -> dict:
+    "Pairs of rows that a claim's comparison adds."
+    beside = tables.comparisons.get(claim_id)
+    if beside is None:
+        return {}
+    return {"pairs": compare_rows(beside.better, beside.worse, beside.metrics, scores, sets)}
 
 
 def write_report(
@@ -285,7 +296,7 @@ def write_report(
     lines = _own_lines(run, rows)
     for entry, scores in sets.items():
         for score in scores:
-            lines += _set_result(run, entry, score)
+            lines += _set_results(run, entry, score)
     lines += [*extra, *_missing_lines(run, extra), *paper_results(paper)]
     if odd := sorted({r.table for r in lines} - set(run.tables.tables)):
         raise BadInput(f"a result names the table {odd[0]!r}, which refs/tables.yaml lacks")
@@ -333,7 +344,31 @@ def _tables_text(run: RunInfo, lines: Sequence[Result], verdicts: Sequence[Mappi
     parts = [HEAD.format(**about)]
     for name, table in run.tables.tables.items():
         parts += _section(lines, name, table)
-    return "\n".join([*parts, CLAIMS_HEAD.format(**about), _verdict_table(verdicts), ""])
+    parts += [CLAIMS_HEAD.format(**about), _verdict_table(verdicts)]
+    for claim_id, beside in run.tables.comparisons.items():
+        table = comparison_table(verdicts, run.tables, claim_id)
+        parts += [f"\n## {beside.title}\n\n{beside.about}\n", table]
+    return "\n".join([*parts, ""])
+
+
+def comparison_table(
+    verdicts: Sequence[Mapping],  # of `judge_claims`
+    tables: Tables,
+    claim_id: str,  # a claim that has a comparison
+) -> str:  # Markdown
+    "Differences of every pair of a claim's comparison; positive agrees with the claim."
+    beside = tables.comparisons[claim_id]
+    own = next(v for v in verdicts if v["claim"] == claim_id)
+    found = {(p["better"], p["worse"]): p["metrics"] for p in own.get("pairs", ())}
+    units = {m: f" [{metric_facts(m)[0]}]" if metric_facts(m)[0] else "" for m in beside.metrics}
+    head = ["row", "against", *(m + unit for m, unit in units.items()), "n"]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    for pair in itertools.product(beside.better, beside.worse):
+        judged = {m["metric"]: m for m in found.get(pair, ()) if "difference" in m}
+        cells = [_interval(judged[m]) if m in judged else "not run" for m in beside.metrics]
+        counts = sorted({m["n"] for m in judged.values()})
+        lines.append(_line([*pair, *cells, "/".join(map(str, counts))]))
+    return "\n".join(lines)
 
 
 SEEDS_HEAD = """

@@ -213,10 +213,11 @@ class ScoredTask:
     store: str  # store of its test clips
     score: Score  # (system, clip, clip of another work, seed) -> entries
     sets: tuple[str, ...] = ()  # scores of the whole set
+    set_controls: bool = True  # the same scores of the true sound and of other clips' sounds
 
 
 SCORED_TASKS: dict[Task, ScoredTask] = {
-    "reconstruction": ScoredTask("piano", score_performance),
+    "reconstruction": ScoredTask("piano", score_performance, ("fad",), set_controls=False),
     "video_to_audio": ScoredTask("foley", score_general, (*SET_SCORES, "clip_score")),
     "text_to_audio": ScoredTask("t2a", score_general, (*SET_SCORES, "clap_score")),
     "caption_pairs": ScoredTask("t2a", score_caption_pairs),

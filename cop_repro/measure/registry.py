@@ -368,7 +368,7 @@ def _set_scorers() -> tuple[SetScorer, ...]:
 
     both = (*GENERAL, *TEXT)
     return (
-        SetScorer(distance("fad", *both), "window", "window", _frechet),
+        SetScorer(distance("fad", *both, "table4", "table5"), "window", "window", _frechet),
         SetScorer(
             distance("fad_infinity", *both),
             "window",

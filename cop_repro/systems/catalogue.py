@@ -17,7 +17,7 @@ from ..data.clips import Clip, Prediction
 from ..data.notes import roll_to_notes
 from ..model.cop_piano import load_piano
 from ..model.roll import predict_roll
-from .audeo import AudeoStyle
+from .audeo import AUDEO_ROWS, AudeoStyle
 from .contract import NoSettings, Output, SystemEntry, SystemFiles, Task
 from .cop import CopSystem, Performer
 from .general import GENERAL_SYSTEM
@@ -47,7 +47,7 @@ def _load_roll_only(files: SystemFiles, settings: NoSettings) -> dict[str, RollO
 
 def _load_audeo(files: SystemFiles, settings: NoSettings) -> dict[str, AudeoStyle]:
     roll = files.load_roll()
-    return {"": AudeoStyle(roll), "same_soundfont": AudeoStyle(roll, same_soundfont=True)}
+    return {suffix: AudeoStyle(roll, piano) for suffix, piano in AUDEO_ROWS.items()}
 
 
 @dataclass(frozen=True)

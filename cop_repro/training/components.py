@@ -253,7 +253,7 @@ def renderer_loss(
     x1: Float[Tensor, "b n c"],  # true latents
     wav: Float[Tensor, "b s"],  # true sound, prepared
     codec_weight: float = 1.0,  # of the codec's loss through its frozen decoder; 0: none
-) -> tuple[Float[Tensor, ""], dict[str, float]]:  # loss and logs
+) -> tuple[Float[Tensor, ""], dict[str, Tensor | float]]:  # loss and logs
     "Squared error of latents, and the codec's loss through its frozen decoder."
     latents = model(columns)
     error = F.mse_loss(latents, x1)

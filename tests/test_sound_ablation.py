@@ -316,6 +316,36 @@ def test_a_row_trains_what_the_stage_trains(finished, tmp_path):
     assert not (tmp_path / "ours" / "run").exists(), "checkpoints of a finished training remain"
 
 
+def test_an_interrupted_row_resumes(finished, tmp_path, monkeypatch):
+    "What a stopped training has done is not done again, and the weights are the same."
+    run = FinishedRun(finished, tmp_path / "notes", list)
+    params = load_params(finished / "params.yaml")
+    changed = {"train_piano": {"variants": {"cop_velocity": {"start": "noise"}}}}
+    plan = _plans(_of_seed(merge(params, changed), 0, 3), finished).piano
+    whole = trained_piano(run, plan, None, tmp_path / "a" / "row", 0)
+    original, steps = sound_ablation.guidance_step, []
+
+    def stopping(*args):
+        step_fn = original(*args)
+
+        def step(number, part, parts):
+            steps.append(number)
+            if steps == [0, 1]:
+                raise KeyboardInterrupt
+            return step_fn(number, part, parts)
+
+        return step
+
+    monkeypatch.setattr(sound_ablation, "SAVE_EVERY", 1)
+    monkeypatch.setattr(sound_ablation, "guidance_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained_piano(run, plan, None, tmp_path / "b" / "row", 0)
+    resumed = trained_piano(run, plan, None, tmp_path / "b" / "row", 0)
+    assert steps == [0, 1, 1, 2]
+    mine, theirs = (load_weights(path)[0] for path in (whole, resumed))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_a_clip_is_played_as_the_system_plays_it(finished, tmp_path):
     from cop_repro.data.clips import store_clip
     from cop_repro.evaluation.sound_ablation import load_sound

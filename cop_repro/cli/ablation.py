@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cop_repro.cli._progress import progress
@@ -349,26 +349,17 @@ def _warn_of_codes(scored: dict) -> None:
 
 def _sampling(args, root: Path, params: dict, output: Path) -> int:
     "One trained model, sampled in many ways; a clip is scored in all of them at once."
-    from cop_repro.core import from_dict
-    from cop_repro.evaluation.sound_ablation import (
-        AS_EVALUATED,
-        check_finished,
-        load_sound,
-        sampling_changes,
-    )
-    from cop_repro.model.flow import SampleConfig
+    from cop_repro.evaluation.sound_ablation import check_finished, load_sound
 
     model = f"models/train_piano/{VARIANT}/piano.safetensors"
     check_finished(root, {f"train_piano@{VARIANT}": (model,)})
-    study, solver = _Study(root, params, args.clips), params["evaluate"]["sample"]
-    changes = {AS_EVALUATED: {}} | sampling_changes()
-    samples = {
-        name: from_dict(SampleConfig, {**solver, **change}, f"sampling {name!r}")
-        for name, change in changes.items()
-    }
+    study, samples = _Study(root, params, args.clips), _ways(params["evaluate"]["sample"])
     seed, hashed = args.seeds[0], file_hash(root / model)
-    performer = load_sound(study.run, root / model)
-    folder = study.work / "sampling" / _short(changes, solver, hashed, study.inputs, seed)
+    performer, ways = (
+        load_sound(study.run, root / model),
+        {n: asdict(s) for n, s in samples.items()},
+    )
+    folder = study.work / "sampling" / _short(ways, hashed, study.inputs, seed)
     clips = [_sampled(study, performer, samples, row, seed, folder) for row in study.rows]
     scored = {name: [clip["scores"][name] for clip in clips] for name in samples}
     about = {"model": hashed, "seed": seed, "code": sorted({clip["code"] for clip in clips})}
@@ -376,6 +367,19 @@ def _sampling(args, root: Path, params: dict, output: Path) -> int:
     for name, found in scored.items():
         print(f"{name:24s} {_summary(found)}")
     return 0
+
+
+def _ways(solver: Mapping) -> dict:
+    "Ways of sampling by name: that of the tables, then what differs from it."
+    from cop_repro.core import from_dict
+    from cop_repro.evaluation.sound_ablation import AS_EVALUATED, sampling_changes
+    from cop_repro.model.flow import SampleConfig
+
+    changes = {AS_EVALUATED: {}} | sampling_changes()
+    return {
+        name: from_dict(SampleConfig, {**solver, **change}, f"sampling {name!r}")
+        for name, change in changes.items()
+    }
 
 
 def _sampled(study: _Study, performer, samples: dict, row: int, seed: int, folder: Path) -> dict:

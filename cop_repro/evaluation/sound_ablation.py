@@ -519,11 +519,13 @@ def plot_effects(
         effect = row_effect(scored[name], scored[BASE], metric)
         ax.barh(y, effect.difference, 0.6, color=COLORS[5])
         ax.hlines(y, effect.low, effect.high, color=COLORS[0], lw=2)
-        ax.plot(effect.by_seed, [y] * len(effect.by_seed), ".", color=COLORS[1])
+        ax.plot(effect.by_seed, [y] * len(effect.by_seed), "o", ms=4, color=COLORS[1])
     ax.axvline(0, color="k", lw=0.8)
     value = row_effect(scored[BASE], scored[BASE], metric).value
     label = f"{metric}: difference from base ({value:.2f})"
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=label)
+    title = "Lines: interval over works; points: seeds"
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=label, title=title)
+    ax.locator_params(axis="x", nbins=5)
     return ax
 
 # %% ../../nbs/evaluation/92_sound_ablation.ipynb #92a0001a
@@ -606,7 +608,7 @@ def plot_sampling(
         ax.plot(STRENGTHS, means, "o-", color=color, label=f"temperature {temperature:g}")
     unit = f" [{TITLES[metric]}]" if TITLES[metric] == "dB" else ""
     ax.set(xlabel="guidance strength w of the roll", ylabel=f"{metric}{unit}")
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small")
     return ax
 
 # %% ../../nbs/evaluation/92_sound_ablation.ipynb #92a0001d

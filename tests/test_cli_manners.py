@@ -104,7 +104,9 @@ def place(folder: Path, name: str) -> str:
 
 @POSIX
 @pytest.mark.parametrize("name, why", BAD_FILES.values(), ids=BAD_FILES)
-@pytest.mark.parametrize("command", ["score", "real", "picture", "codecs", "nuisance", "bench"])
+@pytest.mark.parametrize(
+    "command", ["score", "real", "picture", "codecs", "nuisance", "ablation", "bench"]
+)
 def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypatch):
     "A file that cannot be written is refused before the work."
     monkeypatch.chdir(root)
@@ -115,9 +117,10 @@ def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypa
         "picture": ["real", "a.mp4", "-o", sides / "x.json", "--picture", output],
         "codecs": ["codecs", "-o", output],
         "nuisance": ["nuisance", "-o", output],
+        "ablation": ["ablation", "-o", output],
         "bench": ["bench", "-o", output],
     }[command]
-    if command in ("codecs", "nuisance") and not output.strip():
+    if command in ("codecs", "nuisance", "ablation") and not output.strip():
         pytest.skip("relative to the checkout, which is a folder")
     before = sorted(sides.rglob("*"))
     refused(arguments, capsys, why)
@@ -698,6 +701,7 @@ def test_a_warning_about_a_midi_file_is_one_line(tmp_path):
         (["notebooks", "42_flo"], "42_flow"),
         (["weights", "fetch", "encodek"], "encodec"),
         (["nuisance", "--variants", "without_hand"], "without_hands"),
+        (["ablation", "--rows", "nois"], "noise"),
     ],
 )
 def test_a_mistyped_name_gets_a_suggestion(arguments, meant, root, monkeypatch, capsys):

@@ -290,6 +290,7 @@ def write_report(
     sets: Mapping[str, Sequence[Mapping]] | None = None,  # entry -> scores of its set
     extra: Sequence[Result] = (),  # lines made elsewhere, e.g. table `real`
     seeds: Mapping[str, Sequence[Mapping]] | None = None,  # run of another seed -> its verdicts
+    sections: str = "",  # Markdown for the end of tables.md, e.g. of `92_sound_ablation`
 ) -> tuple[list[Result], list[dict]]:  # lines, verdicts
     "Write results.json, tables.md, verdicts.json and headline.json."
     sets, rows = sets or {}, split_rows(scored, run.tables)
@@ -305,7 +306,7 @@ def write_report(
     write_json(folder / "verdicts.json", verdicts)
     write_json(folder / "headline.json", headline_values(lines, verdicts, run.tables))
     text = _tables_text(run, lines, verdicts)
-    text += _seed_table({run.profile: verdicts, **(seeds or {})})
+    text += _seed_table({run.profile: verdicts, **(seeds or {})}) + sections
     with atomic_file(folder / "tables.md") as path:
         path.write_text(text)
     return lines, verdicts

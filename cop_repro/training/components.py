@@ -413,10 +413,7 @@ class NoteErrors:
     missing: float = 0.06  # fraction of notes left out
     onset_s: float = 0.013  # standard deviation, s
     offset_s: float = 0.03  # standard deviation, s
-    shrink: tuple[float, float] = (
-        0.4,
-        1.0,
-    )  # of velocities towards the clip's mean, drawn a window
+    shrink: tuple[float, float] = (0.4, 1.0)  # of velocities towards the mean, drawn a window
     velocity: float = 8.0  # standard deviation of each velocity, MIDI velocity
     level: float = 5.0  # and of a whole window's
     flat: float = 0.2  # fraction of the other windows in which velocities are unknown

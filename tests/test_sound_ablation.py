@@ -301,7 +301,6 @@ def test_a_row_trains_what_the_stage_trains(finished, tmp_path):
         place,
         run.model("general"),
         run.model("roll"),
-        renderer,
         plan.stream,
         plan.guidance,
         plan.train,
@@ -309,6 +308,7 @@ def test_a_row_trains_what_the_stage_trains(finished, tmp_path):
         plan.general_items,
         plan.dropout,
         "cop_velocity",
+        renderer=renderer,
     )
     mine, theirs = (load_weights(path)[0] for path in (ours, place.made))
     assert set(mine) == set(theirs)

@@ -53,14 +53,14 @@ def test_rows_change_what_they_name_and_nothing_else(root, params):
         changed = {key for key in after if key not in before or after[key] != before[key]}
         assert changed == set(row["changes"]), name
         assert row["why"]
-    assert rows["noise"]["params"]["train_piano"]["variants"]["cop_velocity"]["start"] == "noise"
+    assert rows["paper"]["params"]["train_piano"]["variants"]["cop_velocity"]["start"] == "noise"
 
 
 def test_a_row_without_a_renderer_depends_on_none(root, params):
-    rows, _ = load_rows(root / "refs" / "ablation.yaml", params, "noise,spread_0.3")
-    assert list(rows) == ["base", "noise", "spread_0.3"]
+    rows, _ = load_rows(root / "refs" / "ablation.yaml", params, "paper,spread_0.3")
+    assert list(rows) == ["base", "paper", "spread_0.3"]
     plans = {name: _plans(_of_seed(row["params"], 3, 7), root) for name, row in rows.items()}
-    assert plans["noise"].renderer is None
+    assert plans["paper"].renderer is None
     assert plans["base"].renderer == plans["spread_0.3"].renderer
     assert {(p.piano.train.seed, p.piano.train.steps) for p in plans.values()} == {(3, 7)}
     assert plans["base"].renderer.train.seed == 3
@@ -240,7 +240,7 @@ def finished(root, params, tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(params)))
     (folder / "refs").mkdir()
     rows = yaml.safe_load((root / "refs" / "ablation.yaml").read_text())
-    kept = {name: rows[name] for name in ("base", "noise", "windows_2s")}
+    kept = {name: rows[name] for name in ("base", "paper", "windows_2s")}
     kept["windows_2s"]["changes"]["evaluate"]["sample"]["overlap_s"] = 0.5
     (folder / "refs" / "ablation.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
     return folder
@@ -251,7 +251,7 @@ def test_the_command_trains_each_model_once(finished, monkeypatch, capsys):
     command = ["ablation", "--seeds", "0", "1", "--clips", "2"]
     assert main(command) == 0
     made = json.loads((finished / "reports" / "ablation.json").read_text())
-    assert made["order"] == ["base", "noise", "windows_2s"] and made["seeds"] == [0, 1]
+    assert made["order"] == ["base", "paper", "windows_2s"] and made["seeds"] == [0, 1]
     scored = made["scored"]
     models = {(n, s): r["model"] for n, seeds in scored.items() for s, r in seeds.items()}
     assert models["base", "0"] == models["windows_2s", "0"], "sampling needs no model of its own"

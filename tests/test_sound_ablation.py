@@ -143,7 +143,7 @@ def test_missing_stages_are_named(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     refused(["ablation"], capsys, "features/clips/piano", "dvc repro prepare")
     refused(["ablation", "--sampling"], capsys, "train_piano@cop_velocity")
-    refused(["ablation", "--rows", "nois"], capsys, "did you mean 'noise'")
+    refused(["ablation", "--rows", "pape"], capsys, "did you mean 'paper'")
     refused(["ablation", "--clips", "0"], capsys, "--clips is 0")
 
 

@@ -644,7 +644,7 @@ def test_a_word_like_no_command_gets_the_list(capsys):
     with pytest.raises(SystemExit):
         main(["xyzzy"])
     text = capsys.readouterr().err
-    assert text.startswith("cop: no command 'xyzzy': choose from bench, cards")
+    assert text.startswith("cop: no command 'xyzzy': choose from ablation, bench")
     assert len(text.splitlines()) == 1
 
 
@@ -701,7 +701,7 @@ def test_a_warning_about_a_midi_file_is_one_line(tmp_path):
         (["notebooks", "42_flo"], "42_flow"),
         (["weights", "fetch", "encodek"], "encodec"),
         (["nuisance", "--variants", "without_hand"], "without_hands"),
-        (["ablation", "--rows", "nois"], "noise"),
+        (["ablation", "--rows", "pape"], "paper"),
     ],
 )
 def test_a_mistyped_name_gets_a_suggestion(arguments, meant, root, monkeypatch, capsys):

@@ -117,8 +117,8 @@ def test_committed_results_come_from_the_committed_code(root):
     params = yaml.safe_load((root / "params.yaml").read_text())
     expected = set()
     for name, entry in declared.items():
-        keys = params[name]["variants"] if "foreach" in entry else ()
-        expected |= {f"{name}@{key}" for key in keys} or {name}
+        foreach = "foreach" in entry
+        expected |= {f"{name}@{key}" for key in params[name]["variants"]} if foreach else {name}
     assert set(stages) == expected
     for name, locked in stages.items():
         own = locked["cmd"].partition(" run ")[2].split()[0]

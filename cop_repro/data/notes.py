@@ -468,6 +468,7 @@ def _onset_moves(
 ) -> ndarray:  # (n,) rows to add, -0.9..0.9
     "From a note's first row to the mean of its onset's distribution around the peak."
     near = np.pad(onset, ((4, 4), (0, 0)))[row[:, None] + np.arange(9), key[:, None]]
+    near = np.round(near, 3)  # level rows stay level whatever the last bits are
     nearest_first = np.array([4, 3, 5, 2, 6])  # the first row is column 4
     peak = nearest_first[near[:, nearest_first].argmax(1)]
     around = np.take_along_axis(near, peak[:, None] + np.arange(-REACH, REACH + 1), 1)

@@ -187,17 +187,21 @@ def windows_of(
     duration_s: float,  # length of a window
     count: int,  # windows wanted
     min_notes: int = 8,  # fewer onsets than this are not a clip
-) -> list[float]:  # start times in seconds
-    "Start times spread over the piece, where enough is played."
+    rng: np.random.Generator | None = None,  # draws from anywhere; None: evenly spread
+) -> list[float]:  # start times in seconds, ascending
+    "Start times in the piece, where enough is played."
     end_s = notes.offsets_s.max() if len(notes) else 0.0
     last_s = max(0.0, end_s - duration_s)
+    places = max(2 * count, 2) if rng is None else max(16 * count, round(last_s))
     busy = []
-    for start_s in np.unique(np.round(np.linspace(0, last_s, max(2 * count, 2)), 1)):
+    for start_s in np.unique(np.round(np.linspace(0, last_s, places), 1)):
         inside = (notes.onsets_s >= start_s) & (notes.onsets_s < start_s + duration_s)
         if inside.sum() >= min_notes:
             busy.append(float(start_s))
     if not busy:
         return []
+    if rng is not None:
+        return sorted(rng.choice(busy, min(count, len(busy)), replace=False).tolist())
     return [busy[i] for i in np.unique(np.linspace(0, len(busy) - 1, count).round().astype(int))]
 
 
@@ -214,13 +218,14 @@ def piano_items(
     count: int,  # windows per pianist
     seed: int,  # of the performances
 ) -> list[Item]:  # clips of that work by both pianists
-    "Clips of one work; those of the test split are rendered clean as well."
+    "Clips of one work; test clips come from anywhere in it, and are rendered clean as well."
     made = []
     for pianist in sorted(PIANISTS):
         own_seed = derive_seed(seed, "performance", score.work_id, pianist) % 2**31
         notes = perform(score, PIANISTS[pianist], PIANISTS[pianist], own_seed)
         who = {"work": score.work_id, "timing": pianist, "touch": pianist, "seed": own_seed}
-        for start_s in windows_of(notes, duration_s, count):
+        rng = np.random.default_rng(derive_seed(own_seed, "windows")) if split == "test" else None
+        for start_s in windows_of(notes, duration_s, count, rng=rng):
             name = f"{score.work_id}-{pianist}-{start_s:g}s"
             recipe = {**who, "start_s": start_s, "nuisance": 1.0}
             made.append(_piano_item(name, score, split, duration_s, recipe))

@@ -34,6 +34,7 @@ from cop_repro.training.contrast import ContrastConfig
 from cop_repro.training.guidance import GuidanceConfig
 from cop_repro.training.preference import PreferenceConfig, check_window, winner_drifts
 
+C4 = ("label_accuracy", "fad", "fd", "kl", "inception_score", "clip_score")
 YES, NO, OPEN, MISSING = "reproduced", "not reproduced", "inconclusive", "not run"
 
 
@@ -90,6 +91,8 @@ def test_the_nine_claims_have_reasons_and_one_owner(claims, entries, root):
         ("C2", {"paper": ["cl"]}, "two rows"),
         ("C2", {"margin": {}}, "margin"),
         ("C4", {"margins": {"fad": 15.0}}, "every metric that counts"),
+        ("C4", {"clips": 8, "resolvable": {}}, "what 8 clips resolve .not stated"),
+        ("C4", {"resolvable": dict.fromkeys(C4, 50.0)}, "below what 32 clips resolve"),
         ("C5", {"metrics": []}, "metrics"),
     ],
 )
@@ -153,7 +156,7 @@ def test_c4_is_judged_on_the_papers_model(claims, params):
     row = params["evaluate"]["variants"]["general"]["piano2h"]
     assert row["models"]["general"] == "train_piano/cop_piano/piano.safetensors"
     assert claims["C4"].counts[0] == "label_accuracy"
-    assert set(claims["C4"].margins) == set(claims["C4"].counts)
+    assert set(claims["C4"].margins) == set(claims["C4"].counts) == set(C4)
 
 
 def test_the_smallest_effect_is_found_four_times_in_five():
@@ -178,7 +181,7 @@ def test_fewer_clips_than_written_leave_a_claim_open(claims):
 
 def test_a_margin_is_in_the_metrics_unit():
     claim = Claim("kept", "table4", "new", ("old",), ("si_sdr_spec",), 8, "a test")
-    kept = replace(claim, margins={"si_sdr_spec": 1.0})
+    kept = replace(claim, margins={"si_sdr_spec": 1.0}, resolvable={"si_sdr_spec": 0.5})
     rows = lambda loss: {"new": clips(np.arange(8.0) - loss), "old": clips(np.arange(8.0))}
     assert [verdict(kept, rows(loss))["verdict"] for loss in (0.5, 1.5)] == [YES, NO]
     assert verdict(claim, rows(0.5))["verdict"] == NO
@@ -226,7 +229,7 @@ def test_each_claim_reads_the_rows_of_its_own_table(claims, tables):
         "cl": clips(np.arange(16) / 10, metric),
         "base_t2a": clips([7.0] * 16, metric),
     }
-    few = [replace(claims[c], counts=(metric,), beside=()) for c in ("C3", "C9")]
+    few = [replace(claims[c], counts=(metric,), beside=(), clips=16) for c in ("C3", "C9")]
     judged = judge_claims(split_rows(scored, tables), {}, {}, tables, few)
     assert [v["verdict"] for v in judged] == [MISSING, MISSING]
     rows = split_rows(scored, tables)

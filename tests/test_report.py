@@ -311,7 +311,7 @@ def kept(claim, shift, spread=0.01):
 
 def test_what_is_kept_has_a_margin(claims):
     assert [c.claim_id for c in claims.values() if c.margins] == ["C4"]
-    fad = replace(claims["C4"], counts=("fad",), margins={"fad": 1.0})
+    fad = replace(claims["C4"], counts=("fad",), margins={"fad": 1.0}, resolvable={"fad": 0.5})
     found = {
         name: kept(fad, *how)
         for name, how in {
@@ -336,7 +336,7 @@ def test_what_is_kept_has_a_margin(claims):
             {**s, "metrics": {"mel_distance": s["metrics"]["mel_distance"] + 0.5}} for s in GOOD[0]
         ],
     }
-    keeps = replace(wins, margins={"mel_distance": 1.0})
+    keeps = replace(wins, margins={"mel_distance": 1.0}, resolvable={"mel_distance": 0.5})
     assert verdict(wins, scores)["verdict"] == "not reproduced"
     assert verdict(keeps, scores)["verdict"] == "reproduced"
     assert verdict(keeps, scores)["metrics"][0]["margin"] == 1.0
@@ -559,7 +559,9 @@ def test_the_baseline_is_compared_on_three_pianos(tmp_path, run, pianos):
     ]
     mels = [found["cop_piano", row, "mel_distance"]["difference"] for row in PIANO_ROWS]
     assert mels == pytest.approx([-2, -3, 3])
-    printed = {(r.table, r.row) for r in lines if r.metric == "fad" and r.value and r.table != "table2"}
+    printed = {
+        (r.table, r.row) for r in lines if r.metric == "fad" and r.value and r.table != "table2"
+    }
     assert printed == {("table4", row) for row in ("cop_piano", *PIANO_ROWS)} | {
         ("table5", "cop_piano")
     }

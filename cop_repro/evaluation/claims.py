@@ -158,6 +158,9 @@ class Claim:
     beside: tuple[str, ...] = ()  # metrics that are shown and do not count
     worse_beside: tuple[str, ...] = ()  # rows that are shown and do not count
     margins: Mapping[str, float] = field(default_factory=dict)  # metric -> what may be lost
+    resolvable: Mapping[str, float] = field(
+        default_factory=dict
+    )  # metric -> found by so many clips
     paper: tuple[str, ...] = ()  # better and worse row of the paper's difference; none: ours
     differs: Mapping[str, str] = field(default_factory=dict)  # what else differs -> why
 
@@ -169,13 +172,26 @@ class Claim:
             raise ParamsError(f"{where}: {self.better!r} is compared with itself")
         if self.clips < 1 or any(not value > 0 for value in self.margins.values()):
             raise ParamsError(f"{where}: clips and margins must be positive")
-        if self.margins and set(self.margins) != set(self.counts):
-            raise ParamsError(
-                f"{where}: margins for {sorted(self.margins)}, but {sorted(self.counts)} count: "
-                "every metric that counts has a margin, or none has"
-            )
         if len(self.paper) not in (0, 2) or len(set(metrics)) < len(metrics):
             raise ParamsError(f"{where}: paper needs two rows, and a metric is named once")
+        _check_margins(self, where)
+
+
+def _check_margins(claim: Claim, where: str) -> None:
+    "All metrics that count have margins, or none; so many clips can resolve each of them."
+    if claim.margins and set(claim.margins) != set(claim.counts):
+        raise ParamsError(
+            f"{where}: margins for {sorted(claim.margins)}, but {sorted(claim.counts)} count: "
+            "every metric that counts has a margin, or none has"
+        )
+    for metric, margin in claim.margins.items():
+        smallest = claim.resolvable.get(metric, math.inf)
+        if not margin >= smallest:
+            known = claim.resolvable.get(metric, "not stated")
+            raise ParamsError(
+                f"{where}: the margin {margin:g} of {metric} is below what {claim.clips} clips "
+                f"resolve ({known}): take more clips or a wider margin"
+            )
 
 
 def _check_named(claim: Claim, tables: Tables, registry: Registry) -> None:

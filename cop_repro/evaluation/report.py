@@ -432,7 +432,9 @@ def _metric_line(m: Mapping, baseline: str = "") -> str:
 
 
 def _claim_notes(v: Mapping) -> Iterable[str]:
-    "What else differs between a claim's rows, and what other training seeds say."
+    "Why a claim is judged so, what else differs between its rows, and what other seeds say."
+    if v.get("why"):
+        yield v["why"]
     if v.get("differs"):
         yield "besides, the rows differ in " + ", ".join(v["differs"])
     if v.get("seeds"):

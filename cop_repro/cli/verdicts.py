@@ -66,8 +66,8 @@ def _folders(root: Path, params: Mapping, name: str) -> dict[str, Path]:
     scored = {row: path for row, path in folders.items() if (path / "scores.json").exists()}
     if not scored:
         raise CopError(
-            f"profile {name} has scored nothing: run `cop profile {name} evaluate_piano "
-            "evaluate_general` first"
+            f"profile {name} has scored nothing: run `cop profile {name} evaluate_read "
+            "evaluate_piano evaluate_general` first"
         )
     return scored
 

@@ -40,7 +40,7 @@ KEYS = {
     "train_systems": "variants",
     "train_systems.variants.*": "system settings train",
     "evaluate": "sample clips touches general_clips workers variants",
-    "report": "paper tables real seeds nuisance ablation sampling examples",
+    "report": "paper tables claims real seeds nuisance ablation sampling examples",
     "release": "profile assets",
 }
 

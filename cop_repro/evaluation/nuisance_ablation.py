@@ -213,10 +213,10 @@ def ablation_results(
     lines = []
     for variant, videos in scored.items():
         for kind, clips in videos.items():
-            row = f"{variant}_{kind}"
+            row, label = f"{variant}_{kind}", "recorded" if kind == "real" else "embedded"
             for metric in clips[0]["metrics"]:
                 number = (*_mean_over_works(clips, metric, seed), len(clips))
-                facts, about = metric_facts(metric), ("embedded", profile, "")
+                facts, about = metric_facts(metric), (label, profile, "")
                 lines.append(Result("nuisance", row, metric, *number, *facts, *about))
     return lines
 

@@ -133,6 +133,6 @@ def real_results(
     for row, videos in _row_scores(scored).items():
         for m in videos[0][1] if videos else ():
             mean = float(np.mean([values[m] for _, values in videos]))
-            number, about = (mean, None, None, len(videos)), ("embedded", profile, videos[0][0])
+            number, about = (mean, None, None, len(videos)), ("recorded", profile, videos[0][0])
             lines.append(Result("real", row, m, *number, *metric_facts(m), *about))
     return lines

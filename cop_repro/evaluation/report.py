@@ -21,12 +21,13 @@ from PIL import Image
 from ..core import COLORS, BadInput, atomic_file, plain_text, write_json
 from ..data.notes import plot_notes
 from cop_repro.evaluation.claims import (
-    CLAIMS,
+    Claim,
     Label,
     Result,
     compare_rows,
     metric_facts,
     not_run,
+    over_seeds,
     paper_results,
     summarise,
     verdict,
@@ -178,6 +179,7 @@ class RunInfo:
     profile: str  # which parameters made them
     transcriber: str  # name of the transcriber
     tables: Tables  # how results are laid out
+    claims: Sequence[Claim] = ()  # of refs/claims.yaml; none: nothing is judged
 
 
 def _set_results(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
@@ -255,23 +257,26 @@ def judge_claims(
     sets: Mapping[str, Sequence[Mapping]],  # evaluation entry -> scores of its set
     paper: Mapping,  # refs/paper.yaml
     tables: Tables,
+    claims: Sequence[Claim],  # of refs/claims.yaml
 ) -> list[dict]:  # verdicts
-    "Verdicts on all claims, and the pairs beside them, without table3, whose names are not unique."
-    scores = {
-        row: clips
-        for name, named in rows.items()
-        if name != "table3"
-        for row, clips in named.items()
-    }
-    own: dict[str, dict] = {}
+    "Verdicts on all claims, and the pairs beside them."
+    by_table: dict[str, dict[str, dict]] = {}  # of sets
     for entry, found in sets.items():
-        if tables.table_of(entry) != "table3":
-            for s in found:
-                own.setdefault(tables.row_name(entry, s["suffix"]), {})[s["metric"]] = s
-    return [
-        verdict(claim, scores, own, paper) | _pairs_beside(claim.claim_id, scores, own, tables)
-        for claim in CLAIMS
-    ]
+        named = by_table.setdefault(tables.table_of(entry), {})
+        for s in found:
+            named.setdefault(tables.row_name(entry, s["suffix"]), {})[s["metric"]] = s
+    made = []
+    for claim in claims:
+        scores, own = (_for_table(where, claim.table) for where in (rows, by_table))
+        beside = _pairs_beside(claim.claim_id, scores, own, tables)
+        made.append(verdict(claim, scores, own, paper) | beside)
+    return made
+
+
+def _for_table(named: Mapping[str, Mapping], table: str) -> dict:
+    "Rows of all tables by name; where two tables print a name, that of the given table."
+    everywhere = {row: found for rows in named.values() for row, found in rows.items()}
+    return everywhere | dict(named.get(table, {}))
 
 
 def _pairs_beside(claim_id: str, scores: Mapping, sets: Mapping, tables: Tables) -> dict:
@@ -301,12 +306,13 @@ def write_report(
     lines += [*extra, *_missing_lines(run, extra), *paper_results(paper)]
     if odd := sorted({r.table for r in lines} - set(run.tables.tables)):
         raise BadInput(f"a result names the table {odd[0]!r}, which refs/tables.yaml lacks")
-    verdicts = judge_claims(rows, sets, paper, run.tables)
+    judged = judge_claims(rows, sets, paper, run.tables, run.claims)
+    verdicts = over_seeds(judged, seeds or {})
     write_json(folder / "results.json", [asdict(r) for r in lines])
     write_json(folder / "verdicts.json", verdicts)
     write_json(folder / "headline.json", headline_values(lines, verdicts, run.tables))
     text = _tables_text(run, lines, verdicts)
-    text += _seed_table({run.profile: verdicts, **(seeds or {})}) + sections
+    text += _seed_table(verdicts, run.profile) + sections
     with atomic_file(folder / "tables.md") as path:
         path.write_text(text)
     return lines, verdicts
@@ -335,7 +341,10 @@ CLAIMS_HEAD = """## Claims of the paper, judged on {label} data at the scale of 
 A difference is signed so that positive agrees with the claim. Metrics in brackets are shown and do
 not count; *mixed*: metrics contradict each other; a claim takes a side if at least half of its
 judged metrics do. A claim that quality is *kept* has a margin: reproduced where the interval lies
-above minus the margin, not reproduced where it lies below.
+above minus the margin, not reproduced where it lies below. *Resolves*: the smallest distance from
+that border which so many clips find with a probability of 80 %. A claim is judged against every
+baseline that counts, and is reproduced only if it is so in all published training seeds. Why these
+rows, clips and margins: `refs/claims.yaml`.
 """
 
 
@@ -359,7 +368,7 @@ def comparison_table(
 ) -> str:  # Markdown
     "Differences of every pair of a claim's comparison; positive agrees with the claim."
     beside = tables.comparisons[claim_id]
-    own = next(v for v in verdicts if v["claim"] == claim_id)
+    own = next((v for v in verdicts if v["claim"] == claim_id), {})
     found = {(p["better"], p["worse"]): p["metrics"] for p in own.get("pairs", ())}
     units = {m: f" [{metric_facts(m)[0]}]" if metric_facts(m)[0] else "" for m in beside.metrics}
     head = ["row", "against", *(m + unit for m, unit in units.items()), "n"]
@@ -376,7 +385,7 @@ SEEDS_HEAD = """
 ## The same under another training seed
 
 Whole runs whose weights, batches and noise were drawn anew (`profiles/`); intervals are over works,
-the columns show what a training seed does.
+the columns show what a training seed does, *spread* is the standard deviation over them.
 """
 
 
@@ -385,42 +394,66 @@ def _interval(found: Mapping) -> str:
     return f"{found['difference']:+.2f} [{found['ci_low']:+.2f}, {found['ci_high']:+.2f}]"
 
 
-def _seed_table(runs: Mapping[str, Sequence[Mapping]]) -> str:
-    "Differences of the piano claims under several training seeds; nothing where there is one."
-    if len(runs) < 2:
+def _seed_table(
+    verdicts: Sequence[Mapping],  # of `over_seeds`
+    profile: str,  # of this run
+) -> str:
+    "Differences of the claims under several training seeds; nothing where there is one."
+    names = list(dict.fromkeys(name for v in verdicts for name in v.get("seeds", ())))
+    if not names:
         return ""
-    found = {
-        run: {(v["claim"], m["metric"]): m for v in verdicts for m in v["metrics"] if "n" in m}
-        for run, verdicts in runs.items()
-    }
-    lines = [_line(["claim", "metric", *runs, "same sign"]), "|---|---|" + "---|" * (len(runs) + 1)]
-    for claim in CLAIMS[4:8]:
-        for metric in (*claim.metrics, *claim.beside):
-            key = claim.claim_id, metric
-            if any(key not in known for known in found.values()):
+    head = ["claim", "metric", f"{profile} (over works)", *names, "spread", "same sign"]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    for v in verdicts:
+        for m in v["metrics"]:
+            if any(name not in m.get("seeds", ()) for name in names):
                 continue
-            values = [found[run][key] for run in runs]
-            same = len({v["difference"] > 0 for v in values}) == 1
-            cells = [f"{claim.claim_id} {claim.text}", metric, *map(_interval, values)]
-            lines.append(_line([*cells, "yes" if same else "no"]))
+            values = [m["difference"], *(m["seeds"][name] for name in names)]
+            same = "yes" if len({value > 0 for value in values}) == 1 else "no"
+            shown = [_interval(m), *(f"{value:+.2f}" for value in values[1:])]
+            claim = f"{v['claim']} {v['text']}"
+            lines.append(_line([claim, m["metric"], *shown, f"{m['spread']:.2f}", same]))
     return SEEDS_HEAD + "\n" + "\n".join(lines) + "\n"
+
+
+def _metric_line(m: Mapping, baseline: str = "") -> str:
+    "One metric of a claim, against the first or another baseline."
+    unit = metric_facts(m["metric"])[0]
+    values = f"{_interval(m)}{f' {unit}' if unit else ''}" if "difference" in m else ""
+    if "resolves" in m:
+        values += f", resolves {m['resolves']:.2f}"
+    if "margin" in m:
+        values += f", margin {m['margin']:.2f}"
+    if m.get("n", 0) < m.get("clips", 0):
+        values += f", needs {m['clips']} clips"
+    name = m["metric"] if m["counts"] else f"({m['metric']})"
+    theirs = format(m["paper"], "+.2f") if "paper" in m else ""
+    return _line(["", baseline, name, m["verdict"], values, theirs, str(m.get("n", ""))])
+
+
+def _claim_notes(v: Mapping) -> Iterable[str]:
+    "Why a claim is judged so, what else differs between its rows, and what other seeds say."
+    if v.get("why"):
+        yield v["why"]
+    if v.get("differs"):
+        yield "besides, the rows differ in " + ", ".join(v["differs"])
+    if v.get("seeds"):
+        words = [f"{name}: {found['verdict']}" for name, found in v["seeds"].items()]
+        yield "; ".join([f"this run: {v['here']}", *words])
 
 
 def _claim_lines(v: Mapping) -> Iterable[str]:
     "A claim with its overall verdict, then a row a metric."
-    than = "over" if v.get("keeps") is None else f"within a margin of {v['keeps']:.0%} of"
-    says = f"{v['text']} ({v['better'] or '-'} {than} {v['worse'] or '-'})"
+    than = "within a margin of" if v.get("keeps") else "over"
+    says = f"{v['text']} ({v['better']} {than} {v['worse']})"
     yield _line([v["claim"], says, "", f"**{v['verdict']}**", "", "", ""])
-    if not any("difference" in m for m in v["metrics"]):
-        return
-    for m in v["metrics"]:
-        unit = metric_facts(m["metric"])[0]
-        values = f"{_interval(m)}{f' {unit}' if unit else ''}" if "difference" in m else ""
-        if "margin" in m:
-            values += f", margin {m['margin']:.2f}"
-        name = m["metric"] if m["counts"] else f"({m['metric']})"
-        theirs = format(m["paper"], "+.2f") if "paper" in m else ""
-        yield _line(["", "", name, m["verdict"], values, theirs, str(m.get("n", ""))])
+    for note in _claim_notes(v):
+        yield _line(["", note, "", "", "", "", ""])
+    if any("difference" in m for m in v["metrics"]):
+        yield from map(_metric_line, v["metrics"])
+    for other in v.get("against", ())[1:]:
+        against = f"over {other['worse']}" + ("" if other["counts"] else " (does not count)")
+        yield from (_metric_line(m, against) for m in other["metrics"] if "difference" in m)
 
 
 def _verdict_table(verdicts: Sequence[Mapping]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy as np
 
 from ..core import BadInput
-from .claims import Result, overall_verdict, verdict_word
+from .claims import Result, claim_word, line_word
 
 # %% ../../nbs/evaluation/88_reruns.ipynb #19cf9840
 SAFETY = 3.0  # times the differences that were measured between two honest runs
@@ -163,18 +163,12 @@ def _contradiction(claim: str, x: Mapping, y: Mapping) -> str:
     return f"VERDICT {claim} {x['metric']}: {x['verdict']!r} and {y['verdict']!r}"
 
 
-def _word_of(m: Mapping) -> str:
-    "The verdict that follows from a metric's interval and margin."
-    return verdict_word(m["ci_low"], m["ci_high"], m.get("margin", 0.0))
-
-
 def _edited(verdicts: Sequence[Mapping], which: str) -> Iterable[str]:
     "Words that do not follow from the intervals beside them."
     for v in verdicts:
-        judged = [m for m in v["metrics"] if "ci_low" in m]
-        wrong = [m for m in judged if m["verdict"] != _word_of(m)]
-        words = [m["verdict"] for m in v["metrics"] if m["counts"]]
-        if wrong or v["verdict"] != overall_verdict(words):
+        lines = [m for a in (v, *v.get("against", ())) for m in a["metrics"] if "ci_low" in m]
+        wrong = any(m["verdict"] != line_word(m) for m in lines)
+        if wrong or v["verdict"] != claim_word(v):
             yield f"VERDICT {v['claim']} of the {which} run does not follow from its intervals"
 
 

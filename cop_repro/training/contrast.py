@@ -133,7 +133,7 @@ def first_layers(
 class ContrastConfig:
     "Contrastive objective of stage 3 (arXiv 2503.22200, Eq. 5)."
 
-    objective: str = "eq5"  # a key of CONTRAST_TERMS
+    objective: str = "eq5"  # a key of CONTRAST_TERMS, or none: the same steps without a contrast
     weight: float = 0.04  # w
     tau: float = 0.07  # temperature
     frames: int = 8  # consecutive frames per clip
@@ -142,8 +142,8 @@ class ContrastConfig:
     width: int = 512  # of the heads
 
     def __post_init__(self):
-        if self.objective not in CONTRAST_TERMS:
-            known = ", ".join(CONTRAST_TERMS)
+        if self.objective not in (*CONTRAST_TERMS, "none"):
+            known = ", ".join((*CONTRAST_TERMS, "none"))
             raise ParamsError(f"objective is {self.objective!r}; known are {known}")
         if min(self.frames, self.stride, self.width) < 1 or not self.tau > 0:
             raise ParamsError(f"{self}: frames, stride, width and tau must be positive")
@@ -203,6 +203,8 @@ def contrast_loss(
     x1, cond = batch
     x0, t = draw_noise_and_time(x1, rng)
     flow = fm_loss(model, x1, drop_conditions(cond, dropout, rng), x0, t)
+    if cfg.objective == "none":
+        return flow, {"fm": flow.detach()}
     seen = with_video(cond)
     xt = path(x0, x1, t)[0]
     first = first_layers(model, xt[seen], t[seen], cond[seen], cfg.see_all)
@@ -286,7 +288,10 @@ def contrast_run(
     heads = build_heads(model, cfg, seed)
     sources = [(data.general, data.general.select(split="train", domain="foley"))]
     step_fn = contrast_step(model, heads, sources, train_cfg, cfg, data.crop_latents, data.dropout)
-    return Run({"dit": model, "heads": heads}, step_fn)
+    trained = {"dit": model, "heads": heads}
+    if cfg.objective == "none":
+        del trained["heads"]
+    return Run(trained, step_fn)
 
 
 def contrast_cost(
@@ -297,6 +302,10 @@ def contrast_cost(
 ) -> Job:
     "Flow matching of the DiT, and the first layer again for the features of the contrast."
     base, depth = costs.base, costs.dit.depth
+    settings = {**as_written(train), "batch": train.batch_size}
+    if cfg.objective == "none":
+        load = Load(base, train.batch_size)
+        return Job(name, train.steps, (load,), base.parameters, base.matrices, **settings)
     with torch.device("meta"):
         heads = ContrastHeads(costs.dit.audio.width, costs.dit.video.width, cfg.width)
     layer = replace(base, flops=base.flops // depth, kept_bytes=base.kept_bytes // depth)
@@ -305,7 +314,7 @@ def contrast_cost(
     loads = (Load(base, train.batch_size), Load(layer, passes * train.batch_size))
     trained = base.parameters + sum(p.numel() for p in heads.parameters())
     weights = (trained, base.matrices + linear_weights(heads))
-    return Job(name, train.steps, loads, *weights, **as_written(train), batch=train.batch_size)
+    return Job(name, train.steps, loads, *weights, **settings)
 
 
 def save_contrast(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['StartFn', 'Pair', 'PREFERENCE', 'dpo_margin', 'PreferenceConfig', 'frozen_copy', 'reference_of', 'preference_loss',
-           'pair_batch', 'piano_preference_loss', 'preference_step', 'winner_drifts', 'style_pairs', 'preference_run',
-           'preference_cost', 'save_preference']
+           'pair_batch', 'piano_preference_loss', 'preference_step', 'winner_drifts', 'check_window', 'style_pairs',
+           'preference_run', 'preference_cost', 'save_preference']
 
 # %% ../../nbs/training/57_preference.ipynb #e105a889
 import copy
@@ -54,15 +54,20 @@ def dpo_margin(
 class PreferenceConfig:
     "Direct preference optimisation (arXiv 2503.22200, Eq. 7)."
 
+    objective: Literal["eq7", "none"] = "eq7"  # none: the same steps without the preference
     beta: float = 2000.0  # strength, for mean-reduced errors
     anchor: float = 0.0  # weight of the winner's own flow loss (TangoFlux)
     joint_items: int | None = None  # pairs per part that train the predictor; None: all, 0: none
-    window: int = 50  # steps of the stop rule; 0: never stop
+    window: int = 20  # steps of the stop rule; 0: never stop
     reference: Literal["frozen", "live"] = "frozen"  # live (compat): the model itself, as it is
     shared: bool = True  # one noise and one time for the four errors; compat: each has its own
     both: float = 0.0  # weight of the flow loss on both members; compat: 1
 
     def __post_init__(self):
+        if self.objective not in ("eq7", "none"):
+            raise ParamsError(f"objective is {self.objective!r}; 'eq7' or 'none' is needed")
+        if self.objective == "none" and not (self.anchor or self.both):
+            raise ParamsError("objective: none without anchor and both leaves nothing to train")
         if not self.beta > 0 or min(self.anchor, self.window, self.both) < 0:
             raise ParamsError(
                 f"{self}: beta must be positive, anchor, window and both not negative"
@@ -143,7 +148,9 @@ def preference_loss(
         ref_w, ref_l = _pair_errors(reference, x1, ref_cond, start(ref_x0), ref_t)
     z = dpo_margin(l_w, l_l, ref_w, ref_l, cfg.beta)
     dpo = -F.logsigmoid(z).mean()
-    loss = dpo + cfg.anchor * l_w.mean()
+    loss = cfg.anchor * l_w.mean()
+    if cfg.objective == "eq7":
+        loss = loss + dpo
     if cfg.both:
         loss = loss + cfg.both * torch.cat([l_w, l_l]).mean()
     logs = {"dpo": dpo.detach(), "accuracy": (z > 0).float().mean()}
@@ -265,6 +272,18 @@ def winner_drifts(
 
     return stop
 
+
+def check_window(
+    window: int,  # steps of the stop rule
+    steps: int,  # of the run
+) -> None:
+    "Refuse a stop rule that cannot end the run early."
+    if window >= steps > 0:
+        raise ParamsError(
+            f"the stop rule looks back {window} steps (settings.window) and the run has {steps}, "
+            "so it could never end it: use a smaller window, or 0 for no rule"
+        )
+
 # %% ../../nbs/training/57_preference.ipynb #b7c71386
 def style_pairs(
     store: Store,  # piano clips
@@ -298,6 +317,7 @@ def preference_run(
     device: torch.device,  # where it computes
 ) -> Run:
     "DPO of the stage-2 model against its frozen copy (arXiv 2503.22200, Eq. 7)."
+    check_window(cfg.window, train_cfg.steps)
     model = load_piano(start)[0].to(device)
     reference = reference_of(model, cfg)
     step_fn = preference_step(

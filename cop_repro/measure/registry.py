@@ -403,6 +403,7 @@ def _printed_only() -> tuple[Metric, ...]:
         Metric("clips", "clips", tables=("table1",)),
         Metric("listed", "clips", tables=("table1",)),
         Metric("seconds", "s", tables=("table1",)),
+        Metric("works", "works", tables=("table1",)),
         *(_ratio(name, "roll") for name in midi),
         *(
             Metric(name, "", True, 5.0, ("table4", "table5"))

@@ -10,6 +10,7 @@ __all__ = ['MEL_TICKS', 'Rows', 'HEAD', 'CLAIMS_HEAD', 'SEEDS_HEAD', 'SIDES', 'V
 # %% ../../nbs/evaluation/86_report.ipynb #a496f114
 import io
 import itertools
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,6 @@ from cop_repro.evaluation.claims import (
     verdict,
 )
 from cop_repro.evaluation.tables import (
-    WEIGHTS,
     Block,
     Tables,
     csv_table,
@@ -73,7 +73,7 @@ def plot_rows(
     return ax
 
 
-MEL_TICKS = (250, 500, 1000, 2000, 4000, 8000)  # Hz
+MEL_TICKS = (250, 1000, 2000, 4000, 8000)  # Hz
 
 
 def label_mels(
@@ -120,7 +120,8 @@ def _headline_figure(results: Sequence[Result], tables: Tables) -> Figure:
     present = {(r.table, r.metric) for r in shown if r.value is not None}
     for ax, (table, metric) in zip(figure.subplots(2, 2).ravel(), panels):
         if (table, metric) in present:
-            plot_rows(ax, shown, table, metric, tables.tables[table].title.split(" (")[0])
+            title = tables.tables[table].title.removeprefix("In the shape of ").split(" (")[0]
+            plot_rows(ax, shown, table, metric, textwrap.fill(title, 40))
     marks = [Line2D([], [], color=c, marker="o", mfc=m) for c, m in _marks()]
     labels = ["ours, 95 % interval over works", "the paper's, on other data"]
     figure.legend(marks, labels, loc="outside lower center", ncols=2)
@@ -151,11 +152,13 @@ def save_palette_png(
     path: Path,  # PNG to write
     dpi: int = 80,
     num_colors: int = 64,  # of the palette
+    method: Image.Quantize = Image.Quantize.MEDIANCUT,  # MAXCOVERAGE: rare colours count as well
 ) -> None:
     "A picture with a palette: a quarter of the bytes, the same bytes on every run."
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png", metadata={"Software": None})
-    picture = Image.open(buffer).convert("RGB").quantize(num_colors, dither=Image.Dither.NONE)
+    picture = Image.open(buffer).convert("RGB")
+    picture = picture.quantize(num_colors, method, dither=Image.Dither.NONE)
     with atomic_file(path) as temporary:
         picture.save(temporary, format="PNG", optimize=True)
 
@@ -236,8 +239,7 @@ def _missing_lines(
     lines = []
     for name, table in run.tables.tables.items():
         for row in table.not_run:
-            columns = [m for m in REGISTRY.columns(name) if m != WEIGHTS]
-            lines += not_run(name, row, columns, run.profile)
+            lines += not_run(name, row, REGISTRY.columns(name), run.profile)
     for r in printed:
         if r.metric.startswith("mos_") and r.row in rows.get(r.table, ()):
             lines += not_run(r.table, r.row, [r.metric], run.profile)
@@ -346,8 +348,9 @@ def _tables_text(
     "All tables as one Markdown page."
     about = {"profile": run.profile, "label": run.label}
     parts = [HEAD.format(**about)]
-    titles = {name: table.title for name, table in run.tables.tables.items()}
-    parts += [markdown_blocks(titles[name], made) for name, made in blocks.items() if made]
+    for name, made in blocks.items():
+        table = run.tables.tables[name]
+        parts += [markdown_blocks(table.title, made, table.about)] if made else []
     parts += [CLAIMS_HEAD.format(**about), _verdict_table(verdicts)]
     for claim_id, beside in run.tables.comparisons.items():
         table = comparison_table(verdicts, run.tables, claim_id)
@@ -490,22 +493,23 @@ def numbers_table(
 
 # %% ../../nbs/evaluation/86_report.ipynb #86d00002
 SIDES = {
-    "reproduced": "agree with the claim",
-    "not reproduced": "contradict it",
-    "inconclusive": "leave it open",
+    "reproduced": "holds by",
+    "not reproduced": "fails by",
+    "inconclusive": "stays open by",
 }
 
 
 def _claimed(v: Mapping) -> str:
     "The claim as a comparison of rows, with the paper's own differences."
     if not v["better"]:
-        return f"{v['text']}; no two rows stand for it here."
+        return f"{v['text']}; no two rows stand for it."
     metrics = [m for m in v["metrics"] if m["counts"]]
     names = ", ".join(m["metric"] for m in metrics)
-    relation = "is better than" if v.get("keeps") is None else f"loses at most {v['keeps']:.0%} of"
+    kept = v.get("keeps")
+    relation = "is better than" if kept is None else f"is at most {kept:.0%} worse than"
     theirs = [f"{m['metric']} {m['paper']:+.2f}" for m in metrics if "paper" in m]
-    paper = f" (the paper's differences: {', '.join(theirs)})" if theirs else ""
-    return f"{v['text']}: `{v['better']}` {relation} `{v['worse']}` by {names}{paper}."
+    paper = f"; the paper's differences are {', '.join(theirs)}" if theirs else ""
+    return f"`{v['better']}` {relation} `{v['worse']}` by {names}{paper}."
 
 
 def _findings(metrics: Sequence[Mapping]) -> str:
@@ -515,8 +519,8 @@ def _findings(metrics: Sequence[Mapping]) -> str:
         unit = metric_facts(m["metric"])[0]
         text = f"{m['metric']} {_interval(m)}{f' {unit}' if unit else ''}"
         groups.setdefault(m["verdict"], []).append(text)
-    said = [f"{', '.join(groups[word])} {side}" for word, side in SIDES.items() if word in groups]
-    return "; ".join(said)
+    said = [f"{side} {', '.join(groups[word])}" for word, side in SIDES.items() if word in groups]
+    return "; it ".join(said)
 
 
 def _found(v: Mapping) -> str:
@@ -525,9 +529,10 @@ def _found(v: Mapping) -> str:
     if not measured:
         return "nothing, because it was not run."
     clips = "/".join(sorted({str(m["n"]) for m in measured}))
-    counted = _findings([m for m in measured if m["counts"]]) or "no metric that counts"
+    counted = _findings([m for m in measured if m["counts"]]) or "is not judged"
     beside = _findings([m for m in measured if not m["counts"]])
-    return f"on {clips} clips, {counted}{f' (not counted: {beside})' if beside else ''}."
+    also = f"; by metrics that are not counted, it {beside}" if beside else ""
+    return f"on {clips} clips the claim {counted}{also}."
 
 
 def verdict_page(
@@ -540,9 +545,9 @@ def verdict_page(
         why = reasons.get(v["claim"], {}).get(v["verdict"], "no reason is written down for this.")
         lines += [
             f"**{v['claim']} {v['text']}: {v['verdict']}**\n",
-            f"- *Claimed:* {_claimed(v)}",
-            f"- *Found:* {_found(v)}",
-            f"- *Why:* {why.strip()}\n",
+            f"- *Claimed*: {_claimed(v)}",
+            f"- *Found*: {_found(v)}",
+            f"- *Why*: {why.strip()}\n",
         ]
     return "\n".join(lines)
 

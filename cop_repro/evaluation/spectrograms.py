@@ -19,7 +19,9 @@ from jaxtyping import Float
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy import ndarray as Array
+from PIL import Image
 
 from ..core import RATES, plain_text
 from ..data.clips import Store, store_wav
@@ -68,6 +70,8 @@ def plot_mel(
     above = ax.get_xaxis_transform()
     ax.plot(events_s, np.full(len(events_s), 1.06), "|k", ms=4, transform=above, clip_on=False)
     ax.set(xlim=(0, end_s), xlabel="time (s)")
+    ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     return ax
 
 # %% ../../nbs/evaluation/96_spectrograms.ipynb #96a00010
@@ -99,9 +103,9 @@ def draw_spectrograms(
     for ax, name in zip(grid[:, 0], names):
         ax.set_ylabel(f"{plain_text(name, 30)}\nHz")
     colours = ScalarMappable(Normalize(-RANGE_DB, 0))
-    figure.colorbar(colours, ax=grid, label="dB below the clip's maximum", aspect=40)
-    absent = f"\nnot run: {', '.join(missing)}" if missing else ""
-    figure.suptitle(f"{title}{absent}", fontsize=9)
+    figure.colorbar(colours, ax=grid, label="level (dB, 0: the clip's maximum)", aspect=40)
+    absent = f"; not run: {', '.join(missing)}" if missing else ""
+    figure.suptitle(f"{title}\nmarks: moments of the true events{absent}", fontsize=9)
     return figure
 
 # %% ../../nbs/evaluation/96_spectrograms.ipynb #96a00014
@@ -174,6 +178,7 @@ def save_spectrograms(
     for name, wanted in tables.spectrograms.items():
         figure = _figure(wanted, stores[wanted.store], folders, scored, count)
         if figure is not None:
-            save_palette_png(figure, folder / f"{name}.png", dpi=160)
+            path = folder / f"{name}.png"
+            save_palette_png(figure, path, 160, 256, Image.Quantize.MAXCOVERAGE)
             made.append(name)
     return made

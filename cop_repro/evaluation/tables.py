@@ -48,6 +48,7 @@ class Table:
     not_run: tuple[str, ...] = ()  # rows of the paper that this version cannot run
     keep_all: bool = False  # results keep every metric, not the columns alone
     parts: tuple[Part, ...] = ()  # rows that are printed apart; all others come first
+    about: str = ""  # what a reader must know of its rows
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ class Block:
     "A part of a table as text, in at most `MAX_COLUMNS` columns."
 
     title: str  # of the part; "": the rows that come first
+    number: int  # of the blocks of a part, from 0
     about: str  # what all of our numbers share
     head: tuple[str, ...]  # names of the columns
     rows: tuple[tuple[str, ...], ...]  # name of the row, then a cell a column
@@ -301,17 +303,21 @@ def _heading(metric: str, registry: Registry) -> str:
     return f"{metric}{unit} {known.arrow}"
 
 
-def _column_groups(lines: Sequence[Line], columns: Sequence[str]) -> list[tuple[tuple, ...]]:
-    "(metric, whether the paper's) of each column; a metric and the paper's are kept together."
+def _paper_first(lines: Sequence[Line], columns: Sequence[str]) -> list[str]:
+    "Metrics of a table: weights, what the paper prints in its order, then the others."
     paper = list(dict.fromkeys(r.metric for r in lines if r.label == "paper"))
+    rank = {m: (m != WEIGHTS, paper.index(m) if m in paper else len(paper)) for m in columns}
+    return sorted(columns, key=rank.get)
+
+
+def _column_groups(lines: Sequence[Line], order: Sequence[str]) -> list[tuple[tuple, ...]]:
+    "(metric, whether the paper's) of each column; a metric and the paper's are kept together."
+    paper = {r.metric for r in lines if r.label == "paper"}
     ours = {r.metric for r in lines if r.label != "paper"}
-    order = sorted(
-        (m for m in columns if m in ours or m in paper),
-        key=lambda m: (m != WEIGHTS, paper.index(m) if m in paper else len(paper)),
-    )
     return [
         tuple((m, theirs) for theirs in (False, True) if m in (paper if theirs else ours))
         for m in order
+        if m in ours | paper
     ]
 
 
@@ -340,8 +346,6 @@ def _merged(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 def _about(lines: Sequence[Line]) -> str:
     "Clips, labels and networks of our numbers."
     ours = [r for r in lines if r.label not in ("paper", "not run")]
-    if not ours:
-        return "the paper's own numbers" if lines else ""
     counts = sorted({r.n for r in ours if r.n})
     labels = sorted({r.label for r in ours})
     networks = sorted({r.extractor.split(", ids ")[0] for r in ours} - {""})
@@ -350,19 +354,40 @@ def _about(lines: Sequence[Line]) -> str:
     return "; ".join(filter(None, (clips, ", ".join(labels), judged)))
 
 
+def _head(columns: Sequence[tuple], measured: bool, registry: Registry) -> list[str]:
+    "Names of columns; where rows were measured, the paper's say so."
+    names = []
+    for metric, theirs in columns:
+        name = _heading(metric, registry)
+        if theirs and (metric, False) in columns:
+            name = "paper"
+        elif theirs and measured:
+            name = f"paper: {name}"
+        names.append(name)
+    return names
+
+
+def _part_blocks(
+    part: Part, lines: Sequence[Line], order: Sequence[str], registry: Registry
+) -> list[Block]:
+    "A part in as many blocks as its columns need."
+    packed = _pack(_column_groups(lines, order))
+    made = [_block(part, n, lines, columns, registry) for n, columns in enumerate(packed)]
+    return [block for block in made if block.rows]
+
+
 def _block(
-    part: Part, lines: Sequence[Line], columns: Sequence[tuple], registry: Registry
-) -> Block | None:
+    part: Part, number: int, lines: Sequence[Line], columns: Sequence[tuple], registry: Registry
+) -> Block:
     "Some columns of a part; rows without a value in any of them are left out."
     found = {(r.row, r.metric, r.label == "paper"): r for r in lines}
     names = dict.fromkeys(r.row for r in lines)
     rows = [(name, *(_cell(found.get((name, *column))) for column in columns)) for name in names]
     rows = [row for row in rows if any(row[1:])]
     rows = _merged(rows) if part.merge else rows
-    ours = {metric for metric, theirs in columns if not theirs}
-    head = ["paper" if theirs and m in ours else _heading(m, registry) for m, theirs in columns]
+    head = _head(columns, any(r.label != "paper" for r in lines), registry)
     shown = [r for r in lines if (r.metric, r.label == "paper") in columns]
-    return Block(part.title, _about(shown), ("row", *head), tuple(rows)) if rows else None
+    return Block(part.title, number, _about(shown), ("row", *head), tuple(rows))
 
 
 def table_blocks(
@@ -378,14 +403,13 @@ def table_blocks(
     others = {r.row for r in here} - measured - apart
     parts = [(Part("", ()), {r.row for r in here} - apart - others)]
     parts += [(part, {row for row in apart if part.holds(row)}) for part in table.parts]
-    parts.append((Part("Other systems, as the paper prints them", ()), others))
-    blocks = []
+    parts.append((Part("The paper's further rows", ()), others))
+    blocks, order = [], _paper_first(here, registry.columns(name))
     for part, rows in parts:
         own = [r for r in here if r.row in rows]
         check_comparable(own, name, part.own_clips)
-        for columns in _pack(_column_groups(own, registry.columns(name))):
-            blocks.append(_block(part, own, columns, registry))
-    return [block for block in blocks if block is not None]
+        blocks += _part_blocks(part, own, order, registry)
+    return blocks
 
 # %% ../../nbs/evaluation/84_tables.ipynb #84c00010
 def markdown_line(
@@ -397,18 +421,22 @@ def markdown_line(
 
 def _caption(block: Block) -> str:
     "Title of the part, and what its numbers share."
-    return ". ".join(filter(None, (block.title, block.about)))
+    title = ", ".join(filter(None, (block.title, "further columns" if block.number else "")))
+    parts = (title[:1].upper() + title[1:], block.about)
+    return ". ".join(filter(None, parts))
 
 
 def markdown_blocks(
     title: str,  # of the table
     blocks: Sequence[Block],
+    about: str = "",  # what a reader must know of its rows
 ) -> str:  # Markdown
     "A table under its heading, a caption above each block."
-    parts = [f"## {title}\n"]
+    parts = [f"## {title}\n", *([f"{about}\n"] if about else [])]
     for block in blocks:
         lines = [block.head, ["---"] * len(block.head), *block.rows]
-        parts += [f"*{_caption(block)}*\n", *map(markdown_line, lines), ""]
+        caption = _caption(block)
+        parts += [f"*{caption}*\n" if caption else "", *map(markdown_line, lines), ""]
     return "\n".join(parts)
 
 

@@ -377,12 +377,12 @@ def test_report_names_judges_and_prints_what_only_the_paper_has(tmp_path, run):
         text.split("## Roll predictor")[1].split("##")[0],
     )
     main_table, below = table5.split("Style judge on the true sound")
-    assert "paper: mos_melody" in main_table
-    assert "| mos_melody" not in main_table
+    assert "| mos_melody ↑ | paper |" in main_table
+    assert "| cop_velocity | 1.50 [0.50, 2.50] | 3.06 | not run | 3.14 |" in main_table
     assert "true_sound_crisp" not in main_table
     assert "| true_sound_crisp | 0.10" in below
-    assert "paper: midi_precision" in roll
-    assert "| midi_table5 | 0.41 | 0.37 |  | paper |" in roll
+    assert "| row | midi_precision ↑ | midi_f1 ↑ |" in roll
+    assert "| midi_table5 | 0.41 | 0.37 |" in roll
     assert "midi" not in roll.split("MIDI of the paper's")[0]
     assert "within a margin of base" in text
 

@@ -27,7 +27,12 @@ def run(args) -> int:
 
 def _tables(root: Path) -> list[tuple[str, str, str]]:
     "(page, mark, table) of every table that is made from the reports."
-    from cop_repro.evaluation.report import claims_table, comparison_table, numbers_table
+    from cop_repro.evaluation.report import (
+        claims_table,
+        comparison_table,
+        numbers_table,
+        verdict_page,
+    )
     from cop_repro.evaluation.tables import load_tables
 
     reports = root / "reports"
@@ -38,6 +43,7 @@ def _tables(root: Path) -> list[tuple[str, str, str]]:
     tables = load_tables(definitions)
     return [
         ("README.md", "claims", claims_table(verdicts, reasons)),
+        ("docs/results.md", "verdicts", verdict_page(verdicts, reasons).strip()),
         ("docs/results.md", "numbers", numbers_table(results, tables)),
         ("docs/results.md", "pianos", comparison_table(verdicts, tables, "C6")),
     ]

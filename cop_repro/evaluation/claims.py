@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core import BadInput, ParamsError, did_you_mean, from_dict
 from .tables import Tables
+from ..judges.extractors import id_list_hash
 from ..measure.audio_metrics import bootstrap_interval, draws_interval, paired_interval
 from ..measure.registry import REGISTRY, Registry
 
@@ -42,6 +43,7 @@ class Result:
     label: Label  # where the number comes from
     profile: str  # which parameters made it; "paper" for printed numbers
     extractor: str  # network that was needed, with its hash; "" for plain arithmetic
+    clips: str = ""  # hash of the clips' ids; "": not known
 
     def __post_init__(self):
         if self.label not in LABELS:
@@ -90,7 +92,7 @@ def summarise(
     seed: int = 0,  # of the bootstrap
 ) -> list[Result]:  # a line a metric
     "Mean over clips with a 95 % bootstrap interval over works."
-    made = []
+    made, clips = [], id_list_hash(s["clip_id"] for s in scored)
     for name in metrics or sorted({m for s in scored for m in s["metrics"]}):
         values, works = _values(scored, name)
         if not values:
@@ -99,7 +101,8 @@ def summarise(
         low, high = (float(b) if math.isfinite(b) else None for b in bounds)
         place, number = (table, row, name), (float(mean), low, high, len(values))
         network = _networks(scored, name, extractor)
-        made.append(Result(*place, *number, *metric_facts(name), label, profile, network))
+        about = (*metric_facts(name), label, profile, network, clips)
+        made.append(Result(*place, *number, *about))
     return made
 
 
@@ -122,16 +125,34 @@ def _printed(table: str, row: str, metric: str, value: float, unit: str, better)
     return Result(table, row, metric, number, None, None, 0, unit, better, "paper", "paper", "")
 
 
+def _weight_count(text: str) -> float:
+    "A number of weights as the paper prints it, e.g. 711M."
+    return float(text[:-1]) * {"M": 1e6, "B": 1e9}[text[-1]]
+
+
+def _counterparts(table: Mapping) -> dict[str, int]:
+    "Clips of the paper's sets that have the place of one of our rows."
+    counts = table.get("clips", {})
+    return {
+        row: sum(counts[name] for name in names)
+        for row, names in table.get("counterparts", {}).items()
+    }
+
+
 def paper_results(
     paper: Mapping,  # refs/paper.yaml
 ) -> list[Result]:  # the printed numbers
     "The papers' numbers as lines of the same kind."
     counts = paper.get("table1", {}).get("clips", {})
+    counts = {**counts, **_counterparts(paper.get("table1", {}))}
     made = [
         _printed("table1", name, "clips", count, "clips", None) for name, count in counts.items()
     ]
     for table, directions in paper["columns"].items():
         for row, values in paper[table].items():
+            if "parameters" in values:
+                count = _weight_count(values["parameters"])
+                made.append(_printed(table, row, "parameters", count, "weights", None))
             for metric, value in values.items():
                 unit = "dB" if metric == "si_sdr_spec" else ""
                 if row == "midi":  # one tuple a table, of the predicted notes

@@ -399,6 +399,11 @@ def _printed_only() -> tuple[Metric, ...]:
         *(_ratio(name, *TEXT) for name in direction),
         _ratio("lag_onset_f1", "real", "nuisance"),
         Metric("lag_s", "s", None, 0.0, ("real",)),
+        Metric("parameters", "weights", tables=("table2", "table3", "table4", "table5")),
+        Metric("clips", "clips", tables=("table1",)),
+        Metric("listed", "clips", tables=("table1",)),
+        Metric("seconds", "s", tables=("table1",)),
+        Metric("works", "works", tables=("table1",)),
         *(_ratio(name, "roll") for name in midi),
         *(
             Metric(name, "", True, 5.0, ("table4", "table5"))

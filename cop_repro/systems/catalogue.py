@@ -67,8 +67,8 @@ def _load_cop(files: SystemFiles, settings: CopSettings) -> dict[str, CopSystem]
 
 PERFORMANCE = ("reconstruction",)
 SYSTEMS: dict[str, SystemEntry] = {
-    "roll": SystemEntry(_load_roll_only, "train_roll", NoSettings, PERFORMANCE),
-    "audeo": SystemEntry(_load_audeo, "train_roll", NoSettings, PERFORMANCE),
+    "roll": SystemEntry(_load_roll_only, "train_roll", NoSettings, PERFORMANCE, ("roll",)),
+    "audeo": SystemEntry(_load_audeo, "train_roll", NoSettings, PERFORMANCE, ("roll",)),
     "cop": SystemEntry(_load_cop, "train_piano", CopSettings, PERFORMANCE),
     "general": GENERAL_SYSTEM,
     "regression": REGRESSION,

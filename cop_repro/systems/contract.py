@@ -128,6 +128,7 @@ class SystemEntry:
     fit: Callable | str  # function that trains it (`train_systems`), or the stage that does
     settings: type  # dataclass of its parameters
     tasks: tuple[Task, ...]  # the first is the default
+    parts: tuple[str, ...] = ()  # models of the run that it is made of, e.g. "roll", beside a row's
 
     def __post_init__(self):
         if not callable(self.fit) and self.fit not in STAGES:

@@ -51,11 +51,13 @@ class GeneralSystem:
         clip: Clip,  # with a caption and, for video to audio, frames
         count: int,  # latents
     ) -> Conditions:
-        "Encoded caption and frames."
+        "Encoded caption, and encoded frames or keyboard strips."
         given: dict[str, Tensor] = {}
         if clip.frames is not None:
             frames = torch.from_numpy(np.array(clip.frames))[None]
             given["video"] = to_latent_rate(self.encoders.image.encode(frames), count)
+        elif clip.strips is not None:
+            given["video"] = to_latent_rate(self.encoders.encode_strips(clip.strips), count)
         if self.text:
             given["text"], given["text_mask"] = self.encoders.text.encode([clip.text])
         return Conditions(**given)
@@ -109,5 +111,5 @@ GENERAL_SYSTEM = SystemEntry(
     load_general,
     "train_general",
     GeneralSettings,
-    ("video_to_audio", "text_to_audio", "caption_pairs"),
+    ("video_to_audio", "text_to_audio", "caption_pairs", "reconstruction"),
 )

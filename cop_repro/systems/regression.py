@@ -65,4 +65,6 @@ def load_regression(
     return {"": RegressionSystem(files.load_roll(), renderer.to(files.device), codec)}
 
 
-REGRESSION = SystemEntry(load_regression, "train_renderer", NoSettings, ("reconstruction",))
+REGRESSION = SystemEntry(
+    load_regression, "train_renderer", NoSettings, ("reconstruction",), ("roll",)
+)

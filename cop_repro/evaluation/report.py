@@ -568,6 +568,14 @@ def _found(v: Mapping) -> str:
     return f"on {clips} clips the claim {counted}{also}."
 
 
+def _bullet(name: str, text: str) -> str:
+    "A list item in lines of 100 characters."
+    joined = " ".join(f"- *{name}*: {text}".split())
+    return textwrap.fill(
+        joined, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
 def verdict_page(
     verdicts: Sequence[Mapping],  # of the claims
     reasons: Mapping[str, Mapping[str, str]],  # claim -> verdict -> why, refs/reasons.yaml
@@ -578,9 +586,9 @@ def verdict_page(
         why = reasons.get(v["claim"], {}).get(v["verdict"], "no reason is written down for this.")
         lines += [
             f"**{v['claim']} {v['text']}: {v['verdict']}**\n",
-            f"- *Claimed*: {_claimed(v)}",
-            f"- *Found*: {_found(v)}",
-            f"- *Why*: {why.strip()}\n",
+            _bullet("Claimed", _claimed(v)),
+            _bullet("Found", _found(v)),
+            _bullet("Why", why.strip()) + "\n",
         ]
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ __all__ = ['Rows', 'HEAD', 'CLAIMS_HEAD', 'SEEDS_HEAD', 'markdown_table', 'plot_
 import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,11 @@ from cop_repro.evaluation.claims import (
     paper_results,
     summarise,
     verdict,
+    write_results,
 )
 from .tables import Table, Tables
 from ..measure.audio_metrics import plot_mels
+from ..measure.provenance import Provenance, origin_of
 from ..measure.registry import REGISTRY
 
 # %% ../../nbs/evaluation/86_report.ipynb #d5fe6dc4
@@ -178,6 +180,7 @@ class RunInfo:
     profile: str  # which parameters made them
     transcriber: str  # name of the transcriber
     tables: Tables  # how results are laid out
+    made_by: Mapping[str, Provenance] = field(default_factory=dict)  # what scored the rows, by name
 
 
 def _set_results(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
@@ -190,7 +193,8 @@ def _set_results(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
     network = f"{score['extractor']}, {score['sample_rate']} Hz, ids {score['ids']}"
     number = (value, score["ci_low"], score["ci_high"], score["n"])
     about = (*metric_facts(metric), run.label, run.profile, network)
-    return [Result(place, row, metric, *number, *about) for place in places]
+    origin = origin_of([score])
+    return [Result(place, row, metric, *number, *about, **origin) for place in places]
 
 
 def _style_of_truth(scored: Mapping[str, Sequence[Mapping]]) -> dict[str, list]:
@@ -302,7 +306,7 @@ def write_report(
     if odd := sorted({r.table for r in lines} - set(run.tables.tables)):
         raise BadInput(f"a result names the table {odd[0]!r}, which refs/tables.yaml lacks")
     verdicts = judge_claims(rows, sets, paper, run.tables)
-    write_json(folder / "results.json", [asdict(r) for r in lines])
+    write_results(folder / "results.json", lines, run.made_by)
     write_json(folder / "verdicts.json", verdicts)
     write_json(folder / "headline.json", headline_values(lines, verdicts, run.tables))
     text = _tables_text(run, lines, verdicts)

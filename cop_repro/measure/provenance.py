@@ -114,14 +114,16 @@ def observe(
     root: Path,  # of the work tree
     command: str,  # that computes the numbers
     code: str,  # fingerprint of the code it reaches
-    params: Mapping,  # the whole parameters file
+    params: Mapping | None,  # the whole parameters file; None: it is not read
     device: torch.device | str = "cpu",
 ) -> Provenance:
     "The provenance of what this process computes."
     state, threads = find_commit(root), torch.get_num_threads()
-    about = (params_hash(params), int(params["seed"]), threads, _device_name(device))
-    note = "" if state.commit else "no commit is known: the code did not lie in a git repository"
-    return Provenance(command, code, state.commit, state.clean, *about, note)
+    numbers = (None, None) if params is None else (params_hash(params), int(params["seed"]))
+    lacking = [] if state.commit else ["no commit: the code did not lie in a git repository"]
+    lacking += ["no parameters and no seed: the command reads none"] if params is None else []
+    about = (*numbers, threads, _device_name(device), "; ".join(lacking))
+    return Provenance(command, code, state.commit, state.clean, *about)
 
 # %% ../../nbs/measure/34_provenance.ipynb #34a00015
 PAPER, NOT_RUN, UNKNOWN = "paper", "not run", "unknown"

@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cop_repro.cli._explained import explained_text
@@ -51,7 +52,7 @@ def run(args) -> int:
     place = _place(root, args.profile)
     results = read_results(place / RESULTS)
     number = find_number(results.lines, args.name)
-    about = explain(Run(root, place, locked_stages(place)), number, results)
+    about = explain(Run(root, place), number, results)
     code = 0
     if args.again:
         from cop_repro.cli._again import again
@@ -127,11 +128,49 @@ def _nearest(names: dict[str, list[dict]], wanted: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    "A finished run."
+    "A finished run, with the files that explanations read."
 
     root: Path  # of the checkout
     place: Path  # of the run: the checkout, or a profile's scratch copy
-    stages: dict  # of its dvc.lock
+
+    @cached_property
+    def stages(self) -> dict:
+        "Of its dvc.lock."
+        return locked_stages(self.place)
+
+    @cached_property
+    def params(self) -> dict:
+        "Its parameters file."
+        return load_params(self.place / "params.yaml")
+
+    @cached_property
+    def default(self) -> dict:
+        "Parameters of the checkout."
+        return load_params(self.root / "params.yaml")
+
+    @cached_property
+    def codes(self) -> dict:
+        "Fingerprints of the code as it is here."
+        return load_params(self.place / "fingerprints.yaml")
+
+    @cached_property
+    def reruns(self) -> dict:
+        "What honest reruns differ by."
+        return load_params(self.root / "refs" / "reruns.yaml")
+
+    @cached_property
+    def is_locked(self) -> bool:
+        "Whether its result file is the one of its dvc.lock."
+        return is_locked(self.place, self.stages, RESULTS)
+
+    def profile(self, name: str) -> dict | None:
+        "Parameters of a profile as it is written; None where there is none of that name."
+        if name == "default":
+            return self.default
+        try:
+            return profile_params(self.root, name)
+        except ParamsError:
+            return None
 
 
 def explain(
@@ -157,7 +196,7 @@ def explain(
         "parents": [asdict(parent) for parent in parents],
         "differs": _differences(run, line, origin, [p.stage for p in parents], row),
         "doubts": _doubts(run, line, origin, parents),
-        "tolerance": _tolerance(run.root, line),
+        "tolerance": _tolerance(run, line),
         "commands": _commands(run, line, command, stage),
     }
 
@@ -166,15 +205,14 @@ def _command(run: Run, line: dict, origin) -> str | None:
     "The command that computed a line; if it is not recorded, the one that computes such a row."
     if origin.command or not line["entry"]:
         return origin.command
-    variants = load_params(run.place / "params.yaml")["evaluate"]["variants"]
+    variants = run.params["evaluate"]["variants"]
     groups = [group for group, rows in variants.items() if line["entry"] in rows]
     return f"cop run evaluate --item {groups[0]}" if groups else None
 
 
 def _source(run: Run, made_by: str) -> dict[str, str]:
     "The file of a number that this run has copied and not measured, and its MD5 in dvc.lock."
-    report = load_params(run.place / "params.yaml")["report"]
-    path = report.get(made_by)
+    path = run.params["report"].get(made_by)
     return {path: locked_hash(run.stages, path)} if isinstance(path, str) else {}
 
 
@@ -187,13 +225,9 @@ def _differences(run: Run, line: dict, origin, names: list[str], row: Row | None
         locked["threads"] = origin.threads
     if origin.seed is not None:
         locked["seed"] = origin.seed
-    default = load_params(run.root / "params.yaml")
-    made = {"default": changed(locked, default)}
-    try:
-        made["profile"] = changed(locked, profile_params(run.root, line["profile"]))
-    except ParamsError:
-        made["profile"] = None  # printed by the paper, or the profile is gone
-    return made
+    profile = run.profile(line["profile"])
+    written = None if profile is None else changed(locked, profile)
+    return {"default": changed(locked, run.default), "profile": written}
 
 
 def _doubts(run: Run, line: dict, origin, parents: list[Parent]) -> list[str]:
@@ -203,7 +237,7 @@ def _doubts(run: Run, line: dict, origin, parents: list[Parent]) -> list[str]:
         said.append("the code had changes that its commit lacks")
     if line["entry"] and not parents:
         said.append("dvc.lock records no such stage here: parents are not known")
-    if parents and not is_locked(run.place, run.stages, RESULTS):
+    if parents and not run.is_locked:
         said.append(f"{RESULTS} is not the file of dvc.lock: parents are of another run")
     if parents and origin.code not in (None, parents[0].code):
         said.append(f"dvc.lock has {parents[0].stage} with code {parents[0].code}: another run")
@@ -212,18 +246,17 @@ def _doubts(run: Run, line: dict, origin, parents: list[Parent]) -> list[str]:
 
 def _other_code(run: Run, parents: list[Parent]) -> list[str]:
     "Stages whose code has changed here since they ran."
-    known = load_params(run.place / "fingerprints.yaml")
-    changed_since = [p.stage for p in parents if str(known.get(p.notebook)) != p.code]
+    changed_since = [p.stage for p in parents if str(run.codes.get(p.notebook)) != p.code]
     return [f"here the code of {', '.join(changed_since)} is another"] if changed_since else []
 
 
-def _tolerance(root: Path, line: dict) -> float | None:
+def _tolerance(run: Run, line: dict) -> float | None:
     "By how much honest reruns of a number may differ; None where nothing is rerun."
     from cop_repro.evaluation.reruns import row_tolerance
 
     if line["value"] is None or not line["entry"]:
         return None
-    measured = load_params(root / "refs" / "reruns.yaml").get(line["profile"], {"metrics": {}})
+    measured = run.reruns.get(line["profile"], {"metrics": {}})
     return row_tolerance(line, measured["metrics"])
 
 

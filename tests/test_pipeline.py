@@ -52,6 +52,9 @@ def test_smoke_pipeline(root):
     )
     evaluated = [r for r in results if r["entry"] and r["value"] is not None]
     assert all(file.origin(r).complete and file.origin(r).commit for r in evaluated)
+    number = ("roll.video2roll.onset_f1", "--profile", "smoke", "--again", "--json")
+    about = json.loads(cop(root, "explain", *number))
+    assert about["again"]["agrees"] and about["doubts"] == []
     again = cop(root, "profile", "smoke")
     assert "Running stage" not in again
 

@@ -19,6 +19,7 @@ from cop_repro.data.notes import read_midi
 from cop_repro.data.performance import PIANISTS, assign_fingers, etudes, perform
 from cop_repro.data.rendering import Nuisance, render
 from cop_repro.data.video import iter_video, probe_video, write_video
+from cop_repro.evaluation.claims import read_results
 from cop_repro.measure.music_metrics import onset_scores
 
 
@@ -328,7 +329,7 @@ def test_readme_shows_the_committed_results(root, monkeypatch):
 def test_readme_quotes_measured_numbers(root):
     "The paragraph below the claims says what the result file says."
     text = " ".join((root / "README.md").read_text().split())
-    lines = json.loads((root / "reports" / "results.json").read_text())
+    lines = read_results(root / "reports" / "results.json").lines
     ours = {(r["row"], r["metric"]): r["value"] for r in lines if r["label"] == "embedded"}
     for row, metrics in {
         "cop_piano": ("si_sdr_spec", "transcription_f1"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cop_repro.cli import main
-from cop_repro.evaluation.claims import LABELS
+from cop_repro.evaluation.claims import LABELS, read_results
 
 
 def cop(root, *arguments):
@@ -29,7 +29,8 @@ def test_smoke_pipeline(root):
     "Every stage of the DAG runs in a scratch copy, labelled smoke; a second run does nothing."
     cop(root, "profile", "smoke")
     scratch = root / "work" / "profiles" / "smoke"
-    results = json.loads((scratch / "reports" / "results.json").read_text())
+    file = read_results(scratch / "reports" / "results.json")
+    results = file.lines
     tables = yaml.safe_load((root / "refs" / "tables.yaml").read_text())["tables"]
     assert {r["label"] for r in results} <= set(LABELS)
     assert {r["table"] for r in results} <= set(tables)
@@ -49,6 +50,11 @@ def test_smoke_pipeline(root):
         (scratch / "reports" / "figures" / f"{n}.png").stat().st_size > 5000
         for n in ("mel_spectrograms", "rolls", "headlines")
     )
+    evaluated = [r for r in results if r["entry"] and r["value"] is not None]
+    assert all(file.origin(r).complete and file.origin(r).commit for r in evaluated)
+    number = ("roll.video2roll.onset_f1", "--profile", "smoke", "--again", "--json")
+    about = json.loads(cop(root, "explain", *number))
+    assert about["again"]["agrees"] and about["doubts"] == []
     again = cop(root, "profile", "smoke")
     assert "Running stage" not in again
 
@@ -74,7 +80,7 @@ def test_notebooks_run(root):
 
 def test_committed_results_are_complete(root):
     "The tracked result file: its schema, its labels, its tables."
-    results = json.loads((root / "reports" / "results.json").read_text())
+    results = read_results(root / "reports" / "results.json").lines
     keys = {
         "table",
         "row",
@@ -88,6 +94,8 @@ def test_committed_results_are_complete(root):
         "label",
         "profile",
         "extractor",
+        "made_by",
+        "entry",
     }
     assert all(set(r) == keys for r in results)
     ours = {(r["table"], r["row"], r["metric"]): r for r in results if r["label"] == "embedded"}

@@ -11,8 +11,9 @@ import yaml
 
 from cop_repro.cli import main
 from cop_repro.core import numpy_rng
-from cop_repro.evaluation.claims import Result
+from cop_repro.evaluation.claims import Result, read_results, write_results
 from cop_repro.evaluation.reruns import compare_results, compare_verdicts, rerun_differences
+from cop_repro.measure.provenance import Provenance
 
 
 def result(row="cop_piano", value=1.0, label="embedded"):
@@ -56,7 +57,7 @@ def test_missing_numbers_are_disagreements(first, second, wrong):
 
 def test_compare_fails_where_results_are_missing(tmp_path, capsys):
     for name, rows in (("a", [result(), result("base")]), ("b", [result()])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        write_results(tmp_path / f"{name}.json", [Result(**row) for row in rows], {})
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
     said = capsys.readouterr().out
     assert "only in first: table4/base/si_sdr_spec" in said
@@ -66,13 +67,24 @@ def test_compare_fails_where_results_are_missing(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
 
 
+def test_agreeing_runs_may_differ_in_provenance(tmp_path, capsys):
+    "Other commit, threads and device, equal numbers: the runs agree."
+    for name, commit, threads in (("a", "0" * 40, 1), ("b", "1" * 40, 2)):
+        made = Provenance("cop run evaluate", commit=commit, clean=True, threads=threads)
+        line = Result(**result() | {"made_by": "evaluate-piano", "entry": "cop_piano"})
+        write_results(tmp_path / f"{name}.json", [line], {"evaluate-piano": made})
+    assert (tmp_path / "a.json").read_text() != (tmp_path / "b.json").read_text()
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "1 numbers compared, 0 differ" in capsys.readouterr().out
+
+
 @pytest.fixture
 def committed(root):
     "The committed numbers, verdicts, and measured differences of honest reruns."
     reports = root / "reports"
     reruns = yaml.safe_load((root / "refs" / "reruns.yaml").read_text())["default"]["metrics"]
     return (
-        json.loads((reports / "results.json").read_text()),
+        read_results(reports / "results.json").lines,
         json.loads((reports / "verdicts.json").read_text()),
         reruns,
     )

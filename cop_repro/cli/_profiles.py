@@ -96,12 +96,15 @@ def _copy_files(root: Path, scratch: Path, names: set[str]) -> None:
 
 def scratch_copy(root: Path, name: str, params: dict) -> Path:
     "A copy of the work tree and data with a profile's parameters; outputs of earlier runs stay."
+    from cop_repro.measure.provenance import keep_commit
+
     scratch = profile_folder(root, name)
     check_output_folder(scratch).mkdir(parents=True, exist_ok=True)
     _copy_files(root, scratch, _tracked_files(root))
     shutil.copytree(root / "data", scratch / "data", dirs_exist_ok=True)
     (scratch / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
     (scratch / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    keep_commit(root, scratch)
     return scratch
 
 

@@ -88,7 +88,9 @@ def card_files(root: Path) -> list[Path]:
 
 def card_facts(root: Path) -> dict[str, str]:
     "Facts by card, as Markdown tables."
-    results = read_json(root / "reports" / "results.json")
+    from cop_repro.evaluation.claims import read_results
+
+    results = read_results(root / "reports" / "results.json").lines
     manifest = read_json(root / "data" / "manifest.json")
     assets = sorted((root / "data" / "assets").glob("*.safetensors"))
     facts = {p.stem: f"{_asset_table(p)}\n\n{_score_table(p.stem, results)}" for p in assets}

@@ -32,9 +32,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Compare two runs; exit code 1 if they differ by more than honest reruns do."
+    from cop_repro.evaluation.claims import read_results
     from cop_repro.evaluation.reruns import compare_results, compare_verdicts, rerun_differences
 
-    results = [read_json(_file(name, "results.json")) for name in (args.a, args.b)]
+    results = [read_results(_file(name, "results.json")).lines for name in (args.a, args.b)]
     if args.measure:
         return _measure(args.measure, _profile(results[0]), rerun_differences(*results))
     lines, wrong = compare_results(*results, _reruns().get(_profile(results[0]), NONE)["metrics"])
@@ -47,10 +48,9 @@ def run(args) -> int:
     return 0 if wrong == 0 else 1
 
 
-def _profile(results: list) -> str:
-    "The profile that made a result file; nothing for another file, which is refused later."
-    lines = [r for r in results if isinstance(r, dict)] if isinstance(results, list) else []
-    return next((r["profile"] for r in lines if r.get("profile", "paper") != "paper"), "")
+def _profile(lines: list[dict]) -> str:
+    "The profile that made a result file; nothing for a file without numbers of our own."
+    return next((r["profile"] for r in lines if r["profile"] != "paper"), "")
 
 
 def _measure(about: str, profile: str, differences: dict) -> int:

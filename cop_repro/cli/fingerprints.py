@@ -52,7 +52,16 @@ def notebook_fingerprint(notebook: Path, root: Path) -> str:
 
 def notebook_modules(notebook: Path, root: Path) -> list[str]:
     "Every module of the project that a notebook needs, directly or through others."
-    todo = set().union(*(_imported(source, "") for source in _code_cells(notebook)))
+    return _reached(set().union(*(_imported(source, "") for source in _code_cells(notebook))), root)
+
+
+def module_fingerprint(name: str, root: Path) -> str:
+    "Hash of a module and of every module it uses."
+    return code_fingerprint(*_reached({name}, root))
+
+
+def _reached(todo: set[str], root: Path) -> list[str]:
+    "Modules of the project, and all that they need."
     seen: set[str] = set()
     while todo:
         name = todo.pop()

@@ -58,7 +58,7 @@ def _variants(wanted: list[str] | None) -> dict:
 
 def _ablation(args, root: Path, params: dict, variants: dict) -> dict:
     "The scores of all variants, with what they were made from."
-    from cop_repro.cli._experiments import rendered
+    from cop_repro.cli._experiments import made_now, rendered
     from cop_repro.data.clips import StripSize, load_works
     from cop_repro.evaluation.nuisance_ablation import nuisance_ablation, real_video
     from cop_repro.model.roll import RollConfig
@@ -89,6 +89,7 @@ def _ablation(args, root: Path, params: dict, variants: dict) -> dict:
         "test_clips": args.test_clips,
         "split": clips.split,
         "scored": scored,
+        **made_now(nuisance_ablation.__module__, "cop nuisance VIDEO", params, cfg.seed),
     }
 
 

@@ -27,6 +27,7 @@ def run(args) -> int:
 
 def _tables(root: Path) -> list[tuple[str, str, str]]:
     "(page, mark, table) of every table that is made from the reports."
+    from cop_repro.evaluation.claims import read_results
     from cop_repro.evaluation.report import (
         claims_table,
         comparison_table,
@@ -36,7 +37,7 @@ def _tables(root: Path) -> list[tuple[str, str, str]]:
     from cop_repro.evaluation.tables import load_tables
 
     reports = root / "reports"
-    results = read_json(reports / "results.json")
+    results = read_results(reports / "results.json").lines
     verdicts = read_json(reports / "verdicts.json")
     definitions = load_params(root / load_params(root / "params.yaml")["report"]["tables"])
     reasons = load_params(root / "refs" / "reasons.yaml")

@@ -20,6 +20,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     "Score shipped models on real piano videos against a transcription of their own sound."
+    from cop_repro.cli._experiments import made_now
     from cop_repro.evaluation.real_videos import score_real_video
     from cop_repro.systems.cop import load_performer
 
@@ -28,8 +29,9 @@ def run(args) -> int:
     if picture is not None and picture.absolute() == output.absolute():
         raise CopError(f"-o and --picture are both {output}: give two names")
     performer = load_performer(assets_folder())
+    origin = made_now(score_real_video.__module__, "cop real VIDEO", None, None)
     made = [
-        score_real_video(Path(video), performer, picture=picture, progress=progress)
+        score_real_video(Path(video), performer, picture=picture, progress=progress) | origin
         for video in args.videos
     ]
     write_json(args.output, made)

@@ -12,7 +12,7 @@ import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import librosa
@@ -34,6 +34,7 @@ from cop_repro.evaluation.claims import (
     paper_results,
     summarise,
     verdict,
+    write_results,
 )
 from cop_repro.evaluation.tables import (
     Block,
@@ -45,6 +46,7 @@ from cop_repro.evaluation.tables import (
 )
 from .tables import markdown_line as _line
 from ..measure.audio_metrics import plot_mels
+from ..measure.provenance import Provenance, origin_of
 from ..measure.registry import REGISTRY
 
 # %% ../../nbs/evaluation/86_report.ipynb #2ba5b382
@@ -173,6 +175,7 @@ class RunInfo:
     transcriber: str  # name of the transcriber
     tables: Tables  # how results are laid out
     claims: Sequence[Claim] = ()  # of refs/claims.yaml; none: nothing is judged
+    made_by: Mapping[str, Provenance] = field(default_factory=dict)  # what scored the rows, by name
 
 
 def _set_results(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
@@ -185,7 +188,8 @@ def _set_results(run: RunInfo, entry: str, score: Mapping) -> list[Result]:
     network = f"{score['extractor']}, {score['sample_rate']} Hz, ids {score['ids']}"
     number = (value, score["ci_low"], score["ci_high"], score["n"])
     about = (*metric_facts(metric), run.label, run.profile, network)
-    return [Result(place, row, metric, *number, *about) for place in places]
+    origin = origin_of([score])
+    return [Result(place, row, metric, *number, *about, **origin) for place in places]
 
 
 def _style_of_truth(scored: Mapping[str, Sequence[Mapping]]) -> dict[str, list]:
@@ -308,7 +312,7 @@ def write_report(
     blocks = {name: table_blocks(lines, name, t) for name, t in run.tables.tables.items()}
     judged = judge_claims(rows, sets, paper, run.tables, run.claims)
     verdicts = over_seeds(judged, seeds or {})
-    write_json(folder / "results.json", [asdict(r) for r in lines])
+    write_results(folder / "results.json", lines, run.made_by)
     write_json(folder / "verdicts.json", verdicts)
     write_json(folder / "headline.json", headline_values(lines, verdicts, run.tables))
     text = _tables_text(run, blocks, verdicts)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROW_SYSTEMS', 'ROW_TASKS', 'CHORD_S', 'CHUNK', 'TRUE_SOUND', 'RowEntry', 'Row', 'make_row', 'evenly', 'test_rows',
-           'partners', 'ListeningRule', 'num_attacks', 'stepwise', 'choose_music', 'kept_clips', 'score_rows',
-           'score_sets', 'save_scores', 'row_folders', 'load_scores', 'load_sets', 'kept_list', 'kept_sounds',
-           'read_kept', 'example_sounds', 'example_notes']
+           'partners', 'ListeningRule', 'num_attacks', 'stepwise', 'choose_music', 'KeptClip', 'kept_clips',
+           'score_rows', 'score_sets', 'save_scores', 'row_folders', 'load_scores', 'load_sets', 'kept_list',
+           'kept_sounds', 'read_kept', 'example_sounds', 'example_notes']
 
 # %% ../../nbs/evaluation/82_evaluate.ipynb #82a00003
 import functools
@@ -230,11 +230,27 @@ def choose_music(
     return sorted(found, key=turn.get)
 
 
+@dataclass(frozen=True)
+class KeptClip:
+    "A clip whose sounds are kept."
+
+    clip_id: str
+    work_id: str
+    kind: str  # piano, foley or t2a
+    text: str  # its caption
+    wav: np.ndarray  # its true sound, float (s,)
+
+    @property
+    def about(self) -> dict[str, str]:
+        "All but the sound."
+        return {name: getattr(self, name) for name in ("clip_id", "work_id", "kind", "text")}
+
+
 def kept_clips(
     store: Store,
     places: Sequence[int],  # test clips
     rule: ListeningRule,
-) -> dict[str, np.ndarray]:  # clip -> its true sound
+) -> list[KeptClip]:
     "The clips of a store whose sounds are kept, as the rule orders them."
     ids, kind = store.values("clip_id", places), store.folder.name
     if kind == "piano":
@@ -248,8 +264,11 @@ def kept_clips(
             f"evaluate.listening asks for {count} {kind} clips, and {len(order)} of {len(ids)} "
             "test clips qualify: ask for fewer, or relax min_attacks, max_stepwise or works"
         )
-    row_of = dict(zip(ids, places))
-    return {clip: store_wav(store, int(row_of[clip])) for clip in order[:count]}
+    made = []
+    for r in (int(places[ids.index(clip)]) for clip in order[:count]):
+        clip_id, work, text = (store.values(n, [r])[0] for n in ("clip_id", "work_id", "text"))
+        made.append(KeptClip(clip_id, work, kind, text, store_wav(store, r)))
+    return made
 
 # %% ../../nbs/evaluation/82_evaluate.ipynb #82a00014
 @functools.lru_cache(maxsize=2)
@@ -410,36 +429,37 @@ def _plain(entry: Mapping) -> dict:
     return {k: v for k, v in entry.items() if k != "wav"} | {"metrics": metrics}
 
 
-def _save_sounds(folder: Path, entries: Sequence[Mapping], clips: Sequence[str]) -> bool:
-    "Sounds of some clips, and the list of these clips; whether there is any."
+def _save_sounds(folder: Path, entries: Sequence[Mapping], kept: Sequence[KeptClip]) -> bool:
+    "Sounds of the kept clips, and the list of these clips; whether there is any sound."
+    clips = [clip.clip_id for clip in kept]
     heard = [s for s in entries if s["wav"] is not None and s["clip_id"] in clips]
     for s in heard:
         name = f"{clips.index(s['clip_id'])}-{s['suffix'] or 'row'}.flac"
         soundfile.write(folder / name, s["wav"], RATES.sample_rate)
-    write_json(folder / "kept.json", clips if heard else [])
+    write_json(folder / "kept.json", [clip.about for clip in kept] if heard else [])
     return bool(heard)
 
 
 def save_scores(
     folder: Path,  # made anew, one folder a row inside
     scored: Mapping[str, Sequence[Mapping]],  # of `score_rows`
-    kept: Mapping[str, Mapping[str, np.ndarray]],  # row -> clip -> true sound, of `kept_clips`
+    kept: Mapping[str, Sequence[KeptClip]],  # row -> clips whose sounds are kept
     sets: Mapping[str, Sequence[Mapping]] | None = None,  # of `score_sets`
 ) -> None:
     "Scores as JSON, and the sounds of the kept clips as FLAC, the true ones once; all or nothing."
     with atomic_folder(folder) as temporary:
         written: set[str] = set()
         for name, entries in scored.items():
-            place, clips = temporary / name, list(kept[name])
+            place = temporary / name
             write_json(place / "scores.json", [_plain(s) for s in entries])
             write_json(place / "sets.json", (sets or {}).get(name, []))
-            if not _save_sounds(place, entries, clips):
+            if not _save_sounds(place, entries, kept[name]):
                 continue
-            for i, clip in enumerate(clips):
-                if clip not in written:
-                    wav = kept[name][clip]
-                    soundfile.write(place / f"{i}-{TRUE_SOUND}.flac", wav, RATES.sample_rate)
-            written.update(clips)
+            for i, clip in enumerate(kept[name]):
+                if clip.clip_id not in written:
+                    path = place / f"{i}-{TRUE_SOUND}.flac"
+                    soundfile.write(path, clip.wav, RATES.sample_rate)
+                    written.add(clip.clip_id)
 
 
 def row_folders(
@@ -466,7 +486,7 @@ def load_sets(
 
 def kept_list(
     folder: Path,  # of one row
-) -> list[str]:  # clips
+) -> list[dict]:  # `KeptClip.about`
     "Clips whose sounds a row keeps, in the order of the rule."
     return json.loads((folder / "kept.json").read_text())
 
@@ -477,12 +497,12 @@ def kept_sounds(
     "Every kept sound, by clip."
     made: dict[str, dict[tuple[str, str], Path]] = {}
     for row, folder in folders.items():
-        for i, clip in enumerate(kept_list(folder)):
+        for i, about in enumerate(kept_list(folder)):
             for path in sorted(folder.glob(f"{i}-*.flac")):
                 suffix = path.stem.partition("-")[2]
                 own = (row, "" if suffix == "row" else suffix)
                 key = ("", "") if suffix == TRUE_SOUND else own
-                made.setdefault(clip, {}).setdefault(key, path)
+                made.setdefault(about["clip_id"], {}).setdefault(key, path)
     return made
 
 
@@ -499,7 +519,8 @@ def example_sounds(
     count: int,  # clips
 ) -> dict[str, dict[str, np.ndarray]]:  # clip -> title -> sound
     "Sounds of the first kept clips of the piano: the truth, then the rows."
-    sounds, shown = kept_sounds(folders), kept_list(folders["controls"])[:count]
+    sounds = kept_sounds(folders)
+    shown = [about["clip_id"] for about in kept_list(folders["controls"])[:count]]
     return {
         clip: {
             "true sound": read_kept(sounds[clip]["", ""]),

@@ -39,8 +39,8 @@ KEYS = {
     "train_preference.variants.*": "objective start made settings train",
     "train_systems": "variants",
     "train_systems.variants.*": "system settings train",
-    "evaluate": "sample clips touches general_clips workers variants",
-    "report": "paper tables claims real seeds nuisance ablation sampling examples",
+    "evaluate": "sample clips touches general_clips listening workers variants",
+    "report": "paper tables claims real seeds nuisance ablation sampling examples ratings",
     "release": "profile assets",
 }
 
@@ -84,6 +84,7 @@ SHAPES = {
     "train_preference.variants.*.settings": "training.stages.OBJECTIVES",
     "train_systems.variants.*.train": TRAIN,
     "evaluate.sample": SAMPLE,
+    "evaluate.listening": "evaluation.evaluate.ListeningRule",
     "evaluate.variants.*.*.sample": SAMPLE,
     "evaluate.variants.*.*": "evaluation.evaluate.RowEntry",
 }

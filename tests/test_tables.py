@@ -284,11 +284,11 @@ def test_figures_show_shared_clips_and_name_missing_rows(tmp_path, tables):
     for row, count in (("base", 2), ("cl", 1)):
         for i in range(count):
             soundfile.write(tmp_path / row / f"{i}-row.flac", np.full(24_000, 0.1), 24_000)
+        kept = [{"clip_id": c} for c in "ab"[:count]]
+        (tmp_path / row / "kept.json").write_text(json.dumps(kept))
     folders = {row: tmp_path / row for row in ("base", "cl")}
-    clips = {row: [{"clip_id": c} for c in "ab"] for row in folders}
-    made = save_spectrograms(
-        tmp_path / "out", tables, {"foley": Scenes(), "piano": Scenes()}, folders, clips, 2
-    )
+    stores = {"foley": Scenes(), "piano": Scenes()}
+    made = save_spectrograms(tmp_path / "out", tables, stores, folders, 2)
     assert made == ["figure3"]
     assert (tmp_path / "out" / "figure3.png").read_bytes()[:4] == b"\x89PNG"
     sound = np.full(24_000, 0.1, np.float32)

@@ -519,7 +519,7 @@ def kept_list(
     folder: Path,  # of one row
 ) -> list[dict]:  # `KeptClip.about`
     "Clips whose sounds a row keeps, in the order of the rule."
-    return json.loads((folder / "kept.json").read_text())
+    return read_json(folder / "kept.json")
 
 
 def kept_sounds(

@@ -72,6 +72,7 @@ from cop_repro.training.components import (
     touch_step_fn,
 )
 from .contrast import CONTRAST, ContrastHeads, Objective, PostTrainingData
+from .factor_contrast import FACTORCL
 from cop_repro.training.features import (
     PerformanceData,
     SceneData,
@@ -640,7 +641,11 @@ def train_piano(
     return finish_stage({"piano": model}, result, save)
 
 # %% ../../nbs/training/59_stages.ipynb #562178e2
-OBJECTIVES: dict[str, Objective] = {"cl": CONTRAST, "dpo": PREFERENCE}  # by name in the parameters
+OBJECTIVES: dict[str, Objective] = {  # by name in the parameters
+    "cl": CONTRAST,
+    "factorcl": FACTORCL,
+    "dpo": PREFERENCE,
+}
 
 
 def train_preference(

@@ -38,7 +38,7 @@ KEYS = {
     "train_preference": "crop_s preferred dropout variants",
     "train_preference.variants.*": "objective start made settings train",
     "train_systems": "variants",
-    "train_systems.variants.*": "system settings train",
+    "train_systems.variants.*": "system start settings train",
     "evaluate": "sample clips touches general_clips listening workers variants",
     "report": "paper tables claims real seeds nuisance ablation sampling examples ratings",
     "release": "profile assets",

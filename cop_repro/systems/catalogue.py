@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .roll2midi import ROLL2MIDI, VIDEO2ROLL
 from torch import nn
 
 from ..core import BadInput, ParamsError, did_you_mean
@@ -71,6 +72,8 @@ SYSTEMS: dict[str, SystemEntry] = {
     "audeo": SystemEntry(_load_audeo, "train_roll", NoSettings, PERFORMANCE, ("roll",)),
     "cop": SystemEntry(_load_cop, "train_piano", CopSettings, PERFORMANCE),
     "general": GENERAL_SYSTEM,
+    "video2roll": VIDEO2ROLL,
+    "roll2midi": ROLL2MIDI,
     "regression": REGRESSION,
 }
 

@@ -170,6 +170,7 @@ class Trained:
 
     parameters: int  # weights of the finished model
     result: TrainResult  # history; its averaged weights are in the model
+    measured: Mapping[str, float] = field(default_factory=dict)  # of the finished model, by name
 
 
 def _run(

@@ -133,10 +133,9 @@ def not_run(
     profile: str,  # which run lacks it
 ) -> list[Result]:  # lines without values
     "Lines that say openly that nothing was measured."
+    about = ("not run", profile, "")
     return [
-        Result(
-            table, row, m, None, None, None, 0, *metric_facts(m), "not run", profile, "", NOT_RUN
-        )
+        Result(table, row, m, None, None, None, 0, *metric_facts(m), *about, made_by=NOT_RUN)
         for m in metrics
     ]
 
@@ -144,8 +143,8 @@ def not_run(
 def _printed(table: str, row: str, metric: str, value: float, unit: str, better) -> Result:
     "A number of the paper."
     number = float(value)
-    about = (unit, better, "paper", "paper", "", PAPER)
-    return Result(table, row, metric, number, None, None, 0, *about)
+    about = (unit, better, "paper", "paper", "")
+    return Result(table, row, metric, number, None, None, 0, *about, made_by=PAPER)
 
 
 def _weight_count(text: str) -> float:

@@ -38,6 +38,7 @@ from cop_repro.core import (
 )
 from .claims import Label, Result, metric_facts, not_run
 from .evaluate import kept_list, kept_sounds, read_kept
+from .inventory import REPORT
 from .tables import Tables
 from cop_repro.measure.audio_metrics import (
     bootstrap_groups,
@@ -493,7 +494,8 @@ def _cell(
     "One MOS as a line of the results."
     network = f"{score.raters} raters, {score.ratings} ratings of page {page['id']}"
     number = (score.value, score.ci_low, score.ci_high, score.clips)
-    return Result(table, score.row, metric, *number, *metric_facts(metric), label, profile, network)
+    about = (*metric_facts(metric), label, profile, network)
+    return Result(table, score.row, metric, *number, *about, made_by=REPORT)
 
 
 def opinion_results(

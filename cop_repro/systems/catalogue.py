@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .roll2midi import ROLL2MIDI, VIDEO2ROLL
 from torch import nn
 
 from ..core import BadInput, ParamsError, did_you_mean
@@ -23,6 +22,7 @@ from .contract import NoSettings, Output, SystemEntry, SystemFiles, Task
 from .cop import CopSystem, Performer
 from .general import GENERAL_SYSTEM
 from .regression import REGRESSION
+from .roll2midi import ROLL2MIDI, VIDEO2ROLL
 
 # %% ../../nbs/systems/79_catalogue.ipynb #79a00006
 @dataclass

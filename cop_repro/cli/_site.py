@@ -22,7 +22,7 @@ PROJECT = ("ARCHITECTURE", "DEVIATIONS", "LIMITATIONS", "LICENSES", "CONTRIBUTIN
 MAX_BYTES = 400_000  # of a linked file that is shown as a page
 
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
-MENTION = re.compile(r"(?<![\[`])`(?:nbs/)?(?:\w+/)?(\d+_\w+)(?:\.ipynb)?`(?!`)")
+MENTION = re.compile(r"(?<![\[`])`(?:nbs/)?(?:\w+/)?(\d+[a-z]?_\w+)(?:\.ipynb)?`(?!`)")
 EMBEDDED = re.compile(r"""<(?:audio|video|source|img)\b[^>]*?\bsrc=["']([^"':]+)["']""")
 CODE_OR_FORMULA = re.compile(
     r"(?P<code>^[ \t]*(`{3,})[^\n]*\n.*?^[ \t]*\2|`[^`\n]+`)|\$\$.+?\$\$|\$(?:[^$\n]|\n(?!\n))+\$",
@@ -183,7 +183,7 @@ def numbered_title(path: Path) -> str:
     "A notebook's title after its number."
     number = path.stem.split("_")[0]
     title = title_and_subtitle(path)[0]
-    return f"{number} {title}" if number.isdigit() else title
+    return f"{number} {title}" if number[:1].isdigit() else title
 
 
 def layer_page(

@@ -44,7 +44,7 @@ from cop_repro.training.contrast import (
     with_video,
 )
 from .features import Batch, Columns, mixed_batch
-from .loop import StepFn, TrainConfig
+from .loop import StepFn, TrainConfig, rows_for_step
 from .planning import Job, NetworkCosts, linear_weights
 
 # %% ../../nbs/training/56b_factor_contrast.ipynb #fc000006
@@ -480,14 +480,17 @@ def factor_step(
 ) -> StepFn:  # for `train`
     "Batch and loss of one step of FactorCL (arXiv 2503.22200, Eq. 6)."
     rows, names = list(labels), sorted(set(labels.values()))
+    ordered = [labels[row] for row in rows]
     numbers = torch.tensor([names.index(labels[row]) for row in rows])
     model, heads, critics = (modules[name] for name in ("dit", "heads", "critics"))
     device = next(model.parameters()).device
     size, seed = train_cfg.batch_size, train_cfg.seed
 
     def step_fn(step: int, part: int, parts: int):
-        ordered = [labels[row] for row in rows]
-        places = balanced_rows(ordered, step, size, cfg.classes, seed, part, parts)
+        if cfg.form == "self_supervised":
+            places = rows_for_step(range(len(rows)), step, size, seed, part, parts).tolist()
+        else:
+            places = balanced_rows(ordered, step, size, cfg.classes, seed, part, parts)
         rng = torch_rng(seed, "contrast", step, part)
         batch = mixed_batch([(store, rows)], places, rng, crop_latents, device)
         label = F.one_hot(numbers[places], len(names)).float().to(device)

@@ -105,7 +105,7 @@ def place(folder: Path, name: str) -> str:
 @POSIX
 @pytest.mark.parametrize("name, why", BAD_FILES.values(), ids=BAD_FILES)
 @pytest.mark.parametrize(
-    "command", ["score", "real", "picture", "codecs", "nuisance", "ablation", "bench"]
+    "command", ["score", "real", "picture", "codecs", "nuisance", "ablation", "speed"]
 )
 def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypatch):
     "A file that cannot be written is refused before the work."
@@ -118,7 +118,7 @@ def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypa
         "codecs": ["codecs", "-o", output],
         "nuisance": ["nuisance", "-o", output],
         "ablation": ["ablation", "-o", output],
-        "bench": ["bench", "-o", output],
+        "speed": ["speed", "-o", output],
     }[command]
     if command in ("codecs", "nuisance", "ablation") and not output.strip():
         pytest.skip("relative to the checkout, which is a folder")
@@ -644,7 +644,7 @@ def test_a_word_like_no_command_gets_the_list(capsys):
     with pytest.raises(SystemExit):
         main(["xyzzy"])
     text = capsys.readouterr().err
-    assert text.startswith("cop: no command 'xyzzy': choose from ablation, bench")
+    assert text.startswith("cop: no command 'xyzzy': choose from ablation, bench, ")
     assert len(text.splitlines()) == 1
 
 
@@ -760,7 +760,7 @@ def test_plan_without_arguments(root, monkeypatch, capsys):
 def test_unix_modules_are_not_needed_to_import(module, root):
     code = (
         f"import sys; sys.modules[{module!r}] = None; import cop_repro.cli as c; c.build_parser();"
-        "import cop_repro.training.launch, cop_repro.data.shards, cop_repro.cli._bench_memory"
+        "import cop_repro.training.launch, cop_repro.data.shards, cop_repro.cli._speed_memory"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

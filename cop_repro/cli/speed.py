@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"`cop bench`: speed as ratios against an alternative measured in the same run."
+"`cop speed`: speed as ratios against an alternative measured in the same run."
 
 import json
 import tempfile
@@ -37,53 +37,53 @@ def run(args) -> int:
     if args.output is not None:
         check_output_file(args.output)
     if args.scoring:
-        return _bench_scoring(args.clips, args.json)
-    from cop_repro.cli._bench_loader import bench_loader, loader_lines
+        return _speed_scoring(args.clips, args.json)
+    from cop_repro.cli._speed_loader import loader_lines, speed_loader
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded = bench_loader(Path(folder))
+        loaded = speed_loader(Path(folder))
     if args.loader:
         _show(loaded, loader_lines(loaded), args.json)
         return 0
-    made = _bench_models()
+    made = _speed_models()
     print("\n".join(loader_lines(loaded)))
     if args.output is not None:
         write_json(args.output, made)
     return 0
 
 
-def _bench_scoring(clips: int, as_json: bool) -> int:
+def _speed_scoring(clips: int, as_json: bool) -> int:
     "Metrics against reference libraries, and the memory of `cop score`."
-    from cop_repro.cli._bench_memory import bench_memory, memory_lines
+    from cop_repro.cli._speed_memory import memory_lines, speed_memory
 
     if clips < MIN_CLIPS:
         raise CopError(f"--clips {clips}: at least {MIN_CLIPS} are needed")
     with tempfile.TemporaryDirectory() as folder:
-        memory = bench_memory(Path(folder), (max(clips // 10, MIN_CLIPS), clips))
-    from cop_repro.cli._bench_scoring import bench_scoring, scoring_lines  # after the memory
+        memory = speed_memory(Path(folder), (max(clips // 10, MIN_CLIPS), clips))
+    from cop_repro.cli._speed_scoring import scoring_lines, speed_scoring  # after the memory
 
-    rows = bench_scoring(clips)
+    rows = speed_scoring(clips)
     lines = scoring_lines(rows) + memory_lines(memory)
     _show({"scoring": rows, "memory": memory}, lines, as_json)
     return 0
 
 
-def _bench_models() -> dict:
+def _speed_models() -> dict:
     "Print the speed of the shipped models and of a published layer; the numbers for a file."
-    from cop_repro.cli._bench_models import (
-        bench_clips,
-        bench_paper_layer,
-        bench_ratios,
+    from cop_repro.cli._speed_models import (
         clip_lines,
         numbers,
         ratio_lines,
+        speed_clips,
+        speed_paper_layer,
+        speed_ratios,
     )
     from cop_repro.systems.cop import load_performer
 
     performer = load_performer(project_root() / "data" / "assets")
-    ratios = bench_ratios(performer)
+    ratios = speed_ratios(performer)
     print("\n".join(ratio_lines(ratios)))
-    by_clip = [*bench_clips(performer), *bench_paper_layer()]
+    by_clip = [*speed_clips(performer), *speed_paper_layer()]
     print("\n".join(clip_lines(by_clip)))
     return numbers(ratios, by_clip)
 

@@ -129,11 +129,9 @@ def clip_views(
     score: Score | None = None,  # its work, for the piano
 ) -> dict[str, np.ndarray]:  # camera -> uint8 (f, h, w, 3)
     "The videos of a clip: five cameras at a piano, one before other events."
-    return piano_views(item, score) if item.domain == "piano" else {"video": _general_frames(item)}
-
-
-def _general_frames(item: Item) -> np.ndarray:
-    return general_clip(item).frames
+    if item.domain == "piano":
+        return piano_views(item, score)
+    return {"video": general_clip(item).frames}
 
 
 def _sound_of(item: Item, score: Score | None) -> Clip:

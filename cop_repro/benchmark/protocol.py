@@ -232,7 +232,8 @@ def _result_schema() -> Schema:
         "headline": {"type": "boolean"},
         "note": text,
     }
-    scored = _object({"split": text, "split_hash": HASH_16, "ids": HASH_16, "clips": _whole(1)})
+    hashes = {name: HASH_16 for name in ("split_hash", "ids", "truth")}
+    scored = _object({"split": text, **hashes, "clips": _whole(1), "works": _whole(1)})
     return _object(
         {
             "format": {"const": RESULT},

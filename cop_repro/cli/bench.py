@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"`cop bench ACTION`: the Chain-of-Perform benchmark as files, and scores of submissions."
+
+from pathlib import Path
+
+from cop_repro.cli._failures import one_line
+from cop_repro.cli._process import say
+from cop_repro.cli._progress import progress, progress_beside
+from cop_repro.core import BadInput, check_output_folder
+
+HELP = "export, check and import the benchmark; score a submission on its levels"
+
+BENCHMARK = "benchmark"  # where `score` looks for an exported folder
+RESULTS = "results"  # where it writes
+
+
+def add_arguments(parser) -> None:
+    "One parser for each action."
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_export(actions.add_parser("export", help="write the clips of a split as files"))
+    check = actions.add_parser("validate", help="list all faults of an export or a submission")
+    check.add_argument("folder", help="an exported folder, or one with submission.json")
+    check.add_argument(
+        "--benchmark", default=BENCHMARK, help="for a submission: the exported folder"
+    )
+    check.set_defaults(act=_validate)
+    read = actions.add_parser("import", help="lay an exported folder out as a recorded set")
+    read.add_argument("folder", help="an exported folder")
+    read.add_argument("-o", "--output", required=True, help="folder to make")
+    read.set_defaults(act=_import)
+    _add_score(actions.add_parser("score", help="score a submission, and write its result"))
+
+
+def _add_export(parser) -> None:
+    "The arguments of `export`."
+    parser.add_argument("output", help="folder to make")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="clips")
+    parser.add_argument("--limit", type=int, help="at most so many clips of each kind")
+    parser.add_argument("--manifest", default="data/manifest.json", help="which clips there are")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.set_defaults(act=_export)
+
+
+def _add_score(parser) -> None:
+    "The arguments of `score`."
+    parser.add_argument("folder", help="a submission")
+    parser.add_argument("--benchmark", default=BENCHMARK, help="the exported folder")
+    parser.add_argument("-o", "--output", default=RESULTS, help="folder of results")
+    parser.add_argument("--judges", help="weights behind FAD and the like, as for `cop score`")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.set_defaults(act=_score)
+
+
+def run(args) -> int:
+    "Run the action; a folder with faults is answered with all of them and code 2."
+    from cop_repro.benchmark.protocol import Faulty
+
+    try:
+        return args.act(args)
+    except Faulty as error:
+        return _refused(error.what, error.faults)
+
+
+def _refused(what: str, faults: list[str]) -> int:
+    "Every fault on a line of its own."
+    say(f"cop bench: {what}: {_count(faults)}, nothing is written")
+    for fault in faults:
+        say(f"  {one_line(fault)}")
+    return 2
+
+
+def _count(faults: list[str]) -> str:
+    "How many faults there are."
+    return f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
+
+
+def _new_folder(name: str) -> Path:
+    "A folder that is yet to be made, or is empty."
+    folder = check_output_folder(name)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty: give another folder, or remove it")
+    return folder
+
+
+def _export(args) -> int:
+    "Render and write the clips of a split."
+    from cop_repro.benchmark.exchange import export_benchmark, plan_export
+    from cop_repro.cli._assets import etudes_folder
+    from cop_repro.data.clips import load_works, read_manifest
+
+    if min(args.workers, 1 if args.limit is None else args.limit) < 1:
+        raise BadInput("--workers and --limit: at least 1 is needed")
+    folder = _new_folder(args.output)
+    plan = plan_export(*read_manifest(args.manifest), args.split, args.limit)
+    scores = load_works(plan.works, etudes_folder(), progress)
+    made = export_benchmark(plan, scores, folder, args.workers, progress)
+    print(f"{folder}: {len(made['clips'])} clips of split {args.split}, described in DATACARD.md")
+    return 0
+
+
+def _validate(args) -> int:
+    "Check an exported folder or a submission."
+    from cop_repro.benchmark.exchange import benchmark_faults, read_benchmark
+    from cop_repro.benchmark.submissions import check_submission
+
+    folder = Path(args.folder)
+    if (folder / "submission.json").exists():
+        check_submission(folder, read_benchmark(args.benchmark))
+    elif faults := benchmark_faults(folder):
+        return _refused(folder.name, faults)
+    print(f"{folder}: no faults")
+    return 0
+
+
+def _import(args) -> int:
+    "Lay the piano clips out as a recorded set."
+    from cop_repro.benchmark.exchange import import_benchmark
+
+    target = _new_folder(args.output)
+    made = import_benchmark(args.folder, target, progress)
+    notes = sum(len(played) for played in made.values())
+    print(f"{target}: {len(made)} clips, {notes} notes; name it in prepare.sets")
+    return 0
+
+
+def _score(args) -> int:
+    "Score a submission and write its result."
+    from cop_repro.benchmark.scores import (
+        make_scoring,
+        open_submission,
+        result_path,
+        score_submission,
+        write_result,
+    )
+    from cop_repro.cli.score import find_judge
+
+    submission, bench = open_submission(args.folder, args.benchmark)
+    name = result_path(submission.about["system"], args.output).name
+    check_output_folder(args.output, (name,))
+    judges, report = find_judge(args.judges), progress_beside()
+    result = score_submission(
+        submission, make_scoring(submission, bench, judges, args.seed, report)
+    )
+    path = write_result(result, args.output)
+    print("\n".join(_lines(result)))
+    print(f"wrote {path}")
+    return 0
+
+
+def _lines(result: dict) -> list[str]:
+    "A result for people to read."
+    counts = ", ".join(
+        f"{s['clips']} clips of {s['works']} works" for s in result["scored"].values()
+    )
+    head = one_line(f"{result['system']['system']}: {counts}")
+    return [head, *(_line(line) for line in result["lines"])]
+
+
+def _line(line: dict) -> str:
+    "One metric; the headline of a level is marked."
+    mark = "*" if line["headline"] else " "
+    name = f"{line['level']:8s}{mark}{line['metric']:28s}"
+    if line["value"] is None:
+        return f"{name} {line['note']}"
+    low, high = line["ci_low"], line["ci_high"]
+    interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+    return f"{name} {line['value']:.4f}{interval} {line['unit']} n={line['n']}".rstrip()

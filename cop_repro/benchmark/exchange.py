@@ -207,6 +207,7 @@ class ExportPlan:
     general: tuple[Item, ...] = ()  # clips of the general track
     pairs: tuple[Item, ...] = ()  # style pairs; the two members are neighbours
     judge: tuple[Item, ...] = ()  # sounds that the style judge is fitted on
+    styles: tuple[str, str] = ("crisp", "lyrical")  # pianists that it tells apart
 
     @property
     def works(self) -> list[str]:  # ids
@@ -246,7 +247,8 @@ def plan_export(
     pairs = [item for item in items if "video_touch" in item.recipe]
     first = _spread(pairs[::2], limit)
     kept = [item for item in pairs if item.work_id in {one.work_id for one in first}]
-    judge = _played(items, "val") if split != "val" else []
+    judge = [i for i in _played(items, "val") if i.recipe["touch"] in ExportPlan.styles]
+    judge = judge if split != "val" else []
     works = _spread(list({item.work_id: item for item in judge}.values()), limit)
     judge = [item for item in judge if item.work_id in {one.work_id for one in works}]
     return ExportPlan(split, split_hash, piano, general, tuple(kept), tuple(judge))
@@ -336,6 +338,7 @@ def export_benchmark(
             "levels": levels,
             "clips": made["clips"],
             "style_clips": made["style"],
+            "styles": list(plan.styles),
             "style_judge": [sound(item, scores[item.recipe["work"]]) for item in plan.judge],
         }
         _write_documents(temporary, plan, manifest)

@@ -152,6 +152,7 @@ def _manifest_schema() -> Schema:
             "levels": _map(_object({"views": _list(_text()), "headline": _text()})),
             "clips": _map(clip, minProperties=1),
             "style_clips": _map(clip),
+            "styles": _list(_text(), minItems=2, maxItems=2, uniqueItems=True),
             "style_judge": _list(sound),
         }
     )

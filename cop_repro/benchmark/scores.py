@@ -102,21 +102,22 @@ def bench_style_judge(
     bench: Benchmark,  # with sounds of the validation works
 ) -> StyleJudge | None:  # None: the export holds no such sounds
     "A classifier of the two pianists."
-    sounds = bench.manifest["style_judge"]
+    sounds, styles = bench.manifest["style_judge"], bench.manifest["styles"]
     pianists = [sound["pianist"] for sound in sounds]
-    names = sorted(set(pianists))
-    if len(names) != 2:
+    if not set(styles) <= set(pianists):
         return None
     wavs = [read_audio(bench.folder / sound["file"], RATES.sample_rate) for sound in sounds]
-    return fit_style(wavs, pianists, names[0], names[1])
+    return fit_style(wavs, pianists, *styles)
 
 
 def style_accuracy(
     judge: StyleJudge,
     wav: np.ndarray,  # float (s,), at least 2 s
     pianist: str,  # who plays the clip
-) -> float:  # 1 or 0
+) -> float:  # 1 or 0; NaN for a third pianist
     "Whether the judge takes the sound for that pianist's."
+    if pianist not in (judge.preferred, judge.other):
+        return math.nan
     return float((judge(wav) > 0.5) == (pianist == judge.preferred))
 
 # %% ../../nbs/benchmark/96_scores.ipynb #96a00008

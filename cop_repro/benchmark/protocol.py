@@ -8,7 +8,6 @@ __all__ = ['MIDI', 'SOUND', 'LEVELS', 'TRACKS', 'BENCHMARK', 'SUBMISSION', 'RESU
            'read_form']
 
 # %% ../../nbs/benchmark/93_protocol.ipynb #93a00003
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

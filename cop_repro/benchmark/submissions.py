@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from .exchange import Benchmark, read_benchmark, sound_faults, write_grid_midi
+from .exchange import Benchmark, sound_faults, write_grid_midi
 from .protocol import LEVELS, MIDI, SUBMISSION, Faulty, read_form
 from ..core import RATES, BadInput, atomic_folder, did_you_mean, write_json
 from ..data.notes import MidiWarning, Notes, read_midi

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"`cop bench`: what is exported is read back, faults are listed at once, scores notice what is missing."
+"`cop bench`: what is exported is read back, all faults are listed, scores notice what is missing."
 
 import json
 import math

@@ -205,7 +205,9 @@ def plot_methods(
         place = KINDS.index(_kind(row, "input_type"))
         at = {"xytext": (-4, 16), "textcoords": "offset points", "ha": "center"}
         ax.annotate(row["method"].split(" [")[0], (_year(row), place), **at)
-    ax.set(yticks=range(len(KINDS)), yticklabels=KINDS, ylim=(-0.5, 4.8), xlabel="year")
+    years = [_year(row) for row in rows]
+    ax.set(yticks=range(len(KINDS)), yticklabels=KINDS, xlabel="year")
+    ax.set(ylim=(-0.5, 4.8), xlim=(min(years) - 0.6, max(years) + 0.8))
     ax.legend(loc="lower left")
     ax.set_title("Performances: few methods, and sound among their outputs is rare")
     return ax

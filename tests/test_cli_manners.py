@@ -4,6 +4,7 @@
 Expected failures are one line and code 2, outputs are checked before the work, signals clean up.
 """
 
+import argparse
 import errno
 import io
 import json
@@ -128,11 +129,12 @@ def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypa
 
 
 @POSIX
+@pytest.mark.parametrize("command", [["perform", "a.mp4", "-o"], ["bench", "export"]], ids=" ".join)
 @pytest.mark.parametrize("name, why", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
-def test_output_folders(name, why, sides, capsys, no_work):
+def test_output_folders(command, name, why, sides, capsys, no_work):
     "A folder that cannot be made is refused before the work."
     before = sorted(sides.rglob("*"))
-    refused(["perform", "a.mp4", "-o", place(sides, name)], capsys, why)
+    refused([*command, place(sides, name)], capsys, why)
     assert sorted(sides.rglob("*")) == before
 
 
@@ -649,8 +651,12 @@ def test_a_word_like_no_command_gets_the_list(capsys):
 
 
 def commands() -> dict:
-    "Every command's parser by name."
-    return next(a for a in build_parser()._actions if a.dest == "command").choices
+    "Every parser by name: those of the commands, and of the actions that a command has."
+    found = dict(next(a for a in build_parser()._actions if a.dest == "command").choices)
+    for name, parser in list(found.items()):
+        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        found |= {f"{name} {n}": p for a in actions for n, p in a.choices.items()}
+    return found
 
 
 @pytest.mark.parametrize("name", commands())

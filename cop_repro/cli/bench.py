@@ -16,19 +16,25 @@ RESULTS = "results"  # where it writes
 
 def add_arguments(parser) -> None:
     "One parser for each action."
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_export(actions.add_parser("export", help="write the clips of a split as files"))
-    check = actions.add_parser("validate", help="list all faults of an export or a submission")
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="what to do"
+    )
+
+    def action(name: str, text: str, act):
+        made = actions.add_parser(name, help=text, description=text)
+        made.set_defaults(act=act)
+        return made
+
+    _add_export(action("export", "write the clips of a split as files", _export))
+    check = action("validate", "list all faults of an export or a submission", _validate)
     check.add_argument("folder", help="an exported folder, or one with submission.json")
     check.add_argument(
         "--benchmark", default=BENCHMARK, help="for a submission: the exported folder"
     )
-    check.set_defaults(act=_validate)
-    read = actions.add_parser("import", help="lay an exported folder out as a recorded set")
+    read = action("import", "lay an exported folder out as a recorded set", _import)
     read.add_argument("folder", help="an exported folder")
     read.add_argument("-o", "--output", required=True, help="folder to make")
-    read.set_defaults(act=_import)
-    _add_score(actions.add_parser("score", help="score a submission, and write its result"))
+    _add_score(action("score", "score a submission, and write its result", _score))
 
 
 def _add_export(parser) -> None:
@@ -38,7 +44,6 @@ def _add_export(parser) -> None:
     parser.add_argument("--limit", type=int, help="at most so many clips of each kind")
     parser.add_argument("--manifest", default="data/manifest.json", help="which clips there are")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.set_defaults(act=_export)
 
 
 def _add_score(parser) -> None:
@@ -48,7 +53,6 @@ def _add_score(parser) -> None:
     parser.add_argument("-o", "--output", default=RESULTS, help="folder of results")
     parser.add_argument("--judges", help="weights behind FAD and the like, as for `cop score`")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
-    parser.set_defaults(act=_score)
 
 
 def run(args) -> int:

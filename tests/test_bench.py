@@ -29,10 +29,12 @@ from cop_repro.benchmark.exchange import (
 )
 from cop_repro.benchmark.protocol import LEVELS, SCHEMAS, Faulty, schema_faults
 from cop_repro.benchmark.scores import (
+    bench_style_judge,
     headlines,
     result_name,
     score_folder,
     style_accuracy,
+    style_sound,
     write_result,
 )
 from cop_repro.benchmark.submissions import check_submission, declare, write_submission
@@ -308,17 +310,28 @@ def test_sounds(bench, folder, root, tmp_path):
             assert "embedded judges" in made["clip_score"]["extractor"]
 
 
-def test_style_accuracy():
+@pytest.mark.parametrize(
+    "probability, pianist, right",
+    [(0.9, "crisp", 1), (0.9, "lyrical", 0), (0.1, "lyrical", 1), (0.1, "neutral", math.nan)],
+)
+def test_style_accuracy(probability, pianist, right):
     class Judge:
         preferred, other = "crisp", "lyrical"
 
         def __call__(self, wav):
-            return float(wav[0])
+            return probability
 
-    assert style_accuracy(Judge(), np.array([0.9]), "crisp") == 1
-    assert style_accuracy(Judge(), np.array([0.9]), "lyrical") == 0
-    assert style_accuracy(Judge(), np.array([0.1]), "lyrical") == 1
-    assert math.isnan(style_accuracy(Judge(), np.array([0.1]), "neutral"))
+    found = style_accuracy(Judge(), np.zeros(48_000), pianist)
+    assert found == right or (math.isnan(found) and math.isnan(right))
+
+
+def test_the_style_judge_is_deaf_to_what_nobody_hears(bench):
+    judge = bench_style_judge(bench)
+    wav = bench.sound(bench.ids("piano")[0])
+    hiss = 1e-4 * np.random.default_rng(0).standard_normal(len(wav))
+    plain = judge(style_sound(wav))
+    assert judge(style_sound(wav + hiss)) == pytest.approx(plain, abs=0.02)
+    assert judge(style_sound(0.1 * wav)) == pytest.approx(plain, abs=1e-3)
 
 
 def test_a_video_with_sound_is_a_submission(bench, true, tmp_path):

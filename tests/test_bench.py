@@ -15,12 +15,11 @@ import pytest
 import soundfile
 
 from cop_repro.benchmark import exchange
+from cop_repro.benchmark.checks import benchmark_faults, import_benchmark, note_faults
 from cop_repro.benchmark.exchange import (
     ExportPlan,
-    benchmark_faults,
     export_benchmark,
     from_ticks,
-    import_benchmark,
     on_grid,
     plan_export,
     read_benchmark,
@@ -257,8 +256,8 @@ def test_all_faults_of_an_export(folder, tmp_path):
 def test_faults_of_notes(change, said):
     good = {"pitches": [60, 64], "onset_ticks": [30, 60], "offset_ticks": [50, 90]}
     good |= {"velocities": [64, 64], "pedal_ticks": []}
-    assert exchange.note_faults(good, 1920) == []
-    assert any(said in line for line in exchange.note_faults(good | change, 1920))
+    assert note_faults(good, 1920) == []
+    assert any(said in line for line in note_faults(good | change, 1920))
 
 
 # Submissions.

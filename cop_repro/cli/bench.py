@@ -104,7 +104,8 @@ def _export(args) -> int:
 
 def _validate(args) -> int:
     "Check an exported folder or a submission."
-    from cop_repro.benchmark.exchange import benchmark_faults, read_benchmark
+    from cop_repro.benchmark.checks import benchmark_faults
+    from cop_repro.benchmark.exchange import read_benchmark
     from cop_repro.benchmark.submissions import check_submission
 
     folder = Path(args.folder)
@@ -118,7 +119,7 @@ def _validate(args) -> int:
 
 def _import(args) -> int:
     "Lay the piano clips out as a recorded set."
-    from cop_repro.benchmark.exchange import import_benchmark
+    from cop_repro.benchmark.checks import import_benchmark
 
     target = _new_folder(args.output)
     made = import_benchmark(args.folder, target, progress)

@@ -61,7 +61,7 @@ docs: setup
 	cop docs
 
 bench: setup
-	cop bench
+	cop speed
 
 export: .venv/ready
 	nbdev_clean

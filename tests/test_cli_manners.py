@@ -4,6 +4,7 @@
 Expected failures are one line and code 2, outputs are checked before the work, signals clean up.
 """
 
+import argparse
 import errno
 import io
 import json
@@ -105,7 +106,7 @@ def place(folder: Path, name: str) -> str:
 @POSIX
 @pytest.mark.parametrize("name, why", BAD_FILES.values(), ids=BAD_FILES)
 @pytest.mark.parametrize(
-    "command", ["score", "real", "picture", "codecs", "nuisance", "ablation", "bench"]
+    "command", ["score", "real", "picture", "codecs", "nuisance", "ablation", "speed"]
 )
 def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypatch):
     "A file that cannot be written is refused before the work."
@@ -118,7 +119,7 @@ def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypa
         "codecs": ["codecs", "-o", output],
         "nuisance": ["nuisance", "-o", output],
         "ablation": ["ablation", "-o", output],
-        "bench": ["bench", "-o", output],
+        "speed": ["speed", "-o", output],
     }[command]
     if command in ("codecs", "nuisance", "ablation") and not output.strip():
         pytest.skip("relative to the checkout, which is a folder")
@@ -128,11 +129,12 @@ def test_output_files(command, name, why, sides, root, capsys, no_work, monkeypa
 
 
 @POSIX
+@pytest.mark.parametrize("command", [["perform", "a.mp4", "-o"], ["bench", "export"]], ids=" ".join)
 @pytest.mark.parametrize("name, why", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
-def test_output_folders(name, why, sides, capsys, no_work):
+def test_output_folders(command, name, why, sides, capsys, no_work):
     "A folder that cannot be made is refused before the work."
     before = sorted(sides.rglob("*"))
-    refused(["perform", "a.mp4", "-o", place(sides, name)], capsys, why)
+    refused([*command, place(sides, name)], capsys, why)
     assert sorted(sides.rglob("*")) == before
 
 
@@ -644,13 +646,17 @@ def test_a_word_like_no_command_gets_the_list(capsys):
     with pytest.raises(SystemExit):
         main(["xyzzy"])
     text = capsys.readouterr().err
-    assert text.startswith("cop: no command 'xyzzy': choose from ablation, bench")
+    assert text.startswith("cop: no command 'xyzzy': choose from ablation, bench, ")
     assert len(text.splitlines()) == 1
 
 
 def commands() -> dict:
-    "Every command's parser by name."
-    return next(a for a in build_parser()._actions if a.dest == "command").choices
+    "Every parser by name: those of the commands, and of the actions that a command has."
+    found = dict(next(a for a in build_parser()._actions if a.dest == "command").choices)
+    for name, parser in list(found.items()):
+        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        found |= {f"{name} {n}": p for a in actions for n, p in a.choices.items()}
+    return found
 
 
 @pytest.mark.parametrize("name", commands())
@@ -760,7 +766,7 @@ def test_plan_without_arguments(root, monkeypatch, capsys):
 def test_unix_modules_are_not_needed_to_import(module, root):
     code = (
         f"import sys; sys.modules[{module!r}] = None; import cop_repro.cli as c; c.build_parser();"
-        "import cop_repro.training.launch, cop_repro.data.shards, cop_repro.cli._bench_memory"
+        "import cop_repro.training.launch, cop_repro.data.shards, cop_repro.cli._speed_memory"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -95,10 +95,19 @@ def arguments_of(text: str, program: str) -> list[list[str]]:
 
 def options() -> dict[str, set[str]]:
     "Options by command."
-    parser = build_parser()
+    return {name: options_of(parser) for name, parser in parsers_below(build_parser()).items()}
+
+
+def parsers_below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    "Parsers of the actions of a command, or of all commands."
     groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    choices = groups[0].choices
-    return {n: {o for a in p._actions for o in a.option_strings} for n, p in choices.items()}
+    return dict(groups[0].choices) if groups else {}
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    "Options of a command, those of its actions included."
+    own = {option for action in parser._actions for option in action.option_strings}
+    return own.union(*(options_of(inner) for inner in parsers_below(parser).values()))
 
 
 def wrong_commands(text: str) -> list[str]:

@@ -309,9 +309,9 @@ for module in pkgutil.walk_packages(cop_repro.__path__, "cop_repro."):
 
 
 def test_every_module_imports_without_extras(installed, tmp_path):
-    "All but the benchmark's comparison with other libraries, which is theirs by definition."
+    "All but the comparison with other libraries, which is theirs by definition."
     printed = run_installed(installed, BLOCKED + IMPORT_ALL, tmp_path)
-    compared = ["cop_repro.cli._bench_libraries", "cop_repro.cli._bench_scoring"]
+    compared = ["cop_repro.cli._speed_libraries", "cop_repro.cli._speed_scoring"]
     assert printed.split() == compared
 
 
@@ -424,7 +424,7 @@ def test_optional_imports_are_guarded():
     seen = set()
     for path in sorted((ROOT / "cop_repro").rglob("*.py")):
         for name, extra in optional_imports(ast.parse(path.read_text())):
-            if name == "auraloss":  # the benchmark leaves it out where it is missing
+            if name == "auraloss":  # `cop speed` leaves it out where it is missing
                 continue
             assert extra in GUARDED[name], f"{path.name}: {name} ({extra})"
             seen.add(name)

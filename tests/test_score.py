@@ -449,9 +449,9 @@ def test_output_file_and_table(made, tmp_path, capsys):
     }
 
 
-def test_bench_of_the_scoring(capsys):
+def test_speed_of_the_scoring(capsys):
     "Timings compare equal quantities; memory is measured for few and for many clips."
-    assert main(["bench", "--scoring", "--clips", "10", "--json"]) == 0
+    assert main(["speed", "--scoring", "--clips", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(row["apart"] < 1e-5 and row["ours"] > 0 < row["other"] for row in found["scoring"])
     assert {"si_sdr, 10 clips", "note_scores, 10 clips"} <= {
@@ -459,7 +459,7 @@ def test_bench_of_the_scoring(capsys):
     }
     assert [row["clips"] for row in found["memory"]] == [10, 10]
     assert all(row["peak_mb"] > 50 for row in found["memory"])
-    assert main(["bench", "--scoring", "--clips", "3"]) == 2
+    assert main(["speed", "--scoring", "--clips", "3"]) == 2
     assert "at least 10" in capsys.readouterr().err
 
 

@@ -168,11 +168,11 @@ def test_what_is_refused(tmp_path, stores):
         ShardedStore(tmp_path / "s")
 
 
-def test_bench_of_the_loader(capsys):
+def test_speed_of_the_loader(capsys):
     from cop_repro.cli import main
-    from cop_repro.cli._bench_loader import LOADER_SECONDS
+    from cop_repro.cli._speed_loader import LOADER_SECONDS
 
-    assert main(["bench", "--loader", "--json"]) == 0
+    assert main(["speed", "--loader", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [r["window_s"] for r in made] == list(LOADER_SECONDS) and all(
         r["one folder"] > 0 and r["shards"] > 0 for r in made

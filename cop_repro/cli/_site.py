@@ -17,7 +17,17 @@ from typing import NamedTuple
 
 from cop_repro.core import BadInput
 
-LAYERS = ("data", "measure", "model", "training", "judges", "systems", "evaluation", "course")
+LAYERS = (
+    "data",
+    "measure",
+    "model",
+    "training",
+    "judges",
+    "systems",
+    "evaluation",
+    "benchmark",
+    "course",
+)
 PROJECT = ("ARCHITECTURE", "DEVIATIONS", "LIMITATIONS", "LICENSES", "CONTRIBUTING", "CHANGELOG")
 MAX_BYTES = 400_000  # of a linked file that is shown as a page
 

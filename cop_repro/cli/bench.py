@@ -1,93 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
-"`cop bench`: speed as ratios against an alternative measured in the same run."
+"`cop bench ACTION`: the Chain-of-Perform benchmark as files, and scores of submissions."
 
-import json
-import tempfile
 from pathlib import Path
 
-from cop_repro.core import CopError, check_output_file, project_root, write_json
+from cop_repro.cli._failures import one_line
+from cop_repro.cli._process import say
+from cop_repro.cli._progress import progress, progress_beside
+from cop_repro.core import BadInput, check_output_folder
 
-HELP = "measure speed relative to reference implementations, and the loading of features"
+HELP = "export, check and import the benchmark; score a submission on its levels"
 
-MIN_CLIPS = 10
+BENCHMARK = "benchmark"  # where `score` looks for an exported folder
+RESULTS = "results"  # where it writes
 
 
 def add_arguments(parser) -> None:
-    "What to measure."
-    parser.add_argument("--loader", action="store_true", help="only the loading of features")
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON, with --loader or --scoring"
+    "One parser for each action."
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="what to do"
     )
-    parser.add_argument(
-        "--scoring",
-        action="store_true",
-        help="only the metrics, against reference libraries, and the memory of `cop score`",
+
+    def action(name: str, text: str, act):
+        made = actions.add_parser(name, help=text, description=text)
+        made.set_defaults(act=act)
+        return made
+
+    _add_export(action("export", "write the clips of a split as files", _export))
+    check = action("validate", "list all faults of an export or a submission", _validate)
+    check.add_argument("folder", help="an exported folder, or one with submission.json")
+    check.add_argument(
+        "--benchmark", default=BENCHMARK, help="for a submission: the exported folder"
     )
-    parser.add_argument(
-        "--clips",
-        type=int,
-        default=100,
-        help="with --scoring: clips of 10 s, 10 or more; 1000 take minutes",
-    )
-    parser.add_argument("-o", "--output", help="also write the numbers as JSON")
+    read = action("import", "lay an exported folder out as a recorded set", _import)
+    read.add_argument("folder", help="an exported folder")
+    read.add_argument("-o", "--output", required=True, help="folder to make")
+    _add_score(action("score", "score a submission, and write its result", _score))
+
+
+def _add_export(parser) -> None:
+    "The arguments of `export`."
+    parser.add_argument("output", help="folder to make")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="clips")
+    parser.add_argument("--limit", type=int, help="at most so many clips of each kind")
+    parser.add_argument("--manifest", default="data/manifest.json", help="which clips there are")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+
+
+def _add_score(parser) -> None:
+    "The arguments of `score`."
+    parser.add_argument("folder", help="a submission")
+    parser.add_argument("--benchmark", default=BENCHMARK, help="the exported folder")
+    parser.add_argument("-o", "--output", default=RESULTS, help="folder of results")
+    parser.add_argument("--judges", help="weights behind FAD and the like, as for `cop score`")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
 def run(args) -> int:
-    "Measure the scoring, the loading of features, or the models and the loading."
-    if args.output is not None:
-        check_output_file(args.output)
-    if args.scoring:
-        return _bench_scoring(args.clips, args.json)
-    from cop_repro.cli._bench_loader import bench_loader, loader_lines
+    "Run the action; a folder with faults is answered with all of them and code 2."
+    from cop_repro.benchmark.protocol import Faulty
 
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = bench_loader(Path(folder))
-    if args.loader:
-        _show(loaded, loader_lines(loaded), args.json)
-        return 0
-    made = _bench_models()
-    print("\n".join(loader_lines(loaded)))
-    if args.output is not None:
-        write_json(args.output, made)
+    try:
+        return args.act(args)
+    except Faulty as error:
+        return _refused(error.what, error.faults)
+
+
+def _refused(what: str, faults: list[str]) -> int:
+    "Every fault on a line of its own."
+    say(f"cop bench: {what}: {_count(faults)}, nothing is written")
+    for fault in faults:
+        say(f"  {one_line(fault)}")
+    return 2
+
+
+def _count(faults: list[str]) -> str:
+    "How many faults there are."
+    return f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
+
+
+def _new_folder(name: str) -> Path:
+    "A folder that is yet to be made, or is empty."
+    folder = check_output_folder(name)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty: give another folder, or remove it")
+    return folder
+
+
+def _export(args) -> int:
+    "Render and write the clips of a split."
+    from cop_repro.benchmark.exchange import export_benchmark, plan_export
+    from cop_repro.cli._assets import etudes_folder
+    from cop_repro.data.clips import load_works, read_manifest
+
+    if min(args.workers, 1 if args.limit is None else args.limit) < 1:
+        raise BadInput("--workers and --limit: at least 1 is needed")
+    folder = _new_folder(args.output)
+    plan = plan_export(*read_manifest(args.manifest), args.split, args.limit)
+    scores = load_works(plan.works, etudes_folder(), progress)
+    made = export_benchmark(plan, scores, folder, args.workers, progress)
+    print(f"{folder}: {len(made['clips'])} clips of split {args.split}, described in DATACARD.md")
     return 0
 
 
-def _bench_scoring(clips: int, as_json: bool) -> int:
-    "Metrics against reference libraries, and the memory of `cop score`."
-    from cop_repro.cli._bench_memory import bench_memory, memory_lines
+def _validate(args) -> int:
+    "Check an exported folder or a submission."
+    from cop_repro.benchmark.checks import benchmark_faults
+    from cop_repro.benchmark.exchange import read_benchmark
+    from cop_repro.benchmark.submissions import check_submission
 
-    if clips < MIN_CLIPS:
-        raise CopError(f"--clips {clips}: at least {MIN_CLIPS} are needed")
-    with tempfile.TemporaryDirectory() as folder:
-        memory = bench_memory(Path(folder), (max(clips // 10, MIN_CLIPS), clips))
-    from cop_repro.cli._bench_scoring import bench_scoring, scoring_lines  # after the memory
-
-    rows = bench_scoring(clips)
-    lines = scoring_lines(rows) + memory_lines(memory)
-    _show({"scoring": rows, "memory": memory}, lines, as_json)
+    folder = Path(args.folder)
+    if (folder / "submission.json").exists():
+        check_submission(folder, read_benchmark(args.benchmark))
+    elif faults := benchmark_faults(folder):
+        return _refused(folder.name, faults)
+    print(f"{folder}: no faults")
     return 0
 
 
-def _bench_models() -> dict:
-    "Print the speed of the shipped models and of a published layer; the numbers for a file."
-    from cop_repro.cli._bench_models import (
-        bench_clips,
-        bench_paper_layer,
-        bench_ratios,
-        clip_lines,
-        numbers,
-        ratio_lines,
+def _import(args) -> int:
+    "Lay the piano clips out as a recorded set."
+    from cop_repro.benchmark.checks import import_benchmark
+
+    target = _new_folder(args.output)
+    made = import_benchmark(args.folder, target, progress)
+    notes = sum(len(played) for played in made.values())
+    print(f"{target}: {len(made)} clips, {notes} notes; name it in prepare.sets")
+    return 0
+
+
+def _score(args) -> int:
+    "Score a submission and write its result."
+    from cop_repro.benchmark.scores import (
+        make_scoring,
+        open_submission,
+        result_path,
+        score_submission,
+        write_result,
     )
-    from cop_repro.systems.cop import load_performer
+    from cop_repro.cli.score import find_judge
 
-    performer = load_performer(project_root() / "data" / "assets")
-    ratios = bench_ratios(performer)
-    print("\n".join(ratio_lines(ratios)))
-    by_clip = [*bench_clips(performer), *bench_paper_layer()]
-    print("\n".join(clip_lines(by_clip)))
-    return numbers(ratios, by_clip)
+    submission, bench = open_submission(args.folder, args.benchmark)
+    name = result_path(submission.about["system"], args.output).name
+    check_output_folder(args.output, (name,))
+    judges, report = find_judge(args.judges), progress_beside()
+    result = score_submission(
+        submission, make_scoring(submission, bench, judges, args.seed, report)
+    )
+    path = write_result(result, args.output)
+    print("\n".join(_lines(result)))
+    print(f"wrote {path}")
+    return 0
 
 
-def _show(made: object, lines: list[str], as_json: bool) -> None:
-    "Numbers as JSON or as a table."
-    print(json.dumps(made, indent=1) if as_json else "\n".join(lines))
+def _lines(result: dict) -> list[str]:
+    "A result for people to read."
+    counts = ", ".join(
+        f"{s['clips']} clips of {s['works']} works" for s in result["scored"].values()
+    )
+    head = one_line(f"{result['system']['system']}: {counts}")
+    return [head, *(_line(line) for line in result["lines"])]
+
+
+def _line(line: dict) -> str:
+    "One metric; the headline of a level is marked."
+    mark = "*" if line["headline"] else " "
+    name = f"{line['level']:8s}{mark}{line['metric']:28s}"
+    if line["value"] is None:
+        return f"{name} {line['note']}"
+    low, high = line["ci_low"], line["ci_high"]
+    interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+    return f"{name} {line['value']:.4f}{interval} {line['unit']} n={line['n']}".rstrip()

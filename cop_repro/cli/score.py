@@ -73,7 +73,7 @@ def _score(args) -> dict:
 
     works, texts = _mapping(args.works), _mapping(args.texts)
     report = progress_beside()
-    judges = _judge(args.judges)
+    judges = find_judge(args.judges)
     return score_folders(
         args.ref, args.est, _names(args.metrics), judges, works, texts, args.cut, args.seed, report
     )
@@ -105,8 +105,8 @@ def _mapping(name: str | None) -> dict | None:
     return made
 
 
-def _judge(asked: str | None):
-    "The extractor that was asked for, else the shipped judges where a checkout is at hand."
+def find_judge(asked: str | None):
+    "The extractor that was asked for, else the shipped judges where they are at hand."
     from cop_repro.judges.pretrained import load_extractor
 
     if not asked:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REGISTERS', 'FRAME_SIZE', 'Clip', 'Prediction', 'Item', 'works_of', 'write_manifest', 'read_manifest', 'SetSizes',
            'windows_of', 'piano_items', 'pair_items', 'general_items', 'rendered_items', 'keep_items',
-           'in_other_registers', 'load_works', 'StripSize', 'LevelMeter', 'prepare_level', 'piano_clip', 'general_clip',
-           'Store', 'create_columns', 'parallel_map', 'fill_store', 'index_row', 'piano_schema', 'piano_store',
-           'general_store', 'store_wav', 'store_clip']
+           'in_other_registers', 'load_works', 'StripSize', 'LevelMeter', 'prepare_level', 'piano_sound', 'piano_clip',
+           'piano_views', 'general_clip', 'Store', 'create_columns', 'parallel_map', 'fill_store', 'index_row',
+           'piano_schema', 'piano_store', 'general_store', 'store_wav', 'store_clip']
 
 # %% ../../nbs/data/17_clips.ipynb #f06257ea
 import json
@@ -48,7 +48,7 @@ from cop_repro.data.performance import (
     perform,
     split_hash,
 )
-from .rendering import Nuisance, render_strip, sample_nuisance
+from .rendering import VIEWS, Nuisance, render, render_strip, sample_nuisance
 
 # %% ../../nbs/data/17_clips.ipynb #faffe189
 @dataclass(frozen=True)
@@ -440,17 +440,34 @@ def _nuisance(item: Item) -> Nuisance:
     return sample_nuisance(rng, recipe["nuisance"], recipe.get("without", ()))
 
 
+def _scored(item: Item, score: Score) -> Score:
+    "The work as the recipe has it played."
+    return move_hands(score, item.recipe["octaves"]) if "octaves" in item.recipe else score
+
+
+def _shown(item: Item, score: Score) -> Notes:
+    "The notes that the video of an item shows; those of a style pair have a touch of their own."
+    touch = item.recipe.get("video_touch", item.recipe["touch"])
+    return _window(item, _scored(item, score), touch)
+
+
+def piano_sound(
+    item: Item,  # a rendered piano item
+    score: Score,  # its work
+) -> Clip:  # sound and notes, without a video
+    "Perform and synthesise one window of a work."
+    notes = _window(item, _scored(item, score), item.recipe["touch"])
+    wav = prepare_level(synthesise(notes, item.duration_s))
+    return Clip(**_identity(item), pianist=item.recipe["touch"], wav=wav, notes=notes)
+
+
 def piano_clip(
     item: Item,  # a rendered piano item
     score: Score,  # its work
     size: StripSize,  # of the video
 ) -> Clip:  # sound, notes and video
     "Perform, synthesise and render one window of a work."
-    recipe = item.recipe
-    if "octaves" in recipe:
-        score = move_hands(score, recipe["octaves"])
-    notes = _window(item, score, recipe["touch"])
-    shown = _window(item, score, recipe["video_touch"]) if "video_touch" in recipe else notes
+    shown = _shown(item, score)
     strips = render_strip(
         shown,
         assign_fingers(shown),
@@ -458,10 +475,25 @@ def piano_clip(
         _nuisance(item),
         size.height,
         size.width,
-        seed=recipe["seed"],
+        seed=item.recipe["seed"],
     )
-    wav = prepare_level(synthesise(notes, item.duration_s))
-    return Clip(**_identity(item), pianist=recipe["touch"], wav=wav, notes=notes, strips=strips)
+    return replace(piano_sound(item, score), strips=strips)
+
+
+def piano_views(
+    item: Item,  # a rendered piano item
+    score: Score,  # its work
+    views: Sequence[str] = VIEWS,  # cameras
+) -> dict[str, np.ndarray]:  # camera -> uint8 (f, h, w, 3)
+    "What the cameras of Chain-of-Perform see (arXiv 2505.20038), each in its own size."
+    shown, nuisance = _shown(item, score), _nuisance(item)
+    fingers, rate, seed = assign_fingers(shown), float(RATES.frame_rate), item.recipe["seed"]
+    return {
+        view: render(
+            shown, fingers, item.duration_s, view, nuisance, frame_rate=rate, seed=seed
+        ).frames
+        for view in views
+    }
 
 
 def general_clip(

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from ..core import BadInput
+from ..data.notes import extend_by_pedal
 from cop_repro.measure.audio_metrics import (
     MAX_DB,
     audio_onsets,
@@ -167,6 +168,14 @@ def _pedals(pair: ClipPair) -> dict[str, float]:
     return pedal_frame_scores(*tracks) | pedal_event_scores(*spans)
 
 
+def _sustained(pair: ClipPair) -> dict[str, float]:
+    sides = extend_by_pedal(pair.ref_notes), extend_by_pedal(pair.est_notes)
+    found = note_scores(*sides)
+    return {
+        f"sustained_{name}": found[name] for name in ("note_precision", "note_recall", "note_f1")
+    }
+
+
 def _transcription(pair: ClipPair) -> dict[str, float]:
     transcribed = pair.transcribe(pair.est_wav)
     return {"transcription_f1": note_scores(pair.ref_notes, transcribed)["onset_f1"]}
@@ -309,6 +318,7 @@ def _sound_entries() -> tuple[Scorer | Metric, ...]:
         _two_wavs("spectrum", spectrum, si_sdr_spec),
         Scorer("transcription", _transcription, for_transcription, (transcribed,)),
         _ratio("style_preference", "table5"),
+        _ratio("style_accuracy"),
         _two_wavs("chroma", chroma, chroma_similarity),
         _two_wavs("mel", mel, mel_distance, ("performance", "general")),
         _ratio("label_accuracy", *GENERAL, *TEXT),
@@ -328,6 +338,7 @@ def _note_entries() -> tuple[Scorer, ...]:
         Scorer("note_velocity", _notes, (*_NOTES, "velocity"), with_velocity),
         Scorer("velocity", _velocities, (*_NOTES, "velocity"), _VELOCITY),
         Scorer("pedal", _pedals, (*_NOTES, "pedal", "duration_s"), _PEDAL),
+        Scorer("sustained", _sustained, (*_NOTES, "pedal"), _triple("sustained_note"), _FILES_ONLY),
         Scorer("style", _style, ("est_notes",), _STYLE, _FILES_ONLY),
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cop_repro.cli._bench_time import fastest
+from cop_repro.cli._speed_time import fastest
 from cop_repro.core import RATES, torch_rng
 from cop_repro.data.clips import fill_store
 from cop_repro.data.shards import fill_shards
@@ -23,7 +23,7 @@ COLUMNS = {
 }
 
 
-def bench_loader(folder: Path, clips: int = 64, batch: int = 16, repeats: int = 5) -> list[dict]:
+def speed_loader(folder: Path, clips: int = 64, batch: int = 16, repeats: int = 5) -> list[dict]:
     "Clips a second from one folder and from shards, by length of the window."
     rng = np.random.default_rng(0)
     stores = _stores(folder, clips, rng)
@@ -68,7 +68,7 @@ def _batch_seconds(store, rows: list[int], seconds: float, repeats: int) -> floa
 
     def read():
         return general_batch(
-            store, rows, torch_rng(0, "bench", next(seeds)), RATES.latents(seconds)
+            store, rows, torch_rng(0, "speed", next(seeds)), RATES.latents(seconds)
         )
 
     return fastest(read, repeats)

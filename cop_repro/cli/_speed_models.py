@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cop_repro.cli._bench_time import fastest
+from cop_repro.cli._speed_time import fastest
 from cop_repro.core import RATES, torch_rng
 from cop_repro.model.dit import MultiStreamDiT, paper_config
 from cop_repro.model.flow import Conditions, SampleConfig, draw_noise_and_time, fm_loss, sample
@@ -36,7 +36,7 @@ class ByClip:
     unit: str
 
 
-def bench_ratios(performer) -> list[Ratio]:
+def speed_ratios(performer) -> list[Ratio]:
     "A guided step, the conditions, the roll and the sound of a clip of 10 s."
     noise = _noise(1, 10.0, 128)
     with torch.inference_mode():
@@ -51,7 +51,7 @@ def bench_ratios(performer) -> list[Ratio]:
 def _noise(batch: int, seconds: float, channels: int) -> torch.Tensor:
     "Latents of noise."
     size = (batch, RATES.latents(seconds), channels)
-    return torch.randn(*size, generator=torch_rng(0, "bench"))
+    return torch.randn(*size, generator=torch_rng(0, "speed"))
 
 
 def _guided_step(performer, noise: torch.Tensor) -> Ratio:
@@ -90,7 +90,7 @@ def _real_time(name: str, call: Callable) -> Ratio:
     return Ratio(name, fastest(call), 10.0, "s a clip")
 
 
-def bench_clips(performer) -> list[ByClip]:
+def speed_clips(performer) -> list[ByClip]:
     "Seconds a guided step and a clip, and training tokens a second, for clips of several lengths."
     steps, model = performer.sample.num_steps, performer.piano
     step = {s: _step_seconds(model, s) for s in BENCH_LENGTHS_S}
@@ -125,14 +125,14 @@ def _training_seconds(model, seconds: float) -> float:
     x, cond = _clip_of(model, seconds)
 
     def learn() -> None:
-        noise, t = draw_noise_and_time(x, torch_rng(0, "bench", "t"))
+        noise, t = draw_noise_and_time(x, torch_rng(0, "speed", "t"))
         fm_loss(model, x, cond, noise, t).backward()
         model.zero_grad(set_to_none=True)
 
     return fastest(learn, 2)
 
 
-def bench_paper_layer() -> list[ByClip]:
+def speed_paper_layer() -> list[ByClip]:
     "One layer of the published three-stream network, full width, without and with a soft clamp."
     plain, clamped = _paper_layer(None), _paper_layer(SOFT_CLAMP)
     millions = sum(p.numel() for p in plain.layers.parameters()) / 1e6

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cop_repro.cli._bench_libraries import Pair, clip_pairs, set_pairs
-from cop_repro.cli._bench_time import fastest
+from cop_repro.cli._speed_libraries import Pair, clip_pairs, set_pairs
+from cop_repro.cli._speed_time import fastest
 from cop_repro.data.notes import make_notes, notes_to_roll
 
 SAMPLES = 240_000
@@ -15,7 +15,7 @@ NUM_NOTES = 80
 MIN_SET = 13  # clips whose ten windows each give a covariance of full rank
 
 
-def bench_scoring(clips: int = 100) -> list[dict]:
+def speed_scoring(clips: int = 100) -> list[dict]:
     "Seconds to score clips of 10 s one at a time, ours and theirs, and how far the values differ."
     rng = np.random.default_rng(0)
     base = _base_sounds(rng)
@@ -25,7 +25,7 @@ def bench_scoring(clips: int = 100) -> list[dict]:
         inputs = _clip_inputs(abs(i), base)
         for pair, row in zip(pairs, rows):
             _add(row, pair, inputs[pair.inputs], counts=i >= 0)
-    return rows + _bench_sets(clips, rng)
+    return rows + _speed_sets(clips, rng)
 
 
 def _base_sounds(rng: np.random.Generator) -> np.ndarray:
@@ -57,7 +57,7 @@ def _apart(ours, theirs) -> float:
     return float((abs(ours - theirs) / np.maximum(abs(theirs), 1e-3)).max())
 
 
-def _bench_sets(clips: int, rng: np.random.Generator) -> list[dict]:
+def _speed_sets(clips: int, rng: np.random.Generator) -> list[dict]:
     "Metrics of a whole set, from features."
 
     def features(count: int) -> tuple[np.ndarray, ...]:

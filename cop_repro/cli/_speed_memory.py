@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"Memory of `cop score`, measured before the reference libraries of the other benches are loaded."
+"Memory of `cop score`, measured before the reference libraries are loaded."
 
 import os
 import sys
@@ -19,7 +19,7 @@ SAMPLE_RATE = 24_000
 DISTINCT_FILES = 10  # sounds a side; further names are links to them
 
 
-def bench_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
+def speed_memory(folder: Path, counts: tuple[int, int]) -> list[dict]:
     "Peak memory of this process, MB, after `cop score` of few and of many clips."
     rng = np.random.default_rng(0)
     warm_up = min(DISTINCT_FILES, *counts)  # loads libraries and does not count

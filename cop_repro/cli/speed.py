@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"`cop speed`: speed as ratios against an alternative measured in the same run."
+
+import json
+import tempfile
+from pathlib import Path
+
+from cop_repro.core import CopError, check_output_file, project_root, write_json
+
+HELP = "measure speed relative to reference implementations, and the loading of features"
+
+MIN_CLIPS = 10
+
+
+def add_arguments(parser) -> None:
+    "What to measure."
+    parser.add_argument("--loader", action="store_true", help="only the loading of features")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with --loader or --scoring"
+    )
+    parser.add_argument(
+        "--scoring",
+        action="store_true",
+        help="only the metrics, against reference libraries, and the memory of `cop score`",
+    )
+    parser.add_argument(
+        "--clips",
+        type=int,
+        default=100,
+        help="with --scoring: clips of 10 s, 10 or more; 1000 take minutes",
+    )
+    parser.add_argument("-o", "--output", help="also write the numbers as JSON")
+
+
+def run(args) -> int:
+    "Measure the scoring, the loading of features, or the models and the loading."
+    if args.output is not None:
+        check_output_file(args.output)
+    if args.scoring:
+        return _speed_scoring(args.clips, args.json)
+    from cop_repro.cli._speed_loader import loader_lines, speed_loader
+
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = speed_loader(Path(folder))
+    if args.loader:
+        _show(loaded, loader_lines(loaded), args.json)
+        return 0
+    made = _speed_models()
+    print("\n".join(loader_lines(loaded)))
+    if args.output is not None:
+        write_json(args.output, made)
+    return 0
+
+
+def _speed_scoring(clips: int, as_json: bool) -> int:
+    "Metrics against reference libraries, and the memory of `cop score`."
+    from cop_repro.cli._speed_memory import memory_lines, speed_memory
+
+    if clips < MIN_CLIPS:
+        raise CopError(f"--clips {clips}: at least {MIN_CLIPS} are needed")
+    with tempfile.TemporaryDirectory() as folder:
+        memory = speed_memory(Path(folder), (max(clips // 10, MIN_CLIPS), clips))
+    from cop_repro.cli._speed_scoring import scoring_lines, speed_scoring  # after the memory
+
+    rows = speed_scoring(clips)
+    lines = scoring_lines(rows) + memory_lines(memory)
+    _show({"scoring": rows, "memory": memory}, lines, as_json)
+    return 0
+
+
+def _speed_models() -> dict:
+    "Print the speed of the shipped models and of a published layer; the numbers for a file."
+    from cop_repro.cli._speed_models import (
+        clip_lines,
+        numbers,
+        ratio_lines,
+        speed_clips,
+        speed_paper_layer,
+        speed_ratios,
+    )
+    from cop_repro.systems.cop import load_performer
+
+    performer = load_performer(project_root() / "data" / "assets")
+    ratios = speed_ratios(performer)
+    print("\n".join(ratio_lines(ratios)))
+    by_clip = [*speed_clips(performer), *speed_paper_layer()]
+    print("\n".join(clip_lines(by_clip)))
+    return numbers(ratios, by_clip)
+
+
+def _show(made: object, lines: list[str], as_json: bool) -> None:
+    "Numbers as JSON or as a table."
+    print(json.dumps(made, indent=1) if as_json else "\n".join(lines))

@@ -21,6 +21,7 @@ from .audeo import AUDEO_ROWS, AudeoStyle
 from .contract import NoSettings, Output, SystemEntry, SystemFiles, Task
 from .cop import CopSystem, Performer
 from .general import GENERAL_SYSTEM
+from .latent_diffusion import FLOW_MATCHED, LATENT_DIFFUSION
 from .regression import REGRESSION
 
 # %% ../../nbs/systems/79_catalogue.ipynb #79a00006
@@ -71,6 +72,8 @@ SYSTEMS: dict[str, SystemEntry] = {
     "audeo": SystemEntry(_load_audeo, "train_roll", NoSettings, PERFORMANCE),
     "cop": SystemEntry(_load_cop, "train_piano", CopSettings, PERFORMANCE),
     "general": GENERAL_SYSTEM,
+    "latent_diffusion": LATENT_DIFFUSION,
+    "flow_matched": FLOW_MATCHED,
     "regression": REGRESSION,
 }
 

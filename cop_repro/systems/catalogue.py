@@ -21,6 +21,7 @@ from .audeo import AUDEO_ROWS, AudeoStyle
 from .contract import NoSettings, Output, SystemEntry, SystemFiles, Task
 from .cop import CopSystem, Performer
 from .general import GENERAL_SYSTEM
+from .latent_diffusion import FLOW_MATCHED, LATENT_DIFFUSION
 from .regression import REGRESSION
 from .roll2midi import ROLL2MIDI, VIDEO2ROLL
 
@@ -74,6 +75,8 @@ SYSTEMS: dict[str, SystemEntry] = {
     "general": GENERAL_SYSTEM,
     "video2roll": VIDEO2ROLL,
     "roll2midi": ROLL2MIDI,
+    "latent_diffusion": LATENT_DIFFUSION,
+    "flow_matched": FLOW_MATCHED,
     "regression": REGRESSION,
 }
 

@@ -474,6 +474,8 @@ def test_a_profile_publishes_what_it_made(tmp_path):
         "results.json",
         "tables.md",
         "verdicts.json",
+        "verdicts.md",
+        "tables/table4.tex",
         "figures/rolls.png",
         "profiles/seed1/verdicts.json",
         "real.json",
@@ -489,7 +491,7 @@ def test_a_profile_publishes_what_it_made(tmp_path):
         p.relative_to(tmp_path / "out").as_posix()
         for p in (tmp_path / "out").rglob("*")
         if p.is_file()
-    ) == sorted(given[:4])
+    ) == sorted(given[:6])
 
 
 def test_own_programs_are_found_without_activation(root, monkeypatch, capsys):

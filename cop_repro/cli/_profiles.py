@@ -14,7 +14,15 @@ from cop_repro.core import CopError, ParamsError, check_output_folder, did_you_m
 from cop_repro.parameters import check_params, load_params, merge
 
 # What a profile's own run makes; the other reports in its copy are those of the default run.
-PUBLISHED = ("results.json", "tables.md", "verdicts.json", "headline.json", "figures")
+PUBLISHED = (
+    "results.json",
+    "tables.md",
+    "tables",
+    "verdicts.json",
+    "verdicts.md",
+    "headline.json",
+    "figures",
+)
 
 # The scratch copy makes these itself.
 OWN_OUTPUTS = (

@@ -335,6 +335,7 @@ def caption_sources(
 ) -> list[Source]:
     "Training clips with a caption: those of the corpus, of recorded sets, and rendered ones."
     (general,) = place.open("general")
+    place.scratch.mkdir(parents=True, exist_ok=True)
     sources = [(general, general.select(split="train"))]
     sources += recorded_sources(place, "t2a") + recorded_sources(place, "foley")
     if data.scenes:

@@ -106,7 +106,7 @@ def test_post_trained_rows_are_compared_with_the_same_steps(claims, params):
     "Row and control are trained alike; their settings differ in the objective alone."
     assert claims["C2"].worse == ("cl_plain",)
     assert claims["C8"].worse == ("dpo_anchor",)
-    assert claims["C3"].worse == ("cl",)
+    assert claims["C3"].worse == ("cl", "factorcl_plain")
     assert claims["C8"].counts[0] == "style_preference"
     variants = params["train_preference"]["variants"]
     for name, control in (("cl", "cl_plain"), ("dpo", "dpo_anchor")):
@@ -234,6 +234,9 @@ def test_each_claim_reads_the_rows_of_its_own_table(claims, tables):
     assert [v["verdict"] for v in judged] == [MISSING, MISSING]
     rows = split_rows(scored, tables)
     rows["table2"]["factorcl"] = clips(np.arange(16) / 10 - 1.0, metric)
+    rows["table2"]["factorcl_plain"] = clips(np.arange(16) / 10 + 1.0, metric)
+    rows["table2"]["flow_matched"] = clips([5.0] * 16, metric)
+    rows["table3"]["flow_matched"] = clips([7.0] * 16, metric)
     rows["table3"]["latent_diffusion"] = clips(np.arange(16) / 10 + 8.0, metric)
     found = {v["claim"]: v for v in judge_claims(rows, {}, {}, tables, few)}
     assert found["C3"]["verdict"] == found["C9"]["verdict"] == YES

@@ -60,7 +60,7 @@ def test_the_paper_profile(root, capsys, monkeypatch):
     }
     assert {k: made["parameters"][k] for k in wanted} == wanted
     jobs = {j["job"]: j for j in made["jobs"]}
-    assert len(jobs) == 11 and all(j["memory"]["total"] <= 80 for j in jobs.values())
+    assert len(jobs) == 13 and all(j["memory"]["total"] <= 80 for j in jobs.values())
     one = jobs["train_general"]
     assert (
         one["memory"]["weights"] == pytest.approx(4 * 0.71095264)

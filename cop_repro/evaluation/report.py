@@ -536,17 +536,23 @@ SIDES = {
 }
 
 
+def _with_margin(m: Mapping) -> str:
+    "A metric and, where quality is to be kept, how much of it may be lost."
+    return f"{m['metric']} (margin {m['margin']:g})" if "margin" in m else m["metric"]
+
+
 def _claimed(v: Mapping) -> str:
     "The claim as a comparison of rows, with the paper's own differences."
     if not v["better"]:
         return f"{v['text']}; no two rows stand for it."
     metrics = [m for m in v["metrics"] if m["counts"]]
-    names = ", ".join(m["metric"] for m in metrics)
-    kept = v.get("keeps")
-    relation = "is better than" if kept is None else f"is at most {kept:.0%} worse than"
+    names = ", ".join(_with_margin(m) for m in metrics)
+    relation = "is worse by no more than a margin than" if v.get("keeps") else "is better than"
+    rows = [other["worse"] for other in v.get("against", ()) if other["counts"]] or [v["worse"]]
+    worse = " and ".join(f"`{row}`" for row in rows)
     theirs = [f"{m['metric']} {m['paper']:+.2f}" for m in metrics if "paper" in m]
     paper = f"; the paper's differences are {', '.join(theirs)}" if theirs else ""
-    return f"`{v['better']}` {relation} `{v['worse']}` by {names}{paper}."
+    return f"`{v['better']}` {relation} {worse} by {names}{paper}."
 
 
 def _findings(metrics: Sequence[Mapping]) -> str:

@@ -561,6 +561,13 @@ def example_sounds(
     }
 
 
+def _stored_notes(columns: Sequence) -> Notes:
+    "Notes of a file, whose times are rounded: what a window cuts to less than that is no note."
+    *notes, pedal = columns
+    kept = np.asarray(notes[2]) > np.asarray(notes[1])
+    return make_notes(*(np.asarray(column)[kept] for column in notes), pedal)
+
+
 def example_notes(
     scored: Mapping[str, Sequence[Mapping]],  # row -> scored clips
     row: str,  # whose notes
@@ -568,6 +575,6 @@ def example_notes(
 ) -> dict[str, tuple[Notes, Notes]]:  # clip -> true and predicted notes
     "True and predicted notes of some clips."
     truth = [s for s in scored["controls"] if s["suffix"] == "truth"]
-    true = {s["clip_id"]: make_notes(*s["notes"]) for s in truth}
-    made = {s["clip_id"]: make_notes(*s["notes"]) for s in scored[row]}
+    true = {s["clip_id"]: _stored_notes(s["notes"]) for s in truth if s["clip_id"] in clips}
+    made = {s["clip_id"]: _stored_notes(s["notes"]) for s in scored[row] if s["clip_id"] in clips}
     return {clip: (true[clip], made[clip]) for clip in clips}

@@ -563,9 +563,8 @@ def example_sounds(
 
 def _stored_notes(columns: Sequence) -> Notes:
     "Notes of a file, whose times are rounded: what a window cuts to less than that is no note."
-    *notes, pedal = columns
-    kept = np.asarray(notes[2]) > np.asarray(notes[1])
-    return make_notes(*(np.asarray(column)[kept] for column in notes), pedal)
+    kept = np.asarray(columns[2]) > np.asarray(columns[1])
+    return make_notes(*(np.asarray(column)[kept] for column in columns))
 
 
 def example_notes(

@@ -33,7 +33,6 @@ from cop_repro.benchmark.scores import (
     result_name,
     score_folder,
     style_accuracy,
-    style_sound,
     write_result,
 )
 from cop_repro.benchmark.submissions import check_submission, declare, write_submission
@@ -328,9 +327,9 @@ def test_the_style_judge_is_deaf_to_what_nobody_hears(bench):
     judge = bench_style_judge(bench)
     wav = bench.sound(bench.ids("piano")[0])
     hiss = 1e-4 * np.random.default_rng(0).standard_normal(len(wav))
-    plain = judge(style_sound(wav))
-    assert judge(style_sound(wav + hiss)) == pytest.approx(plain, abs=0.02)
-    assert judge(style_sound(0.1 * wav)) == pytest.approx(plain, abs=1e-3)
+    plain = judge(wav)
+    assert judge(wav + hiss) == pytest.approx(plain, abs=0.02)
+    assert judge(0.1 * wav) == pytest.approx(plain, abs=1e-3)
 
 
 def test_a_video_with_sound_is_a_submission(bench, true, tmp_path):

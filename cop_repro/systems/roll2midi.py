@@ -60,7 +60,7 @@ class Video2RollSettings:
     loss: Literal["bce", "mse"] = "bce"  # of arXiv 2006.14348, of arXiv 2503.22200
     balanced: bool = True  # every key equally often (published); False: every frame equally often
     threshold: float | None = None  # a key is down from here; None: best on validation clips
-    validation_clips: int = 10  # clips on which the threshold is chosen
+    validation_clips: int = 30  # clips on which the threshold is chosen
 
     def __post_init__(self):
         _check_threshold(self.threshold)
@@ -313,7 +313,7 @@ class Roll2MidiSettings:
     adversarial: float = 0.001  # weight w of the discriminator's answer, 0..1; published
     frames: int = 100  # of a training window, 4 s; published
     threshold: float | None = None  # a key is down from here; None: best on validation clips
-    validation_clips: int = 10  # clips on which the threshold is chosen
+    validation_clips: int = 30  # clips on which the threshold is chosen
 
     def __post_init__(self):
         _check_threshold(self.threshold)

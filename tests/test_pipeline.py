@@ -94,6 +94,7 @@ def test_committed_results_are_complete(root):
         "label",
         "profile",
         "extractor",
+        "clips",
         "made_by",
         "entry",
     }

@@ -7,8 +7,6 @@ A lesson begins with `import start`, which fails with one sentence where somethi
 import importlib.util
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parents[2] / "data"
-ASSETS = DATA / "assets"  # the shipped models
 NEEDED = ("codec", "encoders", "general", "judges", "piano", "roll")
 ETUDE = "14_crooked_stairs"  # of the test split: no model was trained on it
 
@@ -20,22 +18,31 @@ class NotReady(Exception):
         return [str(self)]
 
 
-def _check() -> None:
-    "Refuse to begin without the package or the models."
-    if importlib.util.find_spec("cop_repro") is None:
+def _data() -> Path:
+    "The folder of models and études: `data` of the project, or that of an installed package."
+    found = importlib.util.find_spec("cop_repro")
+    if found is None:
         raise NotReady(
             "This kernel does not have the package cop_repro: type `make setup` in the folder of "
             "the project, then `make lab`, and open the lesson there."
         )
-    missing = [name for name in NEEDED if not (ASSETS / f"{name}.safetensors").is_file()]
+    package = Path(found.origin).parent
+    return next((p for p in (package / "shipped",) if p.is_dir()), package.parent / "data")
+
+
+def _assets(data: Path) -> Path:
+    "The shipped models, all of them."
+    missing = [name for name in NEEDED if not (data / "assets" / f"{name}.safetensors").is_file()]
     if missing:
         raise NotReady(
             f"The shipped model {missing[0]} is not in data/assets: type `make setup` in the "
             "folder of the project, which fetches it, and run this cell again."
         )
+    return data / "assets"
 
 
-_check()
+DATA = _data()
+ASSETS = _assets(DATA)  # the shipped models
 
 
 def etude(

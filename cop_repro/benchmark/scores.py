@@ -181,7 +181,7 @@ def _scored_clips(level: Level, submission: Submission, tools: Scoring) -> Level
 
 
 def _add_style(made: LevelScores, submission: Submission, tools: Scoring) -> None:
-    "The style judge's opinion of every clip."
+    "The accuracy of every clip by the style judge."
     if tools.style is None:
         made.missing["style_accuracy"] = "the export holds no sounds for a style judge"
         return

@@ -95,7 +95,7 @@ def _values(scored: Sequence[Mapping], name: str) -> tuple[list[float], list[str
 
 
 def _networks(scored: Sequence[Mapping], name: str, transcriber: str) -> str:
-    "Networks behind a metric, by the entries' own account."
+    "Networks behind a metric, as the entries state them."
     own = sorted({s["extractors"][name] for s in scored if name in s.get("extractors", ())})
     return " and ".join(own) or (transcriber if name in TRANSCRIBED else "")
 

@@ -155,7 +155,7 @@ def recorded(
     command: str,  # that makes such files
     name: str,  # of the file
 ) -> Provenance:
-    "What made an experiment beside the pipeline, by its file's own account."
+    "What made an experiment beside the pipeline, as its file states it."
     if about is not None:
         return Provenance(**about)
     lacking = f"{name} does not say with which code, parameters, seed, threads and device"
@@ -165,7 +165,7 @@ def recorded(
 def origin_of(
     entries: Sequence[Mapping],  # what a number is computed from, each with `made_by` and `entry`
 ) -> dict[str, str]:  # made_by: name of a provenance; entry: row of the parameters, or ""
-    "Where numbers come from, by their own account; several origins are an error."
+    "Where numbers come from, as they state it; several origins are an error."
     found = {(e.get("made_by", UNKNOWN), e.get("entry", "")) for e in entries}
     if len(found) > 1:
         raise BadInput(f"one number from several evaluations: {sorted(found)}")

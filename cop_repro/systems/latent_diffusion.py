@@ -165,7 +165,7 @@ class CaptionBlock(nn.Module):
         tokens: Float[Tensor, "b l dt"],  # of the caption
         mask: Bool[Tensor, "b l"],  # True at tokens to attend to; none: no caption
     ) -> Float[Tensor, "b d n"]:
-        "Features that know of one another and of the caption."
+        "Self-attention over the features, then cross-attention to the caption."
         rows = x.transpose(1, 2)
         normed = self.norms[0](rows)
         rows = rows + self.attention(normed, normed, normed, need_weights=False)[0]

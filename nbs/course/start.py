@@ -86,3 +86,83 @@ def sound(
     from cop_repro.data.notes import synthesise
 
     return prepare_level(synthesise(notes, seconds))
+
+
+def general(
+    label: str,  # what the video shows, one of FOLEY_CLASSES
+    seed: int,  # of the clip
+    text: str | None = None,  # caption; None: that of the clip
+    seconds: float = 3.0,  # length
+):  # GeneralSystem, FoleyClip, Conditions
+    "The shipped stage-1 model, and a rendered clip on which it is conditioned."
+    from dataclasses import replace
+
+    from cop_repro.core import RATES
+    from cop_repro.data.foley import foley_clip
+    from cop_repro.model.codec import load_codec
+    from cop_repro.model.dit import load_dit
+    from cop_repro.model.encoders import load_encoders
+    from cop_repro.systems.general import GeneralSystem
+
+    clip = foley_clip(label, seed, seconds)
+    clip = replace(clip, text=text or clip.text)
+    model, _ = load_dit(ASSETS / "general.safetensors")
+    codec = load_codec(ASSETS / "codec.safetensors")
+    encoders = load_encoders(ASSETS / "encoders.safetensors")
+    system = GeneralSystem(model.eval(), codec, encoders)
+    return system, clip, system.conditions(clip, RATES.latents(seconds))
+
+
+def piano(
+    notes,  # Notes
+    seconds: float,  # length
+):  # Performer, Conditions, latents (1, n, c) of the renderer
+    "The shipped stage-2 model, conditioned on a caption and the true roll, without a picture."
+    import torch
+
+    from cop_repro.core import RATES
+    from cop_repro.data.notes import notes_to_roll
+    from cop_repro.model.flow import Conditions
+    from cop_repro.model.roll import roll_to_logits, soft_roll
+    from cop_repro.systems.cop import load_performer
+
+    performer, count = load_performer(ASSETS), RATES.latents(seconds)
+    logits = roll_to_logits(notes_to_roll(notes, seconds, float(RATES.frame_rate)))
+    with torch.no_grad():
+        tokens, mask = performer.encoders.text.encode(["the sound of playing piano"])
+        roll = soft_roll(logits, performer.piano.velocity)
+        given = Conditions(text=tokens, text_mask=mask)
+        cond = performer.piano.with_roll(given, roll, count)
+        return performer, cond, performer.piano.render(notes, count)
+
+
+def trajectory(
+    model,  # (xt, t, cond) -> velocity
+    x0,  # noise (b, n, c)
+    cond,  # Conditions
+    config,  # SampleConfig of Euler's method, without guidance
+):  # list of (t, x(t), velocity), the last one (1, x(1), None)
+    "What the library's sampler goes through."
+    from cop_repro.model.flow import sample
+
+    seen = []
+
+    def watched(xt, t, given):
+        seen.append((t[0].item(), xt, model(xt, t, given)))
+        return seen[-1][2]
+
+    end = sample(watched, x0, cond, config).latents
+    return [*seen, (1.0, end, None)]
+
+
+def verdict(
+    number: int,  # of the exercise
+    made,  # what the student's code returned; `...` while nothing is written
+    right,  # function without arguments: whether it is right
+    hint: str,  # what may be wrong
+) -> str:
+    "What a check says; a wrong answer fails with the hint."
+    if made is ...:
+        return f"Exercise {number} is not done yet"
+    assert right(), hint
+    return f"Exercise {number} is right"

@@ -84,7 +84,7 @@ def velocities_at(
     roll: Roll,
     notes: Notes,
 ) -> np.ndarray:  # int (n,), 1..127
-    "Velocity of given notes: the largest in the rows around the strike; 64 where the roll has none."
+    "The largest velocity in the rows around each strike; 64 where the roll has none."
     found = np.full(len(notes), 64)
     for i, (pitch, onset_s) in enumerate(zip(notes.pitches, notes.onsets_s)):
         row = round(onset_s * roll.frame_rate)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from cop_repro.cli import main
+from cop_repro.cli import main, parse
 from cop_repro.core import load_weights, save_weights
 from cop_repro.data.notes import read_midi
 from cop_repro.data.performance import PIANISTS, assign_fingers, etudes, perform
@@ -405,6 +405,19 @@ def test_a_row_of_the_evaluation_is_checked(root):
         params["evaluate"]["variants"]["read"]["mine"] = row
         with pytest.raises(ParamsError, match=why):
             check_params(params, "evaluate")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["seed1", "-S", "threads=1", "encode", "report"],
+        ["-S", "threads=1", "seed1", "encode", "report"],
+        ["seed1", "encode", "-S", "threads=1", "report"],
+    ],
+)
+def test_options_of_a_profile_may_stand_anywhere(given):
+    args = parse(["profile", *given])
+    assert (args.name, args.targets, args.set) == ("seed1", ["encode", "report"], ["threads=1"])
 
 
 def test_profiles_set_every_documented_switch(root):

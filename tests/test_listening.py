@@ -27,14 +27,13 @@ from cop_repro.evaluation.listening import (
     PageSound,
     check_ratings,
     crossed_interval,
-    loudness_lufs,
-    matched,
     opinion_results,
     opinion_scores,
     rated_rows,
     write_page,
 )
 from cop_repro.evaluation.tables import load_tables
+from cop_repro.measure.players import loudness_lufs, matched
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 DURATION_S = 2.0

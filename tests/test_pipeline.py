@@ -66,7 +66,7 @@ def test_notebooks_run(root):
         [
             Path(sys.executable).parent / "nbdev_test",
             "--skip_folder_re",
-            "stages",
+            "stages|course",  # lessons are executed with their solutions, in test_course
             "--n_workers",
             "2",
             "--do_print",
@@ -94,6 +94,7 @@ def test_committed_results_are_complete(root):
         "label",
         "profile",
         "extractor",
+        "clips",
         "made_by",
         "entry",
     }

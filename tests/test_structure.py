@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted(
     p
     for p in (ROOT / "nbs").rglob("*.ipynb")
-    if p.parent.name != "stages" and ".ipynb_checkpoints" not in p.parts
+    if p.parent.name not in ("stages", "course") and ".ipynb_checkpoints" not in p.parts
 )
 STAGES = sorted((ROOT / "nbs" / "stages").glob("*.ipynb"))
 

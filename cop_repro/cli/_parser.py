@@ -23,15 +23,22 @@ class Parser(argparse.ArgumentParser):
     "An argument parser that suggests the command, the choice or the option that was meant."
 
     given: tuple[str, ...] = ()
+    mixed = False  # whether options may stand between a name and a list of names
 
     def __init__(self, **options):
         super().__init__(formatter_class=Formatter, **options)
 
     def parse_known_args(self, args=None, namespace=None):
-        "Keep what was given, for messages."
+        "Keep what was given, for messages; parse it in any order where `mixed` asks for that."
         if args is not None:
             self.given = tuple(args)
-        return super().parse_known_args(args, namespace)
+        if not self.mixed:
+            return super().parse_known_args(args, namespace)
+        self.mixed = False  # argparse calls this method from the one below
+        try:
+            return super().parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixed = True
 
     def error(self, message: str) -> None:
         "End with one line and code 2."

@@ -44,8 +44,9 @@ def run(args) -> int:
 
 
 def notebook_fingerprint(notebook: Path, root: Path) -> str:
-    "Hash of a notebook's own code cells and of every module it uses."
-    own = [ast.dump(ast.parse(source)) for source in _code_cells(notebook)]
+    "Hash of a notebook's own code cells, of the modules beside it, and of every module it uses."
+    beside = [path.read_text("utf-8") for path in sorted(notebook.parent.glob("*.py"))]
+    own = [ast.dump(ast.parse(source)) for source in [*_code_cells(notebook), *beside]]
     used = code_fingerprint(*notebook_modules(notebook, root))
     return hashlib.sha256("\n".join([*own, used]).encode()).hexdigest()[:16]
 

@@ -11,8 +11,9 @@ HELP = "run the pipeline with a profile's numbers in a scratch copy"
 
 def add_arguments(parser) -> None:
     "A profile, and the stages to run."
+    parser.mixed = True
     parser.add_argument("name", help="a file of profiles/, without .yaml")
-    parser.add_argument("targets", nargs="*", help="stages of dvc.yaml; default: all")
+    parser.add_argument("targets", nargs="*", default=[], help="stages of dvc.yaml; default: all")
     parser.add_argument(
         "-S",
         "--set",

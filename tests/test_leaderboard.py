@@ -10,11 +10,10 @@ from chromium import CHROMIUM, Page
 from cop_repro.benchmark.leaderboard import (
     MAX_MEDIA_BYTES,
     CardClip,
-    Fall,
     leaderboard,
     write_leaderboard,
 )
-from cop_repro.benchmark.level_values import Loss
+from cop_repro.benchmark.level_values import Loss, Waterfall
 from cop_repro.benchmark.protocol import LEVELS
 from cop_repro.core import BadInput
 
@@ -47,7 +46,7 @@ def a_board():
     ]
     controls = [result("random_notes", 0.1), result("silence", 0.0), result("codec", 0.95)]
     losses = [Loss(1, 0.1, 0.05, 0.15, False), Loss(2, -0.05, -0.1, 0.0, True)]
-    return leaderboard(systems, controls, [Fall("alpha", "L3", 0.5, losses)])
+    return leaderboard(systems, controls, [Waterfall("alpha", "L3", 0.5, losses)])
 
 
 @pytest.fixture(scope="module")

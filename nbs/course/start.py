@@ -86,3 +86,28 @@ def sound(
     from cop_repro.data.notes import synthesise
 
     return prepare_level(synthesise(notes, seconds))
+
+
+def diagram(
+    texts,  # list of str: what stands in each box
+    places,  # list of (x, y): centre of each box, which is 0.9 wide and 0.6 high
+    arrows,  # list of (int, int): from which box to which
+    title: str,  # says what to see
+    height_in: float = 2.8,  # of the figure, inches
+):  # the axes
+    "Boxes with arrows between them."
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(9, height_in))
+    boxes = []
+    for (x, y), text in zip(places, texts):
+        corner = (x - 0.45, y - 0.3)
+        boxes.append(ax.add_patch(plt.Rectangle(corner, 0.9, 0.6, fc="white", ec="black")))
+        ax.text(x, y, text, ha="center", va="center", size=8)
+    for a, b in arrows:
+        ends = {"arrowstyle": "->", "patchA": boxes[a], "patchB": boxes[b], "shrinkB": 0}
+        ax.annotate("", places[b], places[a], arrowprops=ends)
+    ax.set(title=title, xlim=(-0.5, max(x for x, _ in places) + 0.5))
+    ax.set_ylim(min(y for _, y in places) - 0.4, max(y for _, y in places) + 0.4)
+    ax.axis("off")
+    return ax

@@ -5,10 +5,14 @@ A lesson begins with `import start`, which fails with one sentence where somethi
 """
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 NEEDED = ("codec", "encoders", "general", "judges", "piano", "roll")
 ETUDE = "14_crooked_stairs"  # of the test split: no model was trained on it
+
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no lesson shows a bar
 
 
 class NotReady(Exception):

@@ -140,7 +140,7 @@ setup(
     classifiers=settings["classifiers"].strip().split("\n"),
     project_urls=dict(line.split(": ", 1) for line in settings["urls"].strip().split("\n")),
     packages=find_packages(include=["cop_repro*"]),
-    package_data={"cop_repro.evaluation": ["*.html"]},
+    package_data={"cop_repro.evaluation": ["*.html"], "cop_repro.benchmark": ["*.html"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=read_extras(settings),

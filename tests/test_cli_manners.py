@@ -374,6 +374,8 @@ def test_signals_clean_up(name, tmp_path, monkeypatch, capsys):
     "TERM and HUP leave nothing behind, say so in one line, and end with 128 + their number."
     number = getattr(signal, name)
     former = signal.getsignal(number)
+    if former is signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, as under nohup")
 
     def run(args):
         with atomic_folder(tmp_path / "out") as folder:

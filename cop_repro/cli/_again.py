@@ -74,9 +74,10 @@ def _value(tree: Path, params: Mapping, group: str, line: Mapping) -> float:
 
     folders = row_folders(tree / "models" / "evaluate", {group: {line["entry"]: {}}})
     tables = load_tables(load_params(tree / params["report"]["tables"]))
-    about = (line["label"], line["profile"], transcriber_name(), tables, load_origins(folders))
+    about = (line["label"], line["profile"], transcriber_name(), tables)
+    run = RunInfo(*about, made_by=load_origins(folders))
     paper = load_params(tree / params["report"]["paper"])
-    write_report(tree / "reports", RunInfo(*about), load_scores(folders), paper, load_sets(folders))
+    write_report(tree / "reports", run, load_scores(folders), paper, load_sets(folders))
     key = {name: line[name] for name in ("table", "row", "metric", "entry")}
     made = read_results(tree / "reports" / "results.json").lines
     return next(m["value"] for m in made if key.items() <= m.items() and m["value"] is not None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 "`cop bench ACTION`: the Chain-of-Perform benchmark as files, and scores of submissions."
 
+from dataclasses import replace
 from pathlib import Path
 
 from cop_repro.cli._failures import one_line
@@ -8,7 +9,7 @@ from cop_repro.cli._process import say
 from cop_repro.cli._progress import progress, progress_beside
 from cop_repro.core import BadInput, check_output_folder
 
-HELP = "export, check and import the benchmark; score a submission on its levels"
+HELP = "export, check and import the benchmark; score submissions; make the leaderboard"
 
 BENCHMARK = "benchmark"  # where `score` looks for an exported folder
 RESULTS = "results"  # where it writes
@@ -35,6 +36,10 @@ def add_arguments(parser) -> None:
     read.add_argument("folder", help="an exported folder")
     read.add_argument("-o", "--output", required=True, help="folder to make")
     _add_score(action("score", "score a submission, and write its result", _score))
+    _add_ladder(action("ladder", "score our own systems on true and on predicted inputs", _ladder))
+    page = action("board", "make the leaderboard of a folder of results", _board)
+    page.add_argument("results", help="a folder that `score` or `ladder` has filled")
+    page.add_argument("-o", "--output", required=True, help="folder to make: index.html")
 
 
 def _add_export(parser) -> None:
@@ -42,6 +47,11 @@ def _add_export(parser) -> None:
     parser.add_argument("output", help="folder to make")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="clips")
     parser.add_argument("--limit", type=int, help="at most so many clips of each kind")
+    parser.add_argument(
+        "--only-levels",
+        action="store_true",
+        help="leave out the general track and the style pairs",
+    )
     parser.add_argument("--manifest", default="data/manifest.json", help="which clips there are")
     parser.add_argument("--workers", type=int, default=1, help="processes")
 
@@ -53,6 +63,15 @@ def _add_score(parser) -> None:
     parser.add_argument("-o", "--output", default=RESULTS, help="folder of results")
     parser.add_argument("--judges", help="weights behind FAD and the like, as for `cop score`")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+
+
+def _add_ladder(parser) -> None:
+    "The arguments of `ladder`."
+    parser.add_argument("--benchmark", default=BENCHMARK, help="the exported folder")
+    parser.add_argument("-o", "--output", default=RESULTS, help="folder of results")
+    parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
+    parser.add_argument("--judges", help="weights behind FAD and the like, as for `cop score`")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and the bootstrap")
 
 
 def run(args) -> int:
@@ -96,6 +115,8 @@ def _export(args) -> int:
         raise BadInput("--workers and --limit: at least 1 is needed")
     folder = _new_folder(args.output)
     plan = plan_export(*read_manifest(args.manifest), args.split, args.limit)
+    if args.only_levels:
+        plan = replace(plan, general=(), pairs=())
     scores = load_works(plan.works, etudes_folder(), progress)
     made = export_benchmark(plan, scores, folder, args.workers, progress)
     print(f"{folder}: {len(made['clips'])} clips of split {args.split}, described in DATACARD.md")
@@ -170,3 +191,56 @@ def _line(line: dict) -> str:
     low, high = line["ci_low"], line["ci_high"]
     interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
     return f"{name} {line['value']:.4f}{interval} {line['unit']} n={line['n']}".rstrip()
+
+
+def _ladder(args) -> int:
+    "Score our own systems with their controls, and write everything that a leaderboard shows."
+    from cop_repro.benchmark.checks import benchmark_faults
+    from cop_repro.benchmark.exchange import read_benchmark
+    from cop_repro.benchmark.own_results import write_run
+    from cop_repro.benchmark.own_systems import check_split, open_run, own_systems
+    from cop_repro.benchmark.protocol import Faulty
+    from cop_repro.benchmark.scores import Scoring, bench_style_judge
+    from cop_repro.cli._assets import assets_folder
+    from cop_repro.cli.score import find_judge
+    from cop_repro.systems.cop import load_performer
+
+    folder, bench = check_output_folder(args.output), read_benchmark(args.benchmark)
+    if faults := benchmark_faults(args.benchmark, deep=False):
+        raise Faulty(bench.folder.name, faults)
+    assets = Path(args.assets) if args.assets else assets_folder()
+    check_split(assets, bench)
+    judges, style = find_judge(args.judges), bench_style_judge(bench)
+    performer = load_performer(assets)
+    run = open_run(performer, Scoring(bench, judges, style, args.seed, progress))
+    entries = write_run(folder, own_systems(performer, args.seed), run)
+    for entry in entries:
+        print("\n".join(_cells(entry)))
+    print(f"wrote {folder}: `cop bench board {folder} -o leaderboard` makes the page")
+    return 0
+
+
+def _cells(entry: dict) -> list[str]:
+    "Cells of a system for people to read."
+    head = f"{entry['system']}: {entry['scored']['clips']} clips"
+    return [
+        head,
+        *(f"  {c['level']} given {c['j']} {c['value']:.4f} {c['metric']}" for c in entry["cells"]),
+    ]
+
+
+def _page_folder(name: str) -> Path:
+    "A folder for the page: new, empty, or that of an earlier page, which is replaced as a whole."
+    folder = check_output_folder(name)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "leaderboard.json").is_file():
+        raise BadInput(f"{folder} holds other files than a leaderboard: give another folder")
+    return folder
+
+
+def _board(args) -> int:
+    "The leaderboard of a folder of results."
+    from cop_repro.benchmark.leaderboard import build_leaderboard
+
+    page = build_leaderboard(args.results, _page_folder(args.output))
+    print(f"wrote {page}")
+    return 0

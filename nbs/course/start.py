@@ -5,10 +5,14 @@ A lesson begins with `import start`, which fails with one sentence where somethi
 """
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 NEEDED = ("codec", "encoders", "general", "judges", "piano", "roll")
 ETUDE = "14_crooked_stairs"  # of the test split: no model was trained on it
+
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no lesson shows a bar
 
 
 class NotReady(Exception):
@@ -166,3 +170,44 @@ def verdict(
         return f"Exercise {number} is not done yet"
     assert right(), hint
     return f"Exercise {number} is right"
+
+
+def diagram(
+    texts,  # list of str: what stands in each box
+    places,  # list of (x, y): centre of each box, which is 0.9 wide and 0.6 high
+    arrows,  # list of (int, int): from which box to which
+    title: str,  # says what to see
+    height_in: float = 2.8,  # of the figure, inches
+):  # the axes
+    "Boxes with arrows between them."
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(9, height_in))
+    boxes = []
+    for (x, y), text in zip(places, texts):
+        corner = (x - 0.45, y - 0.3)
+        boxes.append(ax.add_patch(plt.Rectangle(corner, 0.9, 0.6, fc="white", ec="black")))
+        ax.text(x, y, text, ha="center", va="center", size=8)
+    for a, b in arrows:
+        ends = {"arrowstyle": "->", "patchA": boxes[a], "patchB": boxes[b], "shrinkB": 0}
+        ax.annotate("", places[b], places[a], arrowprops=ends)
+    ax.set(title=title, xlim=(-0.5, max(x for x, _ in places) + 0.5))
+    ax.set_ylim(min(y for _, y in places) - 0.4, max(y for _, y in places) + 0.4)
+    ax.axis("off")
+    return ax
+
+
+def strips(
+    frames,  # of `video`
+):  # uint8 (t, 48, 520): the keyboard alone, straightened
+    "Keyboard strips of a video, as the roll predictor takes them."
+    from cop_repro.data.keyboard import find_keyboard, rectify
+
+    return rectify(frames, find_keyboard(frames).corners, 48, 520)
+
+
+def state(
+    **answers,  # of exercises, `...` where nothing is written
+) -> dict[str, str]:
+    "Which exercises are solved; the check that calls this has refused wrong answers."
+    return {name: "not done yet" if made is ... else "right" for name, made in answers.items()}

@@ -13,7 +13,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -104,7 +104,7 @@ MAX_PLAYER_BYTES = 700_000  # of what one cell shows
 class Players:
     "Sounds as HTML, which a notebook shows."
 
-    html: str
+    html: str = field(repr=False)  # or a notebook would store it twice
 
     def _repr_html_(self) -> str:
         return self.html

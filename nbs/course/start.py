@@ -54,13 +54,14 @@ def etude(
     pianist: str = "lyrical",  # or "crisp", "neutral"
     seed: int = 0,  # of the rendition
     name: str = ETUDE,  # file in data/etudes
+    timing: str | None = None,  # pianist who decides the onsets; None: the same
 ):  # Notes
     "The opening of an étude, played by a virtual pianist."
     from cop_repro.data.performance import PIANISTS, parse_etude, perform
 
     text = (DATA / "etudes" / f"{name}.yaml").read_text(encoding="utf-8")
-    player = PIANISTS[pianist]
-    return perform(parse_etude(text, f"etude/{name}"), player, player, seed).crop(0, seconds)
+    score = parse_etude(text, f"etude/{name}")
+    return perform(score, PIANISTS[timing or pianist], PIANISTS[pianist], seed).crop(0, seconds)
 
 
 def video(

@@ -9,7 +9,7 @@ import pytest
 
 from cop_repro.benchmark import exchange, own_systems, scores
 from cop_repro.benchmark.exchange import ExportPlan, export_benchmark, level_notes, read_benchmark
-from cop_repro.benchmark.level_values import LevelFunctions, LevelInput, other_piano
+from cop_repro.benchmark.level_values import LevelFunctions, other_piano
 from cop_repro.benchmark.own_systems import (
     COP,
     SYNTHESISER,
@@ -300,14 +300,12 @@ def test_own_systems_share_a_predictor_and_differ_in_sound(played, clips):
     assert not np.array_equal(made[COP].sounds[name], made[SYNTHESISER].sounds[name])
 
 
-def test_the_noise_is_that_of_the_clip(played, bench, clips):
+def test_the_sound_of_a_clip_comes_out_the_same_again(played, bench, clips):
     systems, made = played
     name = clips[0].clip_id
     seen = level_clip(bench, name, ("top",)).seen("L4")
     notes, f4 = made[COP].notes[name], systems[COP].functions.f4
-    again = f4(seen, notes)
-    assert np.array_equal(again, made[COP].sounds[name])
-    assert not np.array_equal(again, f4(LevelInput("another", seen.views, SECONDS), notes))
+    assert np.array_equal(f4(seen, notes), made[COP].sounds[name])
 
 
 def test_an_export_of_the_levels_alone(monkeypatch, root, tmp_path):

@@ -7,7 +7,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 # Some machines forbid Python to keep compiled modules; dozens of processes would then compile torch anew, seconds each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup repro test test-cluster smoke lab docs demo test-processors lock export clean bench release-assets
+.PHONY: setup repro test test-cluster test-course smoke lab docs demo test-processors lock export clean bench release-assets
 
 # numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
 setup: .venv/ready data/manifest.json
@@ -41,6 +41,10 @@ test: setup
 # Kills a process in the middle of a run; takes a minute on a busy machine.
 test-cluster: setup
 	OMP_NUM_THREADS=1 pytest -m cluster tests/test_launch.py
+
+# Every lesson of the course, with its exercises solved.
+test-course: setup
+	OMP_NUM_THREADS=1 pytest -n 2 -m course tests/test_course.py
 
 # The smoke run again with other instructions and another number of threads, as another machine adds.
 test-processors: setup

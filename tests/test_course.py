@@ -67,7 +67,7 @@ def test_stored_outputs_are_small_and_whole(path):
     assert not re.search(r"/(root|home|tmp|work)/[A-Za-z]", path.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.course
 @each_lesson
 def test_a_lesson_runs_with_its_solutions(path, tmp_path):
     "From top to bottom, with every exercise solved: the checks of the lesson judge the solutions."

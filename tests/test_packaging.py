@@ -148,7 +148,7 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
-TEMPLATE = "cop_repro/evaluation/listening.html"
+TEMPLATES = ("cop_repro/evaluation/listening.html", "cop_repro/benchmark/leaderboard.html")
 
 
 def tracked_data() -> dict[str, str]:
@@ -170,9 +170,9 @@ def test_wheel_holds_the_tracked_data(wheel):
     held = {
         name.removeprefix(prefix): hashlib.md5(wheel.read(name)).hexdigest()
         for name in wheel.namelist()
-        if name.startswith("cop_repro/") and not name.endswith(".py") and name != TEMPLATE
+        if name.startswith("cop_repro/") and not name.endswith((".py", *TEMPLATES))
     }
-    assert wheel.read(TEMPLATE) == (ROOT / TEMPLATE).read_bytes()
+    assert all(wheel.read(name) == (ROOT / name).read_bytes() for name in TEMPLATES)
     assert held == tracked_data() and "assets/piano.safetensors" in held
 
 

@@ -66,7 +66,7 @@ def test_notebooks_run(root):
         [
             Path(sys.executable).parent / "nbdev_test",
             "--skip_folder_re",
-            "stages|course",  # lessons are executed with their solutions, in test_course
+            "stages|course",  # `make test-course` executes lessons with their solutions
             "--n_workers",
             "2",
             "--do_print",

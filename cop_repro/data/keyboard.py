@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['KEY_MM', 'LENGTH_MM', 'BLACK_HEIGHT_MM', 'BLACK_TRAVEL_MM', 'NUM_WHITE', 'KEYBOARD_MM', 'IS_BLACK', 'WHITE_KEYS',
-           'BLACK_KEYS', 'WHITES_BELOW', 'BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'MODES', 'SEARCH_WIDTH', 'FIT_WIDTH',
-           'MIN_COARSE', 'MIN_CONFIDENCE', 'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'MIN_GIVEN',
-           'MAX_SHIFT', 'MIN_LIKENESS', 'key_centres', 'to_grey', 'median_frame', 'black_pattern', 'Keyboard',
-           'find_keyboard', 'keyboard_at', 'parse_corners', 'check_corners', 'rectify', 'plot_keyboard', 'key_profile',
-           'key_shift', 'check_still']
+           'BLACK_KEYS', 'WHITES_BELOW', 'BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'DEPTH_RATIO', 'MODES', 'SEARCH_WIDTH',
+           'FIT_WIDTH', 'MIN_COARSE', 'MIN_CONFIDENCE', 'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE',
+           'MIN_GIVEN', 'MAX_SHIFT', 'MIN_LIKENESS', 'key_centres', 'to_grey', 'median_frame', 'black_pattern',
+           'Keyboard', 'find_keyboard', 'keyboard_at', 'parse_corners', 'check_corners', 'rectify', 'plot_keyboard',
+           'key_profile', 'key_shift', 'check_still']
 
 # %% ../../nbs/data/13_keyboard.ipynb #1d1d4b25
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -77,6 +77,7 @@ def median_frame(
 BLACK_WIDTH = 0.58  # in white keys
 BLACK_LENGTH = 0.62  # fraction of the visible depth of the keys
 HEAD = 0.2  # height of the border above the keys that enters the match, in key depths
+DEPTH_RATIO = 7.8  # width of 52 white keys to their depth, as a camera above them sees it
 
 
 def black_pattern(
@@ -166,14 +167,14 @@ def _coarse(picture: np.ndarray, tilts: np.ndarray, keep: int = 4) -> list[tuple
 
 
 def _start_corners(picture: np.ndarray, candidate: tuple) -> np.ndarray:
-    "Corners around the best row: 52 white keys are about 7.8 times as wide as they are deep."
+    "Corners around the best row, at the usual depth of keys."
     _, slope, row, x, n = candidate
     xs, template = np.array([x, x + n, x + n, x], float), _template(32, 416)
     view = cv2.GaussianBlur(picture, (0, 0), 1.5)
 
     def start(above: float, stretch: float, turn: float) -> np.ndarray:
         "Corners with a fraction `above` of the depth above the row, stretched and turned a little."
-        depth = stretch * n / 7.8
+        depth = stretch * n / DEPTH_RATIO
         ys = row - above * depth + np.array([0, 0, depth, depth])
         ys = ys + slope * (xs - picture.shape[1] / 2) + turn * (xs - x - n / 2)
         return np.stack([xs, ys], 1)
@@ -289,15 +290,36 @@ def _candidates(large: np.ndarray, start: np.ndarray) -> Iterator[Keyboard]:
             return
 
 
-def _find_upright(picture: np.ndarray) -> Keyboard | None:
-    "Best quadrilateral for a player at the lower edge of the picture."
+def _deepened(corners: np.ndarray) -> np.ndarray:
+    "The same upper edge, with the depth that keys have when seen from above."
+    upper, lower = corners[:2], corners[[3, 2]]
+    width = np.linalg.norm(upper[1] - upper[0])
+    depth = np.linalg.norm(lower - upper, axis=1).mean()
+    lower = upper + (lower - upper) * width / (DEPTH_RATIO * depth)
+    return np.stack([*upper, lower[1], lower[0]])
+
+
+def _thorough_candidates(large: np.ndarray, start: np.ndarray) -> Iterator[Keyboard]:
+    "Fits up to two octaves aside, at the refined depth and at the usual one; two fits for each."
+    refined, template = _refine(large, start), _template(32, 624)
+    for corners in (refined, _deepened(refined)):
+        moves = [_moved_by_octave(corners, 7 * octaves) for octaves in (0, -1, 1, -2, 2)]
+        moves.sort(key=lambda moved: -_fit_score(large, moved, template)[0])
+        for moved in moves[:2]:
+            found = _matched(large, _refine(large, moved))
+            if found is not None:
+                yield found
+
+
+def _find_upright(picture: np.ndarray, fits: Callable) -> Keyboard | None:
+    "Best quadrilateral for a player at the lower edge; `fits` yields those of a candidate."
     small, small_factor = _scaled(picture, SEARCH_WIDTH)
     large, factor = _scaled(picture, FIT_WIDTH)
     best = None
     for candidate in _coarse(small, np.arange(-12, 13, 4)):
         if candidate[0] < MIN_COARSE or _sure(best):
             break
-        for found in _candidates(large, _start_corners(small, candidate) * factor / small_factor):
+        for found in fits(large, _start_corners(small, candidate) * factor / small_factor):
             if best is None or found.confidence > best.confidence:
                 best = found
     if best is None:
@@ -356,11 +378,11 @@ ADVICE = (
 )
 
 
-def _find_turned(picture: np.ndarray, quarters: int) -> Keyboard | None:
+def _find_turned(picture: np.ndarray, quarters: int, fits: Callable) -> Keyboard | None:
     "Best quadrilateral in the picture turned by quarter turns, in pixels of the picture as it is."
     turned = np.ascontiguousarray(np.rot90(picture, quarters))
     height, width = turned.shape
-    found = _find_upright(turned) if width >= 200 else None
+    found = _find_upright(turned, fits) if width >= 200 else None
     if found is None:
         return None
     corners = found.corners
@@ -370,21 +392,40 @@ def _find_turned(picture: np.ndarray, quarters: int) -> Keyboard | None:
     return replace(found, corners=corners)
 
 
-def _check_found(best: Keyboard | None) -> Keyboard:
-    "Refuse a poor match, and a match of a part of the keyboard."
+def _best_turned(picture: np.ndarray, fits: Callable, best: Keyboard | None) -> Keyboard | None:
+    "The best match over all orientations; the search ends when it is sure."
+    for quarters in (0, 2, 1, 3):  # as recorded, from the other side, then a camera on its side
+        if _sure(best):
+            break
+        found = _find_turned(picture, quarters, fits)
+        if found is not None and (best is None or found.confidence > best.confidence):
+            best = found
+    return best
+
+
+def _refusal(best: Keyboard | None) -> str | None:
+    "Why a match is not accepted; None if it is."
     if best is None or best.confidence < MIN_CONFIDENCE:
         match = f"best {best.confidence:.2f}" if best else "no candidate"
-        raise BadInput(
+        return (
             f"no keyboard found: nothing in the picture matches the pattern of 88 keys ({match}, "
             f"confidence {MIN_CONFIDENCE} is needed). The camera must be fixed and show all keys "
             f"from above; otherwise {ADVICE}"
         )
     if min(best.octaves) < MIN_OCTAVE:
-        raise BadInput(
+        return (
             f"only part of a keyboard found: the match by octave is {list(best.octaves)}, "
             f"{MIN_OCTAVE} is needed everywhere. All 88 keys must be visible, else notes would be "
             f"misnamed; if they are, {ADVICE}"
         )
+    return None
+
+
+def _check_found(best: Keyboard | None) -> Keyboard:
+    "Refuse a poor match, and a match of a part of the keyboard."
+    refusal = _refusal(best)
+    if refusal is not None:
+        raise BadInput(refusal)
     return best
 
 
@@ -398,12 +439,10 @@ def find_keyboard(
             f"pictures of {picture.shape[1]}x{picture.shape[0]} pixels are too small to tell 88 "
             "keys apart; at least 200x24 is needed"
         )
-    for quarters in (0, 2, 1, 3):  # as recorded, from the other side, then a camera on its side
-        if _sure(best):
+    for fits in (_candidates, _thorough_candidates):
+        best = _best_turned(picture, fits, best)
+        if _refusal(best) is None:
             break
-        found = _find_turned(picture, quarters)
-        if found is not None and (best is None or found.confidence > best.confidence):
-            best = found
     return _check_found(best)
 
 

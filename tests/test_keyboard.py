@@ -121,8 +121,8 @@ def test_a_start_octaves_aside_or_too_thin_ends_at_the_right_keys(monkeypatch, o
     right = find_keyboard(video.frames).corners
     astray = keyboard._moved_by_octave(right, 7 * octaves)
     astray[2:] = astray[[1, 0]] + depth * (astray[2:] - astray[[1, 0]])
-    monkeypatch.setattr(keyboard, "_start_corners", lambda picture, candidate: astray)
-    monkeypatch.setattr(keyboard, "_coarse", lambda picture, tilts: [(0.9,)])
+    monkeypatch.setattr(keyboard, "_start_corners", lambda picture, candidate, span: astray)
+    monkeypatch.setattr(keyboard, "_coarse", lambda picture, search: [(0.9,)])
     found = find_keyboard(video.frames)
     assert key_error(found.corners, video.corners) < 0.4
 

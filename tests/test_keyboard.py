@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cop_repro.core import BadInput, numpy_rng
+from cop_repro.data import keyboard
 from cop_repro.data.keyboard import (
     black_pattern,
     find_keyboard,
@@ -111,6 +112,19 @@ def test_half_a_keyboard_is_refused():
     video = scene(1)
     with pytest.raises(BadInput, match="corners"):
         find_keyboard(video.frames[:, :, 300:])
+
+
+@pytest.mark.parametrize("octaves,depth", [(-2, 1.0), (-1, 0.4), (2, 1.0)])
+def test_a_start_octaves_aside_or_too_thin_ends_at_the_right_keys(monkeypatch, octaves, depth):
+    "Hands that cover the keys for most of the clip lead to such starts."
+    video = scene(1)
+    right = find_keyboard(video.frames).corners
+    astray = keyboard._moved_by_octave(right, 7 * octaves)
+    astray[2:] = astray[[1, 0]] + depth * (astray[2:] - astray[[1, 0]])
+    monkeypatch.setattr(keyboard, "_start_corners", lambda picture, candidate, span: astray)
+    monkeypatch.setattr(keyboard, "_coarse", lambda picture, search: [(0.9,)])
+    found = find_keyboard(video.frames)
+    assert key_error(found.corners, video.corners) < 0.4
 
 
 def every_twelfth_frame(path):

@@ -15,6 +15,7 @@ from cop_repro.core import RATES, BadInput, numpy_rng
 from cop_repro.data.clips import LevelMeter, prepare_level
 from cop_repro.data.keyboard import parse_corners
 from cop_repro.data.notes import NoteDecoder, drop_unstruck, make_roll, read_midi, roll_to_notes
+from cop_repro.data.partial_keyboards import Hints
 from cop_repro.data.video import probe_video, read_audio, write_video
 from cop_repro.model.flow import SampleConfig, window_starts, window_weights
 from cop_repro.model.roll import RollLogits, logits_to_roll
@@ -105,7 +106,7 @@ def test_memory_does_not_grow_with_the_video(videos, tmp_path):
     player = Player()
 
     def play_minutes(minutes, name):
-        play(videos[minutes], tmp_path / name, player, "", 0, CORNERS)
+        play(videos[minutes], tmp_path / name, player, "", 0, Hints(CORNERS))
 
     def mux_minutes(minutes):
         black = np.zeros((2, 32, 32, 3), np.uint8)
@@ -121,7 +122,7 @@ def test_memory_does_not_grow_with_the_video(videos, tmp_path):
 
 def test_a_video_of_four_minutes(videos, tmp_path):
     out = tmp_path / "out"
-    said = perform_video(videos[4], out, Player(), corners=CORNERS)
+    said = perform_video(videos[4], out, Player(), hints=Hints(CORNERS))
     wav, rate = soundfile.read(out / "sound.wav", dtype="float32")
     assert len(wav) == 240 * rate
     assert np.isclose(np.abs(wav).max(), 0.5, atol=1e-4)
@@ -144,7 +145,7 @@ def roll_at_once(video: Path, player: Player, rows: int):
 def test_videos_of_any_length(frames, tmp_path):
     "From one picture to a window and a bit: the sound's length and the notes are the video's."
     video, sound, player = tmp_path / "video.mp4", tmp_path / "sound.wav", Player()
-    made = play(blink(video, frames), sound, player, "", 0, CORNERS)
+    made = play(blink(video, frames), sound, player, "", 0, Hints(CORNERS))
     assert soundfile.info(sound).frames == round(frames * RATES.sample_rate / 25)
     assert not list(tmp_path.glob("*raw*"))
     whole = roll_to_notes(roll_at_once(video, player, max(frames, 3)))
@@ -179,7 +180,7 @@ def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
 
     monkeypatch.setattr("cop_repro.systems.cop.write_midi", full)
     with pytest.raises(BadInput, match="the disk is full"):
-        perform_video(video, out, Player(), corners=CORNERS)
+        perform_video(video, out, Player(), hints=Hints(CORNERS))
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
     def crowded(*_):
@@ -188,7 +189,7 @@ def test_after_an_error_nothing_is_left(tmp_path, monkeypatch):
 
     monkeypatch.setattr("cop_repro.systems.cop.write_midi", crowded)
     with pytest.raises(BadInput, match="the disk is full"):
-        perform_video(video, out, Player(), corners=CORNERS)  # not that a folder is not empty
+        perform_video(video, out, Player(), hints=Hints(CORNERS))  # not that a folder is not empty
     assert [p.name for p in out.parent.iterdir()] == ["another"]
 
 
@@ -196,7 +197,7 @@ def test_a_folder_in_the_way_of_a_file(tmp_path):
     video, out = blink(tmp_path / "video.mp4", 60), tmp_path / "out"
     (out / "sound.wav").mkdir(parents=True)
     with pytest.raises(BadInput, match="sound.wav is a folder"):
-        perform_video(video, out, Player(), corners=CORNERS)
+        perform_video(video, out, Player(), hints=Hints(CORNERS))
     assert [p.name for p in out.iterdir()] == ["sound.wav"]
 
 
@@ -207,7 +208,7 @@ def test_the_first_minute_is_drawn_whatever_comes_after(videos, tmp_path, monkey
         drawn.append(len(y))
 
     monkeypatch.setattr("matplotlib.axes.Axes.hlines", count)
-    perform_video(videos[4], tmp_path / "out", Player(), corners=CORNERS)
+    perform_video(videos[4], tmp_path / "out", Player(), hints=Hints(CORNERS))
     notes = read_midi(tmp_path / "out" / "notes.mid")
     assert drawn == [(notes.onsets_s < 60).sum()]
     assert len(notes) > 2 * drawn[0] > 0

@@ -12,7 +12,7 @@ HELP = "turn a silent piano video into WAV, MIDI and a video with sound"
 
 def add_arguments(parser) -> None:
     "A video, a folder, and how to perform."
-    parser.add_argument("video", help="video of a pianist, all 88 keys from above")
+    parser.add_argument("video", help="video of a pianist, the keys from above")
     parser.add_argument("-o", "--output", required=True, help="folder to make")
     parser.add_argument(
         "--text", default="the sound of playing piano", help="caption that conditions the sound"
@@ -23,13 +23,21 @@ def add_arguments(parser) -> None:
         help="keyboard corners in pixels: 'x,y x,y x,y x,y' "
         "(top left, top right, bottom right, bottom left); default: they are searched for",
     )
+    parser.add_argument(
+        "--keys", help="visible keys if not all 88 are in the picture, such as 36-96 or C2-C7"
+    )
+    parser.add_argument(
+        "--lowest", help="lowest visible key, such as 36 or C2; default: the middle octaves"
+    )
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
 def run(args) -> int:
     "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
+    from cop_repro.data.partial_keyboards import Hints
     from cop_repro.systems.cop import PERFORMED, load_performer, perform_video
 
+    hints = Hints(args.corners, args.keys, args.lowest)
     check_output_folder(args.output, PERFORMED, [args.video])
     performer = load_performer(Path(args.assets) if args.assets else assets_folder())
     out = perform_video(
@@ -38,7 +46,7 @@ def run(args) -> int:
         performer,
         text=args.text,
         seed=args.seed,
-        corners=args.corners,
+        hints=hints,
         progress=progress,
     )
     for name, what in out.items():

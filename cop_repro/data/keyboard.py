@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['KEY_MM', 'LENGTH_MM', 'BLACK_HEIGHT_MM', 'BLACK_TRAVEL_MM', 'NUM_WHITE', 'KEYBOARD_MM', 'IS_BLACK', 'WHITE_KEYS',
-           'BLACK_KEYS', 'WHITES_BELOW', 'BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'MODES', 'SEARCH_WIDTH', 'FIT_WIDTH',
-           'MIN_COARSE', 'MIN_CONFIDENCE', 'MIN_OCTAVE', 'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'MIN_GIVEN',
-           'MAX_SHIFT', 'MIN_LIKENESS', 'key_centres', 'to_grey', 'median_frame', 'black_pattern', 'Keyboard',
-           'find_keyboard', 'keyboard_at', 'parse_corners', 'check_corners', 'rectify', 'plot_keyboard', 'key_profile',
-           'key_shift', 'check_still']
+           'BLACK_KEYS', 'WHITES_BELOW', 'BLACK_WIDTH', 'BLACK_LENGTH', 'HEAD', 'DEPTH_RATIO', 'ALL_KEYS',
+           'ORIENTATIONS', 'MODES', 'SEARCH_WIDTH', 'FIT_WIDTH', 'MIN_COARSE', 'MIN_CONFIDENCE', 'MIN_OCTAVE',
+           'MIN_INSIDE', 'SURE', 'SURE_OCTAVE', 'ADVICE', 'KEYSTONES', 'SEARCHES', 'MIN_GIVEN', 'MIN_GIVEN_INSIDE',
+           'MAX_CORRECTION', 'MAX_SHIFT', 'MIN_LIKENESS', 'key_centres', 'to_grey', 'median_frame', 'black_pattern',
+           'Keyboard', 'unwarp', 'Search', 'refine_corners', 'shrunk', 'carry', 'match_at', 'thorough_fits',
+           'front_edge', 'search_picture', 'refusal', 'NotFound', 'find_keyboard', 'keyboard_at', 'parse_corners',
+           'check_corners', 'rectify', 'plot_keyboard', 'key_profile', 'key_shift', 'check_still']
 
 # %% ../../nbs/data/13_keyboard.ipynb #1d1d4b25
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -77,13 +80,20 @@ def median_frame(
 BLACK_WIDTH = 0.58  # in white keys
 BLACK_LENGTH = 0.62  # fraction of the visible depth of the keys
 HEAD = 0.2  # height of the border above the keys that enters the match, in key depths
+DEPTH_RATIO = 7.8  # width of 52 white keys to their depth, as a camera above them sees it
+
+
+ALL_KEYS = (0, NUM_WHITE)  # a span: number of its first white key and of the one after its last
 
 
 def black_pattern(
-    width: int,  # pixels for the 52 white keys
+    width: int,  # pixels for the white keys of the span
+    span: tuple[int, int] = ALL_KEYS,  # white keys of the pattern
+    keystone: float = 0.0,  # relative growth of the keys' depth from the left end to the right
 ) -> Float[np.ndarray, " w"]:  # -1 on black keys, 1 elsewhere, anti-aliased
     "The bar code of the black keys."
-    x = (np.arange(8 * width) + 0.5) / (8 * width) * NUM_WHITE
+    x = (np.arange(8 * width) + 0.5) / (8 * width)
+    x = span[0] + (1 + keystone) * x / (1 + keystone * x) * (span[1] - span[0])
     on_black = np.abs(x[:, None] - key_centres()[IS_BLACK] / KEY_MM).min(1) < BLACK_WIDTH / 2
     return np.where(on_black, -1.0, 1.0).reshape(width, 8).mean(1)
 
@@ -94,10 +104,13 @@ def _high_pass(rows: np.ndarray, white_width: float) -> np.ndarray:
     return rows - cv2.blur(rows, (int(3 * white_width) | 1, 1), borderType=cv2.BORDER_REFLECT)
 
 
-def _row_scores(rows: np.ndarray, width: int, pad: int) -> Float[np.ndarray, "rows x"]:
-    "NCC of every row with the pattern of `width` pixels at every start from -pad on."
-    pattern = _high_pass(black_pattern(width), width / NUM_WHITE)[0]
-    signal = np.pad(_high_pass(rows, width / NUM_WHITE), ((0, 0), (pad, pad)))
+def _row_scores(
+    rows: np.ndarray, pattern: np.ndarray, pad: int, num_white: int = NUM_WHITE
+) -> Float[np.ndarray, "rows x"]:
+    "NCC of every row with a pattern of `num_white` white keys at every start from -pad on."
+    width = len(pattern)
+    pattern = _high_pass(pattern, width / num_white)[0]
+    signal = np.pad(_high_pass(rows, width / num_white), ((0, 0), (pad, pad)))
     size, starts = cv2.getOptimalDFTSize(signal.shape[1]), signal.shape[1] - width + 1
     matches = irfft(rfft(signal, size) * np.conj(rfft(pattern, size)), size)[:, :starts]
     energy = np.pad(np.cumsum(signal.astype(np.float64) ** 2, 1), ((0, 0), (1, 0)))
@@ -113,68 +126,102 @@ class Keyboard:
     corners: Float[np.ndarray, "4 2"]  # x, y in pixels, clockwise from the player's top left
     confidence: float  # correlation of the unwarped picture with an ideal keyboard, up to 1
     octaves: tuple[float, ...]  # the same for each seventh of the keyboard
+    span: tuple[int, int] = ALL_KEYS  # white keys that the picture shows
 
 
-def _unwarp(
-    picture: np.ndarray, corners: np.ndarray, height: int, width: int, head: int = 0
-) -> np.ndarray:
+def unwarp(
+    picture: UInt8[np.ndarray, "h w"],  # grey
+    corners: Float[np.ndarray, "4 2"],  # clockwise from the top left, pixels
+    height: int,  # of the result, pixels, with the head
+    width: int,  # of the result, pixels
+    head: int = 0,  # rows above the quadrilateral
+) -> np.ndarray:  # (height, width)
     "The quadrilateral and `head` rows above it, upright; pixel i spans i to i + 1."
     target = np.array([[0, head], [width, head], [width, height], [0, height]], np.float32) - 0.5
     matrix = cv2.getPerspectiveTransform(corners.astype(np.float32) - 0.5, target)
     return cv2.warpPerspective(picture, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
 
-def _template(height: int, width: int) -> np.ndarray:
-    "High-passed picture of an ideal keyboard with a bare border above it."
-    head = round(HEAD * height)
+class _Template(NamedTuple):
+    "An ideal keyboard."
+
+    picture: np.ndarray  # high-passed, with a bare border above it
+    num_white: int  # white keys across
+
+
+def _template(height: int, per_white: int, span: tuple[int, int] = ALL_KEYS) -> _Template:
+    "The ideal keyboard with `per_white` pixels a white key."
+    num_white, head = span[1] - span[0], round(HEAD * height)
     row = np.arange(head + height)
     black_rows = np.clip(head + BLACK_LENGTH * height - row, 0, 1) * (row >= head)
-    return black_rows[:, None] * _high_pass(black_pattern(width), width / NUM_WHITE)
+    pattern = _high_pass(black_pattern(per_white * num_white, span), per_white)
+    return _Template(black_rows[:, None] * pattern, num_white)
 
 
 def _fit_score(
-    picture: np.ndarray, corners: np.ndarray, template: np.ndarray, parts: int = 1
+    picture: np.ndarray, corners: np.ndarray, template: _Template, parts: int = 1
 ) -> np.ndarray:
     "NCC between the unwarped picture and the ideal keyboard, in `parts` pieces from left to right."
-    height, width = template.shape
+    height, width = template.picture.shape
     head = round(height * HEAD / (1 + HEAD))
-    view = _high_pass(_unwarp(picture, corners, height, width, head), width / NUM_WHITE)
+    view = unwarp(picture, corners, height, width, head)
+    view = _high_pass(view, width / template.num_white)
     scores = []
-    for v, t in zip(np.array_split(view, parts, 1), np.array_split(template, parts, 1)):
+    for v, t in zip(np.array_split(view, parts, 1), np.array_split(template.picture, parts, 1)):
         energy = ((v**2).sum() + 9.0 * v.size) * (t**2).sum()
         scores.append((v * t).sum() / np.sqrt(energy))
     return np.array(scores)
 
 
-def _coarse(picture: np.ndarray, tilts: np.ndarray, keep: int = 4) -> list[tuple]:
-    "The `keep` best (score, slope, row, x, width) over all tilts and widths, best first."
+ORIENTATIONS = (0, 2, 1, 3)  # quarter turns: as recorded, from the other side, on either side
+
+
+class Search(NamedTuple):
+    "What a search tries."
+
+    fits: Callable  # (picture, start corners, span) -> matches
+    span: tuple[int, int] = ALL_KEYS  # white keys that the picture shows
+    keystones: tuple[float, ...] = (0.0,)  # perspective along the keyboard
+    tilts: tuple[float, ...] = (-12, -8, -4, 0, 4, 8, 12)  # degrees
+    turns: tuple[int, ...] = ORIENTATIONS
+
+
+def _patterns(width: int, search: Search) -> list[tuple[int, float, np.ndarray]]:
+    "(pixels, keystone, bar code) for all widths and keystones in a picture of this width."
+    sizes = (width * 1.03 * np.exp(-np.arange(0, 1.1, 0.017))).astype(int)
+    return [(n, k, black_pattern(n, search.span, k)) for k in search.keystones for n in sizes]
+
+
+def _coarse(picture: np.ndarray, search: Search, keep: int = 4) -> list[tuple]:
+    "The `keep` best (score, slope, row, x, width, keystone) over all tilts and patterns."
     height, width = picture.shape
     band, pad = max(2, height // 45), width // 32
-    sizes = (width * 1.03 * np.exp(-np.arange(0, 1.1, 0.017))).astype(int)
-    found = []
-    for tilt in tilts:
+    patterns, found = _patterns(width, search), []
+    for tilt in search.tilts:
         slope = np.tan(np.deg2rad(tilt))
         shear = np.float32([[1, 0, 0], [-slope, 1, slope * width / 2]])
         level = cv2.warpAffine(picture, shear, (width, height), flags=cv2.INTER_LINEAR)
         rows = cv2.resize(level, (width, max(1, height // band)), interpolation=cv2.INTER_AREA)
-        for n in sizes:
-            scores = _row_scores(rows, n, pad)
+        for n, keystone, pattern in patterns:
+            scores = _row_scores(rows, pattern, pad, search.span[1] - search.span[0])
             row, x = np.unravel_index(scores.argmax(), scores.shape)
             y = (row + 0.5) * height / len(rows)
-            found.append((float(scores[row, x]), slope, y, x - pad, n))
+            found.append((float(scores[row, x]), slope, y, x - pad, n, keystone))
     return sorted(found, reverse=True)[:keep]
 
 
-def _start_corners(picture: np.ndarray, candidate: tuple) -> np.ndarray:
-    "Corners around the best row: 52 white keys are about 7.8 times as wide as they are deep."
-    _, slope, row, x, n = candidate
-    xs, template = np.array([x, x + n, x + n, x], float), _template(32, 416)
+def _start_corners(picture: np.ndarray, candidate: tuple, span: tuple[int, int]) -> np.ndarray:
+    "Corners around the best row, at the usual depth of keys."
+    _, slope, row, x, n, keystone = candidate
+    xs, template = np.array([x, x + n, x + n, x], float), _template(32, 8, span)
     view = cv2.GaussianBlur(picture, (0, 0), 1.5)
+    usual = n * NUM_WHITE / (template.num_white * DEPTH_RATIO)
+    usual = usual * np.array([1, 1 + keystone, 1 + keystone, 1]) / np.sqrt(1 + keystone)
 
     def start(above: float, stretch: float, turn: float) -> np.ndarray:
         "Corners with a fraction `above` of the depth above the row, stretched and turned a little."
-        depth = stretch * n / 7.8
-        ys = row - above * depth + np.array([0, 0, depth, depth])
+        depth = stretch * usual
+        ys = row - above * depth + depth * np.array([0, 0, 1, 1])
         ys = ys + slope * (xs - picture.shape[1] / 2) + turn * (xs - x - n / 2)
         return np.stack([xs, ys], 1)
 
@@ -195,9 +242,9 @@ def _inside(corners: np.ndarray, shape: tuple[int, int]) -> float:
 MODES = np.array([[1, 1, 1, 1], [-1, 1, 1, -1], [1, 1, -1, -1], [1, -1, 1, -1]], float)
 
 
-def _fitted(view: np.ndarray, corners: np.ndarray, template: np.ndarray, step: float) -> np.ndarray:
+def _fitted(view: np.ndarray, corners: np.ndarray, template: _Template, step: float) -> np.ndarray:
     "Nelder-Mead on shift, stretch, shear and keystone of x and of y; `step` in white keys."
-    unit = np.linalg.norm(corners[1] - corners[0]) / NUM_WHITE
+    unit = np.linalg.norm(corners[1] - corners[0]) / template.num_white
 
     def moved(p: np.ndarray) -> np.ndarray:
         return corners + unit * (p.reshape(2, 4) @ MODES).T
@@ -210,9 +257,13 @@ def _fitted(view: np.ndarray, corners: np.ndarray, template: np.ndarray, step: f
     return moved(minimize(misfit, np.zeros(8), method="Nelder-Mead", options=options).x)
 
 
-def _refine(picture: np.ndarray, corners: np.ndarray) -> np.ndarray:
+def refine_corners(
+    picture: UInt8[np.ndarray, "h w"],  # grey, at most `FIT_WIDTH` pixels wide
+    corners: Float[np.ndarray, "4 2"],  # a start, within about half a white key
+    span: tuple[int, int] = ALL_KEYS,  # white keys between the corners
+) -> Float[np.ndarray, "4 2"]:  # pixels
     "Corners fitted to the ideal keyboard, from a blurred to a sharp picture."
-    coarse, fine = _template(24, 416), _template(32, 624)
+    coarse, fine = _template(24, 8, span), _template(32, 12, span)
     for blur, step, template in ((1.5, 0.5, coarse), (0.6, 0.25, fine), (0.6, 0.1, fine)):
         view = cv2.GaussianBlur(picture, (0, 0), blur)
         corners = _fitted(view, corners, template, step)
@@ -226,7 +277,10 @@ MIN_INSIDE = 0.8  # fraction of the keyboard inside the picture
 SURE, SURE_OCTAVE = 0.8, 0.5  # match, and match of each seventh, at which the search ends
 
 
-def _scaled(picture: np.ndarray, width: int) -> tuple[np.ndarray, float]:
+def shrunk(
+    picture: UInt8[np.ndarray, "h w"],  # grey
+    width: int,  # largest width, pixels
+) -> tuple[np.ndarray, float]:
     "The picture shrunk to at most `width` pixels, and the factor."
     factor = min(1.0, width / picture.shape[1])
     if factor < 1:
@@ -234,17 +288,21 @@ def _scaled(picture: np.ndarray, width: int) -> tuple[np.ndarray, float]:
     return picture, factor
 
 
-def _carried(corners: np.ndarray, points: list) -> np.ndarray:
+def carry(
+    corners: Float[np.ndarray, "4 2"],  # of `num_white` white keys, pixels
+    points: list,  # (white keys from the left end, key depths from the rear) of each
+    num_white: int = NUM_WHITE,  # white keys between the corners
+) -> Float[np.ndarray, "n 2"]:  # pixels
     "Points in white keys and key depths, carried into the picture."
     matrix = cv2.getPerspectiveTransform(
-        np.float32([[0, 0], [NUM_WHITE, 0], [NUM_WHITE, 1], [0, 1]]), corners.astype(np.float32)
+        np.float32([[0, 0], [num_white, 0], [num_white, 1], [0, 1]]), corners.astype(np.float32)
     )
     return cv2.perspectiveTransform(np.float32(points)[None], matrix)[0].astype(float)
 
 
 def _white_below(picture: np.ndarray, corners: np.ndarray) -> bool:
     "Whether the front of the keys is nearer to white than to black; upside down it is the case."
-    view = _unwarp(picture, corners, 100, 520)
+    view = unwarp(picture, corners, 100, 520)
     black, white = np.percentile(view[10:55], (15, 85))
     return float(np.median(view[72:90])) > (black + white) / 2
 
@@ -254,34 +312,39 @@ def _sure(found: Keyboard | None) -> bool:
     return found is not None and found.confidence > SURE and min(found.octaves) > SURE_OCTAVE
 
 
-def _moved_by_octave(corners: np.ndarray, octave: int) -> np.ndarray:
+def _moved_by_octave(corners: np.ndarray, octave: int, num_white: int = NUM_WHITE) -> np.ndarray:
     "The same quadrilateral, some white keys further to the right."
-    right = octave + NUM_WHITE
-    return _carried(corners, [[octave, 0], [right, 0], [right, 1], [octave, 1]])
+    right = octave + num_white
+    return carry(corners, [[octave, 0], [right, 0], [right, 1], [octave, 1]], num_white)
 
 
-def _matched(large: np.ndarray, corners: np.ndarray) -> Keyboard | None:
+def match_at(
+    large: UInt8[np.ndarray, "h w"],  # grey, at most `FIT_WIDTH` pixels wide
+    corners: Float[np.ndarray, "4 2"],  # pixels
+    span: tuple[int, int] = ALL_KEYS,  # white keys between the corners
+) -> Keyboard | None:
     "The match of a quadrilateral; None if it cannot be a keyboard in this picture."
     if not cv2.isContourConvex(corners.astype(np.float32)):
         return None
     if _inside(corners, large.shape) < MIN_INSIDE or not _white_below(large, corners):
         return None
-    template = _template(32, 624)
+    template = _template(32, 12, span)
     score = float(_fit_score(large, corners, template)[0])
-    octaves = _fit_score(large, corners, template, 7)
-    return Keyboard(corners, score, tuple(octaves.round(3).tolist()))
+    octaves = _fit_score(large, corners, template, max(1, template.num_white // 7))
+    return Keyboard(corners, score, tuple(octaves.round(3).tolist()), span)
 
 
-def _candidates(large: np.ndarray, start: np.ndarray) -> Iterator[Keyboard]:
+def _plain_fits(large: np.ndarray, start: np.ndarray, span: tuple[int, int]) -> Iterator[Keyboard]:
     "The refined start; if one end does not match, also the same an octave to either side."
-    first = _matched(large, _refine(large, start))
+    first = match_at(large, refine_corners(large, start, span), span)
     if first is None:
         return
     yield first
     if min(first.octaves) > MIN_OCTAVE or first.confidence < MIN_COARSE:
         return
     for octave in (-7, 7):
-        found = _matched(large, _refine(large, _moved_by_octave(first.corners, octave)))
+        moved = _moved_by_octave(first.corners, octave, span[1] - span[0])
+        found = match_at(large, refine_corners(large, moved, span), span)
         if found is None:
             return
         yield found
@@ -289,59 +352,98 @@ def _candidates(large: np.ndarray, start: np.ndarray) -> Iterator[Keyboard]:
             return
 
 
-def _find_upright(picture: np.ndarray) -> Keyboard | None:
-    "Best quadrilateral for a player at the lower edge of the picture."
-    small, small_factor = _scaled(picture, SEARCH_WIDTH)
-    large, factor = _scaled(picture, FIT_WIDTH)
-    best = None
-    for candidate in _coarse(small, np.arange(-12, 13, 4)):
+def _deepened(corners: np.ndarray, num_white: int) -> np.ndarray:
+    "The same upper edge, with the depth that keys have when seen from above."
+    upper, lower = corners[:2], corners[[3, 2]]
+    width = np.linalg.norm(upper[1] - upper[0]) * NUM_WHITE / num_white
+    depth = np.linalg.norm(lower - upper, axis=1).mean()
+    lower = upper + (lower - upper) * width / (DEPTH_RATIO * depth)
+    return np.stack([*upper, lower[1], lower[0]])
+
+
+def thorough_fits(
+    large: UInt8[np.ndarray, "h w"],  # grey, at most `FIT_WIDTH` pixels wide
+    start: Float[np.ndarray, "4 2"],  # corners, pixels
+    span: tuple[int, int],  # white keys between the corners
+) -> Iterator[Keyboard]:
+    "Fits up to two octaves aside, at the refined depth and at the usual one; two fits for each."
+    refined, template = refine_corners(large, start, span), _template(32, 12, span)
+    num_white = template.num_white
+    if _fit_score(large, refined, template)[0] < MIN_COARSE:
+        return
+    for corners in (refined, _deepened(refined, num_white)):
+        moves = [_moved_by_octave(corners, 7 * k, num_white) for k in (0, -1, 1, -2, 2)]
+        moves.sort(key=lambda moved: -_fit_score(large, moved, template)[0])
+        for moved in moves[:2]:
+            found = match_at(large, refine_corners(large, moved, span), span)
+            if found is not None:
+                yield found
+
+
+def _find_upright(picture: np.ndarray, search: Search) -> Keyboard | None:
+    "Best quadrilateral for a player at the lower edge."
+    small, small_factor = shrunk(picture, SEARCH_WIDTH)
+    large, factor = shrunk(picture, FIT_WIDTH)
+    best, span = None, search.span
+    for candidate in _coarse(small, search):
         if candidate[0] < MIN_COARSE or _sure(best):
             break
-        for found in _candidates(large, _start_corners(small, candidate) * factor / small_factor):
+        start = _start_corners(small, candidate, span) * factor / small_factor
+        for found in search.fits(large, start, span):
             if best is None or found.confidence > best.confidence:
                 best = found
     if best is None:
         return None
-    return replace(best, corners=_front_edge(large, best.corners) / factor)
+    return replace(best, corners=front_edge(large, best.corners, span[1] - span[0]) / factor)
 
 # %% ../../nbs/data/13_keyboard.ipynb #3bbf4e3c
-def _front_edge(picture: np.ndarray, corners: np.ndarray) -> np.ndarray:
+def front_edge(
+    picture: UInt8[np.ndarray, "h w"],  # grey
+    corners: Float[np.ndarray, "4 2"],  # fitted to the black keys, pixels
+    num_white: int = NUM_WHITE,  # white keys between the corners
+) -> Float[np.ndarray, "4 2"]:  # pixels
     "Lower corners moved to where the white keys end and where their gaps run."
     depth = 1.3
-    area = _carried(corners, [[0, 0], [NUM_WHITE, 0], [NUM_WHITE, depth], [0, depth]])
-    view = _unwarp(picture, area, 130, 520).astype(np.float32)
+    area = [[0, 0], [num_white, 0], [num_white, depth], [0, depth]]
+    area = carry(corners, area, num_white)
+    view = unwarp(picture, area, 130, 520).astype(np.float32)
     rows = np.median(view, axis=1)
     white = np.median(rows[70:80])
     ends = np.flatnonzero(np.abs(rows[80:] - white) > 0.2 * white + 4)
     if len(ends) and 85 <= 80 + ends[0] <= 120:
         front = 0.8 + ends[0] / 100
-        corners = _carried(corners, [[0, 0], [NUM_WHITE, 0], [NUM_WHITE, front], [0, front]])
-    return _comb(picture, corners)
+        keys = [[0, 0], [num_white, 0], [num_white, front], [0, front]]
+        corners = carry(corners, keys, num_white)
+    reach = 0.9 if num_white == NUM_WHITE else 0.5  # gaps go on beyond the ends of a part
+    return _comb(picture, corners, num_white, reach)
 
 
-def _gap_line(picture: np.ndarray, corners: np.ndarray) -> np.ndarray:
+def _gap_line(picture: np.ndarray, corners: np.ndarray, num_white: int) -> np.ndarray:
     "Darkness of the gaps along the front of the keys, 16 pixels a white key, one key of margin."
-    padded = _carried(corners, [[-1, 0.7], [NUM_WHITE + 1, 0.7], [NUM_WHITE + 1, 0.95], [-1, 0.95]])
-    view = _unwarp(picture, padded, 12, 54 * 16)
+    right = num_white + 1
+    front = [[-1, 0.7], [right, 0.7], [right, 0.95], [-1, 0.95]]
+    padded = carry(corners, front, num_white)
+    view = unwarp(picture, padded, 12, (num_white + 2) * 16)
     dark = cv2.morphologyEx(view, cv2.MORPH_BLACKHAT, np.ones((1, 9), np.uint8)).astype(np.float32)
     line = cv2.GaussianBlur(np.median(dark, axis=0)[None], (0, 0), 1.5)[0]
     return np.minimum(line, 4 * line.mean() + 1e-6)  # one very dark gap must not decide
 
 
-def _comb(picture: np.ndarray, corners: np.ndarray, reach: float = 0.9) -> np.ndarray:
-    "Lower corners moved sideways so that the 51 gaps between white keys fall on whole units."
-    line = _gap_line(picture, corners)
+def _comb(picture: np.ndarray, corners: np.ndarray, num_white: int, reach: float) -> np.ndarray:
+    "Lower corners moved sideways so that the gaps between white keys fall on whole units."
+    line = _gap_line(picture, corners, num_white)
     moves = np.arange(-reach, reach + 1e-9, 0.05)
     left, right = (m.ravel() for m in np.meshgrid(moves, moves, indexing="ij"))
-    gaps = np.arange(1, NUM_WHITE)
-    along = gaps / NUM_WHITE
+    gaps = np.arange(1, num_white)
+    along = gaps / num_white
     shift = 1 + gaps + left[:, None] * (1 - along) + right[:, None] * along
     penalty = 0.02 * line.mean() * (left**2 + right**2)
     score = np.interp(16 * shift - 0.5, np.arange(len(line)), line).mean(1) - penalty
     best = score.argmax()
     if score[best] < 1.6 * line.mean():
         return corners  # over-exposed or blurred: no gap is visible
-    reached = _carried(corners, [[left[best], 0.825], [NUM_WHITE + right[best], 0.825]])
+    ends = [[left[best], 0.825], [num_white + right[best], 0.825]]
+    reached = carry(corners, ends, num_white)
     new = corners.copy()
     for lower, upper, point in ((3, 0, reached[0]), (2, 1, reached[1])):
         side = np.linalg.norm(corners[lower] - corners[upper])
@@ -356,11 +458,11 @@ ADVICE = (
 )
 
 
-def _find_turned(picture: np.ndarray, quarters: int) -> Keyboard | None:
+def _find_turned(picture: np.ndarray, quarters: int, search: Search) -> Keyboard | None:
     "Best quadrilateral in the picture turned by quarter turns, in pixels of the picture as it is."
     turned = np.ascontiguousarray(np.rot90(picture, quarters))
     height, width = turned.shape
-    found = _find_upright(turned) if width >= 200 else None
+    found = _find_upright(turned, search) if width >= 200 else None
     if found is None:
         return None
     corners = found.corners
@@ -370,62 +472,140 @@ def _find_turned(picture: np.ndarray, quarters: int) -> Keyboard | None:
     return replace(found, corners=corners)
 
 
-def _check_found(best: Keyboard | None) -> Keyboard:
-    "Refuse a poor match, and a match of a part of the keyboard."
+def _best_turned(
+    picture: np.ndarray, search: Search, turns: tuple[int, ...]
+) -> tuple[Keyboard | None, int]:
+    "The best match over orientations, and its quarter turns; the search ends when it is sure."
+    best, at = None, 0
+    for quarters in turns:
+        if _sure(best):
+            break
+        found = _find_turned(picture, quarters, search)
+        if found is not None and (best is None or found.confidence > best.confidence):
+            best, at = found, quarters
+    return best, at
+
+
+def search_picture(
+    picture: UInt8[np.ndarray, "h w"],  # grey, without hands
+    searches: tuple[Search, ...],  # in order of their cost
+) -> Keyboard | None:  # its corners enclose the span of the searches
+    "The best match of several searches; the next one runs only if no match is sure."
+    best, turns = None, searches[0].turns
+    for search in searches:
+        found, quarters = _best_turned(picture, search, turns)
+        if found is not None and (best is None or found.confidence > best.confidence):
+            best = found
+            turns = search.turns if refusal(best) else (quarters,)
+        if _sure(best):
+            break
+    return best
+
+
+def refusal(
+    best: Keyboard | None,  # the best match of all searches
+) -> str | None:
+    "Why a match is not accepted; None if it is."
     if best is None or best.confidence < MIN_CONFIDENCE:
         match = f"best {best.confidence:.2f}" if best else "no candidate"
-        raise BadInput(
+        return (
             f"no keyboard found: nothing in the picture matches the pattern of 88 keys ({match}, "
             f"confidence {MIN_CONFIDENCE} is needed). The camera must be fixed and show all keys "
             f"from above; otherwise {ADVICE}"
         )
     if min(best.octaves) < MIN_OCTAVE:
-        raise BadInput(
+        return (
             f"only part of a keyboard found: the match by octave is {list(best.octaves)}, "
             f"{MIN_OCTAVE} is needed everywhere. All 88 keys must be visible, else notes would be "
             f"misnamed; if they are, {ADVICE}"
         )
+    return None
+
+
+class NotFound(BadInput):
+    "No keyboard, or not all of it, is in the picture."
+
+
+def _check_found(best: Keyboard | None) -> Keyboard:
+    "Refuse a poor match, and a match of a part of the keyboard."
+    reason = refusal(best)
+    if reason is not None:
+        raise NotFound(reason)
     return best
+
+
+KEYSTONES = tuple(np.expm1(k) for k in (-0.1, 0.1, -0.2, 0.2, -0.32, 0.32))
+SEARCHES = (
+    Search(_plain_fits),
+    Search(thorough_fits),
+    Search(thorough_fits, ALL_KEYS, KEYSTONES, (-8, -4, 0, 4, 8)),
+)
 
 
 def find_keyboard(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # fixed camera, from above
 ) -> Keyboard:
     "The 88 keys of a clip, or `BadInput` (arXiv 2503.22200 takes crop boxes from its data set)."
-    picture, best = median_frame(frames), None
+    picture = median_frame(frames)
     if min(picture.shape) < 24 or max(picture.shape) < 200:
         raise BadInput(
             f"pictures of {picture.shape[1]}x{picture.shape[0]} pixels are too small to tell 88 "
             "keys apart; at least 200x24 is needed"
         )
-    for quarters in (0, 2, 1, 3):  # as recorded, from the other side, then a camera on its side
-        if _sure(best):
-            break
-        found = _find_turned(picture, quarters)
-        if found is not None and (best is None or found.confidence > best.confidence):
-            best = found
-    return _check_found(best)
+    return _check_found(search_picture(picture, SEARCHES))
 
 
 MIN_GIVEN = 0.1  # match below which corners given by hand are taken for a mistake
+MIN_GIVEN_INSIDE = (
+    0.4  # fraction of the area that must be in the picture: rear or front of the keys
+)
+MAX_CORRECTION = 1.5  # white keys by which given corners may be corrected
+
+
+def _check_given(corners: np.ndarray, shape: tuple[int, int]) -> None:
+    "Refuse corners around an area that lies mostly outside the picture."
+    inside = _inside(corners, shape)
+    if inside < MIN_GIVEN_INSIDE:
+        raise BadInput(
+            f"of the area between the corners {np.round(corners).astype(int).tolist()} only "
+            f"{100 * inside:.0f} % lie in the picture of {shape[1]}x{shape[0]} pixels, "
+            f"{100 * MIN_GIVEN_INSIDE:.0f} % are needed: they are pixels of the video as it is "
+            f"stored and shown; {ADVICE}"
+        )
+
+
+def _corrected(large: np.ndarray, corners: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    "Given corners fitted to the picture; as they are if the fit is no better or wanders off."
+    template = _template(32, 12, span)
+    num_white = template.num_white
+    fitted = front_edge(large, refine_corners(large, corners, span), num_white)
+    reach = MAX_CORRECTION * np.linalg.norm(corners[1] - corners[0]) / num_white
+    moved = np.linalg.norm(fitted - corners, axis=1).max()
+    before, after = (_fit_score(large, c, template)[0] for c in (corners, fitted))
+    convex = cv2.isContourConvex(fitted.astype(np.float32))
+    return fitted if convex and moved < reach and after > before else corners
 
 
 def keyboard_at(
     frames: UInt8[np.ndarray, "f h w"] | UInt8[np.ndarray, "f h w 3"],  # a fixed camera's frames
     corners: Float[np.ndarray, "4 2"],  # in pixels of the frames, given by hand
-) -> Keyboard:
-    "Given corners and their match; a poor match is accepted, no match at all is an error."
+    span: tuple[int, int] = ALL_KEYS,  # white keys between the corners
+) -> Keyboard:  # its corners enclose the span
+    "Corners given by hand, fitted to the picture; no match at all is an error."
     check_corners(corners)
-    large, factor = _scaled(median_frame(frames), FIT_WIDTH)
-    template = _template(32, 624)
-    score, octaves = (_fit_score(large, corners * factor, template, parts) for parts in (1, 7))
+    large, factor = shrunk(median_frame(frames), FIT_WIDTH)
+    _check_given(corners * factor, large.shape)
+    fitted = _corrected(large, corners * factor, span)
+    template = _template(32, 12, span)
+    parts = max(1, template.num_white // 7)
+    score, octaves = (_fit_score(large, fitted, template, n) for n in (1, parts))
     if score[0] < MIN_GIVEN:
         raise BadInput(
-            f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like 88 "
-            f"keys (match {score[0]:.2f}, {MIN_GIVEN} is needed): they are pixels of the video as "
-            f"it is stored and shown; {ADVICE}"
+            f"between the corners {np.round(corners).astype(int).tolist()} nothing looks like "
+            f"{'88' if span == ALL_KEYS else 'these'} keys (match {score[0]:.2f}, {MIN_GIVEN} is "
+            f"needed): they are pixels of the video as it is stored and shown; {ADVICE}"
         )
-    return Keyboard(corners, float(score[0]), tuple(octaves.round(3).tolist()))
+    return Keyboard(fitted / factor, float(score[0]), tuple(octaves.round(3).tolist()), span)
 
 
 def parse_corners(
@@ -473,7 +653,7 @@ def rectify(
     scale = np.array([size[0] / grey.shape[2], size[1] / grey.shape[1]])
     if shrink > 1:
         grey = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in grey]
-    return np.stack([_unwarp(picture, corners * scale, height, width) for picture in grey])
+    return np.stack([unwarp(picture, corners * scale, height, width) for picture in grey])
 
 
 def plot_keyboard(
@@ -517,9 +697,10 @@ def _peak_offset(values: np.ndarray, best: int) -> float:
 def key_shift(
     reference: Float[np.ndarray, " w"],  # profile at the beginning
     profile: Float[np.ndarray, " w"],  # profile later
+    num_white: int = NUM_WHITE,  # white keys across
 ) -> tuple[float, float]:  # shift in white keys, to the right; likeness, at most 1
     "How far the keys have moved, by correlation at all lags up to two and a half keys."
-    n, reach = len(reference), round(2.5 * len(reference) / NUM_WHITE)
+    n, reach = len(reference), round(2.5 * len(reference) / num_white)
     likeness = []
     for lag in range(-reach, reach + 1):
         a = reference[max(0, -lag) : n - max(0, lag)]
@@ -528,16 +709,17 @@ def key_shift(
     likeness = np.array(likeness)
     best = int(likeness.argmax())
     shift = best - reach + _peak_offset(likeness, best)
-    return float(shift * NUM_WHITE / n), float(likeness[best])
+    return float(shift * num_white / n), float(likeness[best])
 
 
 def check_still(
     reference: Float[np.ndarray, " w"],  # profile at the beginning
     strips: UInt8[np.ndarray, "f h w"],  # later strips, a few seconds
     at_s: float,  # when they were recorded, s
+    num_white: int = NUM_WHITE,  # white keys across
 ) -> None:
     "Refuse strips in which the keys have moved, and strips of another scene."
-    shift, likeness = key_shift(reference, key_profile(strips))
+    shift, likeness = key_shift(reference, key_profile(strips), num_white)
     if likeness < MIN_LIKENESS:
         raise BadInput(
             f"about {at_s:.0f} s into the video the keyboard no longer looks as at its beginning "

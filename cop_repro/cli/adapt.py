@@ -32,18 +32,27 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--corners", help="keyboard corners in every video, as for `cop perform`; default: found"
     )
+    parser.add_argument(
+        "--keys", help="visible keys if not all 88 are in the picture, such as 36-96 or C2-C7"
+    )
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
 def run(args) -> int:
     "Train, score held-out videos before and after, and write weights for `cop perform`."
+    from cop_repro.data.partial_keyboards import Hints
     from cop_repro.systems.adapt import ADAPTED, AdaptConfig, adapt_folder
 
     cfg = AdaptConfig(steps=args.steps, window_s=args.window, seed=args.seed)
     check_output_folder(args.output, ADAPTED)
     assets = Path(args.assets) if args.assets else assets_folder()
     report = adapt_folder(
-        Path(args.folder), Path(args.output), assets, cfg, args.corners, progress=progress
+        Path(args.folder),
+        Path(args.output),
+        assets,
+        cfg,
+        Hints(args.corners, args.keys),
+        progress=progress,
     )
     _print(report, args.output)
     return 0

@@ -40,6 +40,7 @@ from cop_repro.data.notes import (
     read_midi,
     roll_to_notes,
 )
+from ..data.partial_keyboards import NO_HINTS, Hints
 from ..data.real_sets import folder_items
 from ..data.video import read_audio
 from ..judges.transcription import transcribe_piano
@@ -54,6 +55,7 @@ from ..model.roll import predict_roll
 from cop_repro.systems.cop import (
     ASSETS,
     WindowConfig,
+    background_and_hidden,
     locate_keyboard,
     results_folder,
     strip_windows,
@@ -251,7 +253,7 @@ class _Reader:
     folder: Path
     predictor: nn.Module
     cfg: AdaptConfig
-    corners: str | None
+    hints: Hints
     transcriber: Transcriber
     strips: Strips
 
@@ -260,9 +262,11 @@ class _Reader:
         video, length_s = self.folder / items[0].files["video"], self.cfg.window_s * len(windows)
         wav = read_audio(video, RATES.sample_rate, length_s)
         notes, source = self._notes(items[0].files, wav)
-        keyboard = locate_keyboard(video, self.corners)[0]
-        cut, size = WindowConfig(self.cfg.window_s, 0.0), self.strips.shape[2:]
-        pieces = strip_windows(video, keyboard.corners, size, RATES.frames(length_s), cut)
+        keyboard = locate_keyboard(video, self.hints)[0]
+        cut, total = WindowConfig(self.cfg.window_s, 0.0), RATES.frames(length_s)
+        place = video, keyboard.corners, self.strips.shape[2:], total
+        hidden = background_and_hidden(*place, keyboard.span)[1]
+        pieces = strip_windows(*place, cut, hidden)
         for row, (_, piece) in zip(windows, pieces):
             self.strips[row] = piece
         rows = slice(windows.start, windows.stop)
@@ -287,7 +291,7 @@ def own_windows(
     predictor: nn.Module,  # shipped one: the size of its strips, and the fit of the notes
     scratch: Path | str,  # folder for the strips
     cfg: AdaptConfig = AdaptConfig(),
-    corners: str | None = None,  # of the keyboard in every video; None: found in each
+    hints: Hints = NO_HINTS,  # what the user says about the keyboard in every video
     transcriber: Transcriber = transcribe_piano,  # of videos without MIDI
     progress: Progress = silent,  # done, total, message
 ) -> OwnWindows:  # its strips lie on disk
@@ -297,7 +301,7 @@ def own_windows(
     shape = (sum(map(len, found.values())), RATES.frames(cfg.window_s), *size)
     strips = np.lib.format.open_memmap(Path(scratch) / "strips.npy", "w+", np.uint8, shape)
     made = OwnWindows(strips, cfg.window_s, refused=refused)
-    reader, first = _Reader(folder, predictor, cfg, corners, transcriber, strips), 0
+    reader, first = _Reader(folder, predictor, cfg, hints, transcriber, strips), 0
     for name, items in found.items():
         try:
             made.videos.append(reader.video(items, range(first, first + len(items))))
@@ -411,7 +415,7 @@ def adapt_folder(
     out: Path | str,  # folder of weights to make
     assets: Path | str,  # folder with the weights to start from
     cfg: AdaptConfig = AdaptConfig(),
-    corners: str | None = None,  # of the keyboard in every video
+    hints: Hints = NO_HINTS,  # what the user says about the keyboard in every video
     transcriber: Transcriber = transcribe_piano,  # of videos without MIDI
     progress: Progress = silent,
 ) -> dict:  # the report
@@ -421,7 +425,7 @@ def adapt_folder(
     models = {"shipped": copy.deepcopy(piano.predictor), "adapted": piano.predictor}
     with results_folder(out) as made, tempfile.TemporaryDirectory() as scratch:
         shipped = models["shipped"]
-        windows = own_windows(folder, shipped, scratch, cfg, corners, transcriber, progress)
+        windows = own_windows(folder, shipped, scratch, cfg, hints, transcriber, progress)
         rows, held = _split(windows, cfg.held_out)
         before = window_scores(shipped, windows, held)
         columns, checkpoints = windows.columns(), Path(scratch) / "checkpoints"

@@ -2,23 +2,35 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= default
 UV = 0.13.8
+# `make setup CPU=1` leaves out what only a GPU needs; later calls of make see it by the file.
+CPU_LOCK := $(if $(CPU),.venv/cpu.lock,$(wildcard .venv/cpu.lock))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 # Some machines forbid Python to keep compiled modules; dozens of processes would then compile torch anew, seconds each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup repro test test-cluster test-course smoke lab docs demo test-processors lock export clean bench release-assets
+.PHONY: setup repro test test-cluster test-course smoke lab docs slides demo test-processors lock export clean bench release-assets
 
 # numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
 setup: .venv/ready data/manifest.json
 
-.venv/ready: requirements.lock settings.ini setup.py pyproject.toml
+.venv/ready: requirements.lock settings.ini setup.py pyproject.toml $(CPU_LOCK)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+ifneq ($(CPU_LOCK),)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r $(CPU_LOCK)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --torch-backend cpu $$(awk '/^torch(audio|vision)?==/ {print $$1}' requirements.lock)
+else
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+endif
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 	.venv/bin/python -c "import librosa.core.audio, librosa.core.pitch, librosa.util.utils"
 	touch $@
+
+# The lock without the libraries of GPUs and without PyTorch, whose CPU build lies in an index of its own.
+.venv/cpu.lock: requirements.lock
+	mkdir -p .venv
+	awk '/^[A-Za-z0-9]/ {keep = !/^(nvidia-|cuda-|triton=|torch(audio|vision)?=)/} keep' $< > $@
 
 data/manifest.json: data.dvc | .venv/ready
 	dvc pull --quiet data.dvc
@@ -63,6 +75,10 @@ lab: setup
 
 docs: setup
 	cop docs
+
+# The lecture of the course, one file that needs no network.
+slides: setup
+	cop slides
 
 bench: setup
 	cop speed

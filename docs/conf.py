@@ -2,8 +2,10 @@
 "Sphinx configuration of the site that `cop docs` builds; nothing in it needs a network."
 
 from docutils import nodes
-from math_core import LatexError, LatexToMathML
 from sphinx.util import logging
+
+from cop_repro.cli._formulas import to_mathml
+from cop_repro.core import BadInput
 
 project = "cop_repro"
 copyright = "2026 onwards, the cop_repro authors"
@@ -34,27 +36,14 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_search_summary = False  # summaries are fetched, which browsers refuse for local files
 
-converter = LatexToMathML(fancy_error=False)
-
-
-def to_mathml(
-    latex: str,  # a formula without its dollar signs
-    display: bool,  # set apart from the text?
-) -> str:  # a `math` element
-    "MathML Core, which browsers typeset without a script; an unknown command is an error."
-    if r"\tag" in latex:
-        latex = rf"\begin{{equation}}{latex}\end{{equation}}"
-    return converter.convert_with_local_state(latex, displaystyle=display)
-
 
 def visit_math(translator, node: nodes.math | nodes.math_block) -> None:
     "Write one formula; one that cannot be converted is a warning with its place."
     display = isinstance(node, nodes.math_block)
     try:
         mathml = to_mathml(node.astext(), display)
-    except LatexError as error:
-        message = f"formula {node.astext()!r}: {error}"
-        logging.getLogger(__name__).warning(message, location=node)
+    except BadInput as error:
+        logging.getLogger(__name__).warning(str(error), location=node)
         mathml = ""
     classes = "formula display" if display else "formula"
     translator.body.append(f'<span class="{classes}">{mathml}</span>')

@@ -15,6 +15,7 @@ from cop_repro.benchmark.leaderboard import (
 )
 from cop_repro.benchmark.level_values import Loss, Waterfall
 from cop_repro.benchmark.protocol import LEVELS
+from cop_repro.cli import main
 from cop_repro.core import BadInput
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -201,3 +202,15 @@ def test_media_have_numbers_for_names_and_a_limit(tmp_path):
     assert not (tmp_path / "large").exists()
     with pytest.raises(BadInput, match="has no result"):
         write_leaderboard(tmp_path / "large", a_board(), {"unknown": []})
+
+
+def test_the_published_page_is_that_of_the_published_results(root, tmp_path):
+    assert (
+        main(["bench", "board", str(root / "reports" / "benchmark"), "-o", str(tmp_path / "page")])
+        == 0
+    )
+    published = root / "reports" / "leaderboard"
+    names = sorted(path.name for path in published.iterdir())
+    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "page" / name).read_bytes() == (published / name).read_bytes(), name

@@ -62,6 +62,7 @@ OPTIONAL = {
     "pytest": "dev",
     "torchdiffeq": "dev",
     "torchmetrics": "dev",
+    "math_core": "docs",
     "myst_nb": "docs",
     "sphinx": "docs",
 }

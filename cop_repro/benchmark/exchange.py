@@ -159,7 +159,7 @@ def annotate(
     clip: Clip,  # with notes on the grid, if it has any
     views: Mapping[str, np.ndarray],  # camera -> frames
 ) -> dict:  # of the form `annotation`
-    "The step-by-step annotation of a clip."
+    "The annotation of a clip, level by level."
     sizes = {name: frames.shape[1:3] for name, frames in views.items()}
     track = _track(clip.domain)
     made = {
@@ -368,7 +368,7 @@ differ in touch and timing, sounded with a SoundFont and rendered with the nuisa
 | `clips/ID/L2.mid` | and velocity |
 | `clips/ID/L3.mid` | and the sustain pedal (controller 64) |
 | `clips/ID/sound.wav` | {sample_rate} Hz, mono |
-| `clips/ID/annotation.json` | views, notes and pedal in ticks (960 a second), step by step |
+| `clips/ID/annotation.json` | views, notes and pedal in ticks (960 a second), level by level |
 | `clips/ID/video.mp4` | the general track's only view |
 | `style/ID`, `style_pairs.json` | training clips of both pianists with one video |
 | `style_judge` | sounds that the judge of styles is fitted on |

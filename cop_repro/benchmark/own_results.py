@@ -11,8 +11,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .leaderboard import CLIPS, CONTROLS, FALLS
 from .level_values import LevelClip, Waterfall, plot_waterfall
 from cop_repro.benchmark.own_systems import (
@@ -31,6 +29,7 @@ from .protocol import LEVELS
 from .scores import result_name, write_result
 from ..core import atomic_file, write_json
 from ..data.notes import Notes
+from ..evaluation.evaluate import num_attacks, stepwise
 from ..measure.players import write_opus
 
 # %% ../../nbs/benchmark/97e_own_results.ipynb #97e00006
@@ -93,13 +92,13 @@ def draw_notes(
     "True notes in grey, and the predicted ones in blue on top of them."
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 2), layout="constrained")
+    figure = Figure(figsize=(4.4, 2), layout="constrained")
     ax = figure.subplots()
     for notes, width, color in ((true, 5, "0.75"), (made, 2, "#0072B2")):
         ax.hlines(notes.pitches, notes.onsets_s, notes.offsets_s, lw=width, colors=color)
-    ax.set(xlim=(0, duration_s), xlabel="s", ylabel="MIDI pitch")
-    ax.set_title("grey: true notes, blue: those of the system", fontsize=8)
-    figure.savefig(path, dpi=90)
+    ax.set(xlim=(0, duration_s), xlabel="time (s)", ylabel="MIDI pitch")
+    ax.set_title("Grey: true notes; blue: those of the system", fontsize=9)
+    figure.savefig(path, dpi=110)
 
 # %% ../../nbs/benchmark/97e_own_results.ipynb #97e00008
 def _brief(result: dict) -> dict:
@@ -118,11 +117,11 @@ def shown_clips(
     clips: Sequence[LevelClip],
     count: int = SHOWN,  # how many
 ) -> list[LevelClip]:
-    "Clips for the cards: of our own études where there are enough, evenly spaced."
-    own = [clip for clip in clips if clip.work_id.startswith("etude")]
+    "Clips for the cards: the densest of our own études that are no scales, where there are enough."
+    etudes = [clip for clip in clips if clip.work_id.startswith("etude")]
+    own = [clip for clip in etudes if stepwise(clip.notes) <= 0.5]
     pool = own if len(own) >= count else list(clips)
-    places = np.linspace(0, len(pool) - 1, min(count, len(pool))).round().astype(int)
-    return [pool[i] for i in places]
+    return sorted(pool, key=lambda clip: -num_attacks(clip.notes))[:count]
 
 
 def _write_clips(folder: Path, clips: Sequence[LevelClip], played: Played) -> None:

@@ -121,7 +121,7 @@ _CARDS = {
     SYNTHESISER: "The roll predictor of the stage-2 model reads the top view; a synthesiser plays "
     "its notes with predicted velocities and pedal on another piano than that of the truth.",
     COP: "The same roll predictor; the stage-2 model makes the sound from the roll of its notes.",
-    COP_SOFT: "The stage-2 model as `cop perform` runs it: the sound is made from the "
+    COP_SOFT: "The stage-2 model as the command cop perform runs it: the sound is made from the "
     "probabilities of the roll predictor. Its notes are those of the other two systems.",
 }
 

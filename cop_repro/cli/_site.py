@@ -82,8 +82,8 @@ def prepare(
 
 
 def library_notebooks(folder: Path) -> list[Path]:
-    "Notebooks that are no stages."
-    hidden = {"stages", ".ipynb_checkpoints"}
+    "Notebooks that are neither stages nor slides, whose outputs `cop slides` makes."
+    hidden = {"stages", ".ipynb_checkpoints", "lecture.ipynb"}
     return [p for p in sorted(folder.rglob("*.ipynb")) if not hidden & set(p.parts)]
 
 

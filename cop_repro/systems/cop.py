@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SCANNED_S', 'NOISE_BLOCK', 'ROLL_SPLITS', 'NEVER', 'ASSETS', 'SHOWN_S', 'PERFORMED', 'Performer',
-           'CopSystem', 'WindowConfig', 'sample_frames', 'locate_keyboard', 'video_background', 'strip_windows',
-           'noise_track', 'Performance', 'video_pieces', 'decode_pieces', 'play', 'sound_blocks', 'load_performer',
-           'draw_performance', 'perform_video', 'results_folder']
+           'CopSystem', 'WindowConfig', 'sample_frames', 'locate_keyboard', 'background_and_hidden', 'video_background',
+           'strip_windows', 'noise_track', 'Performance', 'video_pieces', 'decode_pieces', 'play', 'sound_blocks',
+           'load_performer', 'draw_performance', 'perform_video', 'results_folder']
 
 # %% ../../nbs/systems/71_cop.ipynb #98675973
 import tempfile
@@ -257,13 +257,13 @@ def _background_strips(
     return np.stack([rectify(frame[None], corners, *size)[0] for frame in frames])
 
 
-def _background(
-    video: Path,
-    corners: np.ndarray,
-    size: tuple[int, int],
-    total: int,
-    span: tuple[int, int] = ALL_KEYS,
-) -> tuple[Tensor, HiddenKeys | None]:
+def background_and_hidden(
+    video: Path,  # video
+    corners: Float[np.ndarray, "4 2"],  # of all 88 keys, pixels of decoded frames
+    size: tuple[int, int],  # height and width of a strip
+    total: int,  # rows at 25 Hz
+    span: tuple[int, int] = ALL_KEYS,  # visible white keys
+) -> tuple[Float[Tensor, "h w"], HiddenKeys | None]:  # 0..255; None: all keys are visible
     "The background of a whole video, and what stands in for keys that it does not show."
     strips = _background_strips(video, corners, size, total)
     hidden = hidden_keys(strips, span)
@@ -279,7 +279,7 @@ def video_background(
     total: int,  # rows at 25 Hz
 ) -> Float[Tensor, "h w"]:  # 0..255
     "The background of a whole video (`mean_background`), without holding its strips."
-    return _background(video, corners, size, total)[0]
+    return background_and_hidden(video, corners, size, total)[0]
 
 
 class _StripStream:
@@ -427,7 +427,7 @@ def video_pieces(
     window, overlap = RATES.frames(windows.window_s), RATES.frames(windows.overlap_s)
     starts, length = window_starts(total, window, overlap), min(window, total)
     fade = _CrossFade(starts, total, length, ROLL_SPLITS[-1] + per * channels)
-    background, hidden = _background(video, corners, size, total, span)
+    background, hidden = background_and_hidden(video, corners, size, total, span)
     pieces = strip_windows(video, corners, size, total, windows, hidden)
     for i, (start, strips) in enumerate(pieces):
         logits = _silenced(performer.rolls(strips, background), hidden)

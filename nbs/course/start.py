@@ -5,11 +5,14 @@ A lesson begins with `import start`, which fails with one sentence where somethi
 """
 
 import importlib.util
+import json
+import re
 import warnings
 from pathlib import Path
 
 NEEDED = ("codec", "encoders", "general", "judges", "piano", "roll")
 ETUDE = "14_crooked_stairs"  # of the test split: no model was trained on it
+HERE = Path(__file__).resolve().parent  # the lessons
 
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # no lesson shows a bar
@@ -166,7 +169,7 @@ def verdict(
     right,  # function without arguments: whether it is right
     hint: str,  # what may be wrong
 ) -> str:
-    "What a check says; a wrong answer fails with the hint."
+    "What the check of an exercise says, in every lesson; a wrong answer fails with the hint."
     if made is ...:
         return f"Exercise {number} is not done yet"
     assert right(), hint
@@ -207,8 +210,28 @@ def strips(
     return rectify(frames, find_keyboard(frames).corners, 48, 520)
 
 
-def state(
-    **answers,  # of exercises, `...` where nothing is written
-) -> dict[str, str]:
-    "Which exercises are solved; the check that calls this has refused wrong answers."
-    return {name: "not done yet" if made is ... else "right" for name, made in answers.items()}
+def quote(
+    lesson: str,  # stem of a notebook beside this file
+    cell: str,  # id of one of its cells
+    kind: str | None = None,  # "text/html" for players, "image/png" for pictures; None: all
+    sounds: tuple[int, ...] = (),  # which players of a row of them, from 0; none: all
+) -> None:
+    "Show the stored outputs of a lesson's cell: slides contain nothing that a lesson has not made."
+    from IPython.display import display
+
+    stored = json.loads((HERE / f"{lesson}.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = next((c["outputs"] for c in stored if c["id"] == cell), [])
+    found = [output["data"] for output in outputs if "data" in output]
+    shown = [
+        {name: "".join(data[name])}
+        for data in found
+        for name in ("text/html", "image/png")
+        if name in data and kind in (None, name)
+    ]
+    if not shown:
+        raise LookupError(f"cell {cell} of {lesson} has no stored output of the kind {kind}")
+    for data in shown:
+        if sounds and "text/html" in data:
+            rows = re.findall("<tr>.*?</tr>", data["text/html"])
+            data["text/html"] = f"<table>{''.join(rows[i] for i in sounds)}</table>"
+        display(data, raw=True)

@@ -100,7 +100,7 @@ def test_corners_given_by_hand(video, tmp_path):
     )
     typed = json.loads((tmp_path / "typed" / "report.json").read_text())["keyboard"]
     assert (
-        typed["corners"] == found["corners"]
+        np.abs(np.subtract(typed["corners"], found["corners"])).max() <= 0.5  # corrected, in pixels
         and abs(typed["confidence"] - found["confidence"]) < 0.1
     )
     one, other = (read_midi(tmp_path / name / "notes.mid") for name in ("found", "typed"))

@@ -467,7 +467,7 @@ def test_names_of_users_are_drawn_as_they_are(tmp_path, run, name):
     corners = np.array([(0, 0), (959, 0), (959, 127), (0, 127)], float)
     keyboard = Keyboard(corners, 1.0, (1.0,) * 7)
     frame = np.zeros((128, 960, 3), np.uint8)
-    made = Performance(tmp_path / "s.wav", 2.0, notes, keyboard, frame)
+    made = Performance(tmp_path / "s.wav", 2.0, notes, keyboard, frame, {}, None)
     draw_performance(tmp_path / "p.png", made, f"Keyboard found in {name}")
     _save_picture(tmp_path / "r.png", name, notes, notes)
     sounds = {name: {"truth": np.ones(4800), "cop": np.ones(4800)}}

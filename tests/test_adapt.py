@@ -37,7 +37,7 @@ def tune(seed: int, seconds: float = SECONDS):
     return make_notes(pitches, onsets, onsets + 0.2, rng.integers(50, 100, len(onsets)))
 
 
-def film(folder, name: str, notes, sound: bool = True) -> None:
+def record(folder, name: str, notes, sound: bool = True) -> None:
     "A video of keys that move by themselves."
     view = render(notes, None, SECONDS, nuisance=Nuisance(), size=(128, 640))
     wav = synthesise(notes, SECONDS) if sound else None
@@ -55,11 +55,11 @@ def predictor(assets):
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
+def recordings(tmp_path_factory):
     "One video with sound and one without; both MIDI files begin at moments of their own."
-    folder = tmp_path_factory.mktemp("films")
+    folder = tmp_path_factory.mktemp("recordings")
     for i, (name, sound) in enumerate({"heard": True, "seen": False}.items()):
-        film(folder, name, tune(i), sound)
+        record(folder, name, tune(i), sound)
         write_midi(move_notes(tune(i), OFFSET_S, 20.0), folder / f"{name}.mid")
     return folder
 
@@ -92,8 +92,8 @@ def test_whole_videos_are_held_out_and_one_video_gives_its_end():
     assert held_out_windows(["a"] * 4, 0.25).tolist() == [False, False, False, True]
 
 
-def test_midi_files_are_aligned_by_sound_or_by_picture(films, predictor, tmp_path):
-    windows = own_windows(films, predictor, tmp_path, SHORT)
+def test_midi_files_are_aligned_by_sound_or_by_picture(recordings, predictor, tmp_path):
+    windows = own_windows(recordings, predictor, tmp_path, SHORT)
     assert windows.refused == {} and windows.strips.shape[0] == 4
     by_name = {video.name: video for video in windows.videos}
     assert {name: v.lag_from for name, v in by_name.items()} == {
@@ -108,9 +108,9 @@ def test_midi_files_are_aligned_by_sound_or_by_picture(films, predictor, tmp_pat
         assert starts >= len(windows.notes(video, start_s)) > 5
 
 
-def test_a_folder_becomes_weights_that_perform(films, assets, tmp_path):
+def test_a_folder_becomes_weights_that_perform(recordings, assets, tmp_path):
     out = tmp_path / "mine"
-    report = adapt_folder(films, out, assets, SHORT)
+    report = adapt_folder(recordings, out, assets, SHORT)
     assert sorted(path.name for path in out.iterdir()) == sorted(ADAPTED)
     assert read_json(out / "adapted.json") == report
     assert report["windows"] == {"training": 2, "held_out": 2}
@@ -122,22 +122,22 @@ def test_a_folder_becomes_weights_that_perform(films, assets, tmp_path):
     assert load_performer(out).piano.velocity == shipped.velocity
 
 
-def test_the_same_seed_gives_the_same_weights(films, assets, tmp_path):
+def test_the_same_seed_gives_the_same_weights(recordings, assets, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        adapt_folder(films, tmp_path / name, assets, replace(SHORT, seed=seed))
+        adapt_folder(recordings, tmp_path / name, assets, replace(SHORT, seed=seed))
     a, b, c = (load_piano(tmp_path / n / "piano.safetensors")[0].state_dict() for n in "abc")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
-def test_unusable_videos_are_left_out_with_their_reason(films, predictor, tmp_path):
-    folder = tmp_path / "films"
+def test_unusable_videos_are_left_out_with_their_reason(recordings, predictor, tmp_path):
+    folder = tmp_path / "recordings"
     folder.mkdir()
-    for path in films.glob("heard.*"):
+    for path in recordings.glob("heard.*"):
         (folder / path.name).symlink_to(path)
-    (folder / "other.mp4").symlink_to(films / "heard.mp4")
+    (folder / "other.mp4").symlink_to(recordings / "heard.mp4")
     write_midi(tune(9), folder / "other.mid")
-    (folder / "mute.mp4").symlink_to(films / "seen.mp4")
+    (folder / "mute.mp4").symlink_to(recordings / "seen.mp4")
     write_video(folder / "wall.mp4", np.full((250, 128, 640, 3), 90, np.uint8), 25.0)
     write_midi(tune(9), folder / "wall.mid")
     (folder / "broken.mp4").write_bytes(b"no video")
@@ -149,10 +149,10 @@ def test_unusable_videos_are_left_out_with_their_reason(films, predictor, tmp_pa
     assert set(windows.refused) == {"other", "mute", "wall", "broken"}
 
 
-def test_sound_is_transcribed_where_midi_is_missing(films, predictor, tmp_path):
-    folder = tmp_path / "films"
+def test_sound_is_transcribed_where_midi_is_missing(recordings, predictor, tmp_path):
+    folder = tmp_path / "recordings"
     folder.mkdir()
-    (folder / "heard.mp4").symlink_to(films / "heard.mp4")
+    (folder / "heard.mp4").symlink_to(recordings / "heard.mp4")
     heard = []
 
     def transcriber(wav):
@@ -164,15 +164,15 @@ def test_sound_is_transcribed_where_midi_is_missing(films, predictor, tmp_path):
 
 
 def test_what_cannot_be_learnt_from_is_refused_and_leaves_nothing(
-    films, assets, tmp_path, monkeypatch
+    recordings, assets, tmp_path, monkeypatch
 ):
     with pytest.raises(BadInput, match="two are needed"):
         adapt_folder(
-            one_window(films, tmp_path), tmp_path / "out", assets, replace(SHORT, window_s=8.0)
+            one_window(recordings, tmp_path), tmp_path / "out", assets, replace(SHORT, window_s=8.0)
         )
     monkeypatch.setattr(adapt, "MAX_WINDOWS", 3)
     with pytest.raises(BadInput, match="4 windows of 4 s; at most 3"):
-        adapt_folder(films, tmp_path / "out", assets, SHORT)
+        adapt_folder(recordings, tmp_path / "out", assets, SHORT)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(BadInput, match="holds no video"):
@@ -183,18 +183,18 @@ def test_what_cannot_be_learnt_from_is_refused_and_leaves_nothing(
             AdaptConfig(**wrong)
 
 
-def one_window(films, tmp_path):
+def one_window(recordings, tmp_path):
     "A folder with the first video alone."
     folder = tmp_path / "one"
     folder.mkdir()
-    for path in films.glob("heard.*"):
+    for path in recordings.glob("heard.*"):
         (folder / path.name).symlink_to(path)
     return folder
 
 
-def test_the_command_says_what_was_learnt_and_what_to_do_next(films, tmp_path, capsys):
+def test_the_command_says_what_was_learnt_and_what_to_do_next(recordings, tmp_path, capsys):
     out = tmp_path / "mine"
-    assert main(["adapt", str(films), "-o", str(out), "--steps", "1", "--window", "4"]) == 0
+    assert main(["adapt", str(recordings), "-o", str(out), "--steps", "1", "--window", "4"]) == 0
     said = capsys.readouterr().out
     assert "heard: 2 windows, notes from midi, MIDI moved by -0." in said
     assert "onset F1 (50 ms)" in said and ("--assets" in said or "keep the shipped" in said)

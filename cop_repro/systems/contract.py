@@ -21,7 +21,9 @@ from ..model.flow import SampleConfig
 from ..model.roll import load_roll
 
 # %% ../../nbs/systems/70_contract.ipynb #70a00006
-Task = Literal["reconstruction", "video_to_audio", "text_to_audio", "caption_pairs", "controls"]
+Task = Literal[
+    "reconstruction", "video_to_audio", "text_to_audio", "caption_pairs", "controls", "composition"
+]
 Output = Literal["roll", "notes", "velocity", "pedal", "audio", "video", "text"]
 TASKS, OUTPUTS = get_args(Task), get_args(Output)
 
@@ -57,9 +59,9 @@ class SystemFiles:
     "The files and settings that a system is loaded from."
 
     split: str  # split hash that every file must carry
-    codec: Path  # made by the stages, as the next two
-    encoders: Path
-    roll: Path
+    codec: Path | None = None  # made by the stages, as the next two; None: not of such a system
+    encoders: Path | None = None
+    roll: Path | None = None
     models: tuple[tuple[str, Path], ...] = ()  # (name, weights) of this row, any number
     sample: SampleConfig = SampleConfig()  # solver
     seed: int = 0  # of noise

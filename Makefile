@@ -9,7 +9,7 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 # Some machines forbid Python to keep compiled modules; dozens of processes would then compile torch anew, seconds each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup repro test test-cluster test-course smoke lab docs slides demo test-processors lock export clean bench release-assets
+.PHONY: setup repro test test-cluster test-course smoke lab docs slides demo test-processors smoke-processors lock export clean bench release-assets
 
 # numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
 setup: .venv/ready data/manifest.json
@@ -59,13 +59,14 @@ test-course: setup
 	OMP_NUM_THREADS=1 pytest -n 2 -m course tests/test_course.py
 
 # The smoke run again with other instructions and another number of threads, as another machine adds.
-test-processors: setup
-	cop profile smoke
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 cop profile smoke --as smoke-avx2 -S threads=1
+test-processors: smoke smoke-processors
 	cop compare work/profiles/smoke/reports work/profiles/smoke-avx2/reports
 
 smoke: setup
 	cop profile smoke
+
+smoke-processors: setup
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 cop profile smoke --as smoke-avx2 -S threads=1
 
 demo: setup
 	cop demo

@@ -2,6 +2,7 @@
 "`cop fingerprints`: one code fingerprint a stage, which dvc.yaml depends on."
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -47,7 +48,7 @@ def notebook_fingerprint(notebook: Path, root: Path) -> str:
     "Hash of a notebook's own code cells, of the modules beside it, and of every module it uses."
     beside = [path.read_text("utf-8") for path in sorted(notebook.parent.glob("*.py"))]
     own = [ast.dump(ast.parse(source)) for source in [*_code_cells(notebook), *beside]]
-    used = code_fingerprint(*notebook_modules(notebook, root))
+    used = _fingerprint(notebook_modules(notebook, root), root)
     return hashlib.sha256("\n".join([*own, used]).encode()).hexdigest()[:16]
 
 
@@ -58,7 +59,30 @@ def notebook_modules(notebook: Path, root: Path) -> list[str]:
 
 def module_fingerprint(name: str, root: Path) -> str:
     "Hash of a module and of every module it uses."
-    return code_fingerprint(*_reached({name}, root))
+    return _fingerprint(_reached({name}, root), root)
+
+
+def _fingerprint(names: list[str], root: Path) -> str:
+    "Hash of some modules."
+    hashes = [_own_fingerprint(name, _version(_file(name, root))) for name in names]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _own_fingerprint(name: str, version: tuple[int, int]) -> str:
+    "Hash of one module; a hundred notebooks use the same ones."
+    return code_fingerprint(name)
+
+
+def _file(name: str, root: Path) -> Path:
+    "Where a module lies, or would lie."
+    return root / (name.replace(".", "/") + ".py")
+
+
+def _version(path: Path) -> tuple[int, int]:
+    "What changes when a file is written."
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _reached(todo: set[str], root: Path) -> list[str]:
@@ -66,7 +90,7 @@ def _reached(todo: set[str], root: Path) -> list[str]:
     seen: set[str] = set()
     while todo:
         name = todo.pop()
-        path = root / (name.replace(".", "/") + ".py")
+        path = _file(name, root)
         if name in seen or not path.exists() or _is_command_line(name):
             continue
         seen.add(name)
@@ -81,12 +105,13 @@ def _code_cells(notebook: Path) -> list[str]:
     return [re.sub(r"(?m)^[%!].*", "", source) for source in sources]
 
 
-def _imported(source: str, package: str) -> set[str]:
+@functools.cache
+def _imported(source: str, package: str) -> frozenset[str]:
     "Modules of the project that a source imports from; `package` resolves relative imports."
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     relative = {_resolved(node, package) for node in nodes if node.level}
     absolute = {node.module for node in nodes if not node.level and node.module}
-    return relative | {name for name in absolute if name.startswith("cop_repro")}
+    return frozenset(relative | {name for name in absolute if name.startswith("cop_repro")})
 
 
 def _resolved(node: ast.ImportFrom, package: str) -> str:

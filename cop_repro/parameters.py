@@ -20,16 +20,19 @@ OPEN = {"keep", "sets", "repeats", "models", "settings"}
 # a value.
 KEYS = {
     "": (
-        "profile seed threads device machines manifest prepare train_codec train_encoders "
-        "train_judges encode train_general train_renderer train_roll train_piano train_preference "
-        "train_systems evaluate report release"
+        "profile seed threads device machines manifest prepare prepare_scenes train_codec "
+        "train_encoders train_judges train_vmcp encode train_general train_renderer train_roll "
+        "train_piano train_preference train_systems train_composers evaluate_systems evaluate "
+        "report release"
     ),
     "manifest": "seed fractions duration_s sizes",
     "manifest.fractions": "train val test",
     "prepare": "manifest etudes strip keep registers workers sets shard_size",
+    "prepare_scenes": "scenes coupling splits free limit workers",
     "train_codec": "source asset init learn codec data crop_s train",
     "train_encoders": "source asset encoders training train",
     "train_judges": "source asset judges data crop_s train",
+    "train_vmcp": "source asset scenes vmcp data pool train",
     "encode": "max_tokens",
     "train_general": "init relearn dit crop_s dropout t2a_steps data train",
     "train_renderer": "init renderer data errors crop_s codec_weight train",
@@ -39,6 +42,9 @@ KEYS = {
     "train_preference.variants.*": "objective start made settings train",
     "train_systems": "variants",
     "train_systems.variants.*": "system start settings train",
+    "train_composers": "variants",
+    "train_composers.variants.*": "system start settings train",
+    "evaluate_systems": "variants",
     "evaluate": "sample clips touches general_clips listening workers variants",
     "report": "paper tables claims real seeds nuisance ablation sampling examples ratings",
     "release": "profile assets",
@@ -64,6 +70,9 @@ SHAPES = {
     "train_judges.judges": "judges.networks.JudgeSizes",
     "train_judges.data": "judges.networks.JudgeData",
     "train_judges.train": TRAIN,
+    "train_vmcp.vmcp": "judges.vmcp.VmcpConfig",
+    "train_vmcp.data": "judges.vmcp.VmcpData",
+    "train_vmcp.train": TRAIN,
     "train_general.dit": "model.dit.DiTConfig",
     "train_general.dropout": DROPOUT,
     "train_general.data": SCENES,
@@ -83,6 +92,8 @@ SHAPES = {
     "train_preference.variants.*.train": TRAIN,
     "train_preference.variants.*.settings": "training.stages.OBJECTIVES",
     "train_systems.variants.*.train": TRAIN,
+    "train_composers.variants.*.train": TRAIN,
+    "evaluate_systems.variants.*": "evaluation.composition.ComposeRows",
     "evaluate.sample": SAMPLE,
     "evaluate.listening": "evaluation.evaluate.ListeningRule",
     "evaluate.variants.*.*.sample": SAMPLE,
@@ -97,6 +108,8 @@ ENTRIES = (
     "train_piano.variants",
     "train_preference.variants",
     "train_systems.variants",
+    "train_composers.variants",
+    "evaluate_systems.variants",
     "evaluate.variants",
     "evaluate.variants.*",
 )

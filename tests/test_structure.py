@@ -199,7 +199,7 @@ def test_dvc_keeps_no_output_and_experiments_keep_all_reports():
         for name in pipeline
         if name.startswith("train_") and "plots" in pipeline[name].get("do", pipeline[name])
     ]
-    assert len(trained) == 6
+    assert len(trained) == 7
 
 
 def test_a_group_depends_on_the_models_of_its_rows():

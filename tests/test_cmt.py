@@ -86,6 +86,7 @@ from cop_repro.systems.vmusprod import (
     fit_vmusprod,
     harmony_scores,
     lesson_of,
+    lessons_of,
     load_vmusprod,
     melody_change,
     melody_condition,
@@ -346,7 +347,8 @@ def test_cmt_is_fitted_on_training_works(place):
 def test_vmusprod_is_fitted_on_training_scenes(place):
     place, scenes = replace(place[0], scratch=place[0].scratch / "v"), place[1]
     trained = fit_vmusprod(place, VMusProdSettings(SMALL), CFG, FILES)
-    assert set(trained.measured) == {
+    assert trained.measured["lessons"] == trained.measured["scenes"] == 3
+    assert set(trained.measured) - {"lessons", "scenes"} == {
         "held_out_chords",
         "held_out_melody",
         "held_out_accompaniment",
@@ -521,6 +523,18 @@ def test_scenes_become_lessons(scenes):
     low = replace(scenes[0], window=replace(window, voices=window.voices + 1))
     with pytest.raises(BadInput, match="no melody voice"):
         lesson_of(low)
+
+
+def test_windows_without_a_melody_are_left_out(scenes):
+    silent = scenes[0].window
+    lower = silent.roles > 0
+    columns = ("onset_ticks", "duration_ticks", "pitches")
+    rest = {name: getattr(silent, name)[lower] for name in columns}
+    window = replace(silent, voices=np.full(lower.sum(), 2), **rest)
+    scene = replace(scenes[0], window=window)
+    with pytest.raises(BadInput, match="no melody voice"):
+        lesson_of(scene)
+    assert len(lessons_of([*scenes[:2], scene])) == 2
 
 
 def test_rows_of_vmusprod(scenes, scale):

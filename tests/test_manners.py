@@ -357,6 +357,7 @@ def test_a_stale_card_is_refused(tmp_path, monkeypatch, capsys):
     for name in ("data", "docs"):
         os.symlink(ROOT / name, tmp_path / name)
     (tmp_path / "reports").mkdir()
+    os.symlink(ROOT / "reports" / "stages", tmp_path / "reports" / "stages")
     results = json.loads((ROOT / "reports" / "results.json").read_text())
     codec = next(r for r in results["lines"] if (r["row"], r["metric"]) == ("codec", "si_sdr_spec"))
     codec["value"] -= 1

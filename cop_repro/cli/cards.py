@@ -59,6 +59,41 @@ SCORES = {
     ),
 }
 
+# Numbers of reports/stages that a card prints: asset -> stage, and (heading, keys) of each number.
+STAGE_SCORES = {
+    "vmcp": (
+        "train_vmcp",
+        {
+            "P@5 of true pairs": ("rows", "truth", "p5"),
+            "chance": ("rows", "truth", "p5_chance"),
+            "average rank in a pool of 64": ("rows", "truth", "average_rank"),
+            "the same for exchanged videos": ("rows", "shuffled", "average_rank"),
+            "own window before another one of the work": ("rows", "truth", "same_piece"),
+        },
+    ),
+    "cmt": (
+        "evaluate_systems-compose",
+        {
+            "error of a bar's density at C = 1": ("rows", "cmt_1", "density_error"),
+            "the same at C = 0": ("rows", "cmt_0", "density_error"),
+            "speed of a bar against its onsets, Spearman": ("rows", "cmt_1", "speed_correlation"),
+            "the same for another video": ("rows", "cmt_shuffled", "speed_correlation"),
+            "average rank by VMCP": ("rows", "cmt_1", "average_rank"),
+            "the same of real music": ("rows", "real", "average_rank"),
+        },
+    ),
+    "vmusprod": (
+        "evaluate_systems-compose",
+        {
+            "chord tones in the melody": ("harmony", "chord_tones"),
+            "chord tones of another piece's chords": ("harmony", "chord_tones_of_others"),
+            "average rank by VMCP": ("rows", "vmusprod", "average_rank"),
+            "the same for another video": ("rows", "vmusprod_shuffled", "average_rank"),
+            "the same of real music": ("rows", "real", "average_rank"),
+        },
+    ),
+}
+
 
 def add_arguments(parser) -> None:
     "Write or check."
@@ -93,7 +128,7 @@ def card_facts(root: Path) -> dict[str, str]:
     results = read_results(root / "reports" / "results.json").lines
     manifest = read_json(root / "data" / "manifest.json")
     assets = sorted((root / "data" / "assets").glob("*.safetensors"))
-    facts = {p.stem: f"{_asset_table(p)}\n\n{_score_table(p.stem, results)}" for p in assets}
+    facts = {p.stem: f"{_asset_table(p)}\n\n{_scores(root, p.stem, results)}" for p in assets}
     return facts | {
         "rendered_piano": _clip_table(manifest, ("piano",)),
         "foley_and_captions": _clip_table(manifest, ("foley", "t2a")),
@@ -129,6 +164,23 @@ def _asset_table(path: Path) -> str:
     if "latents" in about:
         rows.append(("trained on latents", f"`{about['latents']}`"))
     return _table("fact, value", rows)
+
+
+def _scores(root: Path, card: str, results: list[dict]) -> str:
+    "Scores of an asset: rows of the results, or what a stage measured."
+    return _stage_table(root, card) if card in STAGE_SCORES else _score_table(card, results)
+
+
+def _stage_table(root: Path, card: str) -> str:
+    "What a stage of the default run measured."
+    stage, numbers = STAGE_SCORES[card]
+    measured, rows = read_json(root / "reports" / "stages" / f"{stage}.json"), []
+    for title, keys in numbers.items():
+        value = measured
+        for key in keys:
+            value = value[key]
+        rows.append((title, f"{value:.2f}"))
+    return _table(f"measured by the stage `{stage.partition('-')[0]}`, value", rows)
 
 
 def _score_table(card: str, results: list[dict]) -> str:

@@ -6,9 +6,10 @@
 __all__ = ['QUALITIES', 'ROOTS', 'CHORDS', 'NO_CHORD', 'TONES', 'MOTION', 'SCENERY', 'MELODY_CONDITION',
            'ACCOMPANIMENT_CONDITION', 'MELODY', 'REST', 'sounding', 'chords_of', 'motion_of', 'scenery_of',
            'chord_rows', 'tune_rows', 'melody_condition', 'accompaniment_condition', 'VMusProdConfig', 'ChordDecoder',
-           'VMusProd', 'Lesson', 'lesson_of', 'at_tokens', 'vmusprod_loss', 'VMusProdSettings', 'vmusprod_step',
-           'start_vmusprod', 'fit_vmusprod', 'save_vmusprod', 'load_vmusprod', 'compose_chords', 'compose_part',
-           'compose_over', 'compose_video', 'chord_tone_share', 'melody_change', 'vmusprod_makers', 'harmony_scores']
+           'VMusProd', 'Lesson', 'lesson_of', 'lessons_of', 'at_tokens', 'vmusprod_loss', 'VMusProdSettings',
+           'vmusprod_step', 'start_vmusprod', 'fit_vmusprod', 'save_vmusprod', 'load_vmusprod', 'compose_chords',
+           'compose_part', 'compose_over', 'compose_video', 'chord_tone_share', 'melody_change', 'vmusprod_makers',
+           'harmony_scores']
 
 # %% ../../nbs/systems/78b_vmusprod.ipynb #78d00003
 from collections.abc import Callable, Mapping, Sequence
@@ -295,6 +296,13 @@ def lesson_of(
     return Lesson(music, motion_of(*about), scenery_of(*about))
 
 
+def lessons_of(
+    scenes: Sequence[Scene],
+) -> list[Lesson]:  # fewer, where the highest voice rests for a whole window
+    "The lessons of all scenes that have a melody."
+    return [lesson_of(s) for s in scenes if len(music_of(s.window).select(MELODY))]
+
+
 def at_tokens(
     condition: Float[ndarray, "beats c"],
     rows: Int64[ndarray, "t 7"],  # compound tokens
@@ -395,7 +403,7 @@ def fit_vmusprod(
     drawn = {
         split: load_scenes(place.stores["scenes"], split, scenes) for split in ("train", "val")
     }
-    lessons = {split: [lesson_of(s) for s in some] for split, some in drawn.items()}
+    lessons = {split: lessons_of(some) for split, some in drawn.items()}
     start = dict(files.models).get("start")
     model = start_vmusprod(settings.net, place.seed, start, scenes.split_hash).to(place.device)
     step_fn = vmusprod_step(model, lessons["train"], cfg)
@@ -405,7 +413,9 @@ def fit_vmusprod(
     trained = finish_stage({"net": model}, result, lambda: save_vmusprod(place.made, model, about))
     with torch.inference_mode():
         _, parts = vmusprod_loss(model, lessons["val"])
-    return replace(trained, measured={f"held_out_{name}": loss for name, loss in parts.items()})
+    measured = {f"held_out_{name}": loss for name, loss in parts.items()}
+    counts = {"lessons": len(lessons["train"]), "scenes": len(drawn["train"])}
+    return replace(trained, measured=measured | counts)
 
 
 def save_vmusprod(

@@ -49,6 +49,7 @@ from cop_repro.systems.cmt import (
     control_makers,
     densities,
     distance_to_real,
+    exchanged,
     fit_cmt,
     held_out_loss,
     join_music,
@@ -223,6 +224,14 @@ def test_long_pieces_are_made_of_windows():
     same = compose_piece(untrained(), other_end, how, 5)
     assert same.bars(0, 16) == long.bars(0, 16), "what is written does not depend on what follows"
     assert compose_piece(untrained(), controls, how, 6) != long
+
+
+def test_each_scene_is_given_another_one():
+    for count in (2, 7, 24):
+        partners = exchanged(count)
+        assert sorted(partners) == list(range(count))
+        assert all(i != other for i, other in enumerate(partners))
+    assert exchanged(24) == exchanged(24) != exchanged(24, seed=1)
 
 
 def test_an_untrained_model_does_not_follow(scenes, scale):
@@ -403,7 +412,7 @@ def test_golden_chords():
 def lesson(i):
     music = music_of(invented(i))
     rng = np.random.default_rng(i)
-    return Lesson(music, rng.standard_normal((32, 3)), rng.standard_normal((32, 34)))
+    return Lesson(music, rng.standard_normal((32, 4)), rng.standard_normal((32, 34)))
 
 
 def vmusprod(seed=0, **cfg):
@@ -416,7 +425,7 @@ def test_no_decoder_is_unconditional():
     model = vmusprod()
     music = lesson(0).music
     melody, rest = music.select(MELODY), music.select(REST)
-    chords, motion = chords_of(music), np.zeros((32, 3))
+    chords, motion = chords_of(music), np.zeros((32, 4))
     other = np.where(chords == NO_CHORD, 0, (chords + 1) % 84)
 
     def logits(decoder, part, voices, condition):
@@ -461,15 +470,15 @@ def test_conditions_stand_at_their_beats():
     rows = encode_music(music)
     beats = np.arange(8.0)[:, None]
     assert at_tokens(beats, rows)[:, 0].tolist() == [0, 0, 0, 4, 5, 5, 7]
-    condition = melody_condition(chords_of(music), np.zeros((8, 3)))
+    condition = melody_condition(chords_of(music), np.zeros((8, 4)))
     assert condition.shape == (8, MELODY_CONDITION)
     assert condition[4, 25:50].tolist() == condition[5, :25].tolist(), "the next beat's chord"
-    wide = accompaniment_condition(chords_of(music), np.zeros((8, 3)), music)
+    wide = accompaniment_condition(chords_of(music), np.zeros((8, 4)), music)
     assert wide.shape == (8, ACCOMPANIMENT_CONDITION)
 
 
 def test_ablations_hide_what_they_say():
-    motion, scenery = np.ones((4, 3)), np.ones((4, 34))
+    motion, scenery = np.ones((4, 4)), np.ones((4, 34))
     seen = {
         name: vmusprod(**{name: False}).seen(motion, scenery)
         for name in ("motion", "colour", "semantics")
@@ -481,7 +490,7 @@ def test_ablations_hide_what_they_say():
 
 def test_parts_in_their_order():
     model, music = vmusprod(), lesson(1).music
-    chords, motion = chords_of(music), np.zeros((32, 3))
+    chords, motion = chords_of(music), np.zeros((32, 4))
     melody = compose_part(model.melody, melody_condition(chords, motion), MELODY, 4)
     piece = compose_over(model, chords, motion, 4)
     assert piece.select(MELODY) == melody and set(piece.voices) <= {1, 2, 3}
@@ -515,7 +524,7 @@ def test_training_vmusprod():
 
 def test_scenes_become_lessons(scenes):
     made = lesson_of(scenes[0])
-    assert made.motion.shape == (32, 3) and made.scenery.shape == (32, 34)
+    assert made.motion.shape == (32, 4) and made.scenery.shape == (32, 34)
     features = VideoFeatures(**scenes[0].features)
     assert np.array_equal(motion_of(features, 120.0, 8), made.motion)
     assert np.array_equal(scenery_of(features, 120.0, 8), made.scenery)

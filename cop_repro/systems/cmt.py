@@ -7,8 +7,8 @@ __all__ = ['NUM_CLASSES', 'CHORD', 'STILL', 'WINDOW_BARS', 'KEPT_BARS', 'KEYS', 
            'bars_for', 'video_controls', 'densities', 'strengths', 'control_errors', 'control_distance',
            'compose_piece', 'join_music', 'music_notes', 'music_of', 'window_of', 'Work', 'genre_of', 'parsed_works',
            'moved', 'CMTSettings', 'training_rows', 'cmt_step', 'held_out_loss', 'start_cmt', 'fit_cmt', 'Composition',
-           'CMT', 'load_cmt', 'symbolic_scores', 'distance_to_real', 'SceneSet', 'cmt_makers', 'control_makers',
-           'rank_correlation', 'score_row', 'made_rows', 'score_table', 'plot_sweep']
+           'CMT', 'load_cmt', 'symbolic_scores', 'distance_to_real', 'SceneSet', 'exchanged', 'cmt_makers',
+           'control_makers', 'rank_correlation', 'score_row', 'made_rows', 'score_table', 'plot_sweep']
 
 # %% ../../nbs/systems/78_cmt.ipynb #78c00003
 import math
@@ -618,23 +618,34 @@ class SceneSet:
         return self.controls[number].bars(0, self.scenes[number].window.num_bars)
 
 
+def exchanged(
+    count: int,  # scenes
+    seed: int = 0,
+) -> list[int]:  # for each scene another one; each is taken once
+    "Exchange scenes at random; in the order of the list, neighbours are of one kind of music."
+    order = numpy_rng(seed, "exchanged").permutation(count)
+    partner = dict(zip(order.tolist(), np.roll(order, 1).tolist()))
+    return [partner[i] for i in range(count)]
+
+
 def cmt_makers(
     system: CMT,
     test: SceneSet,
     controls: Sequence[float] = (0.0, 0.3, 0.7, 1.0),  # values of C
     seed: int = 0,
 ) -> dict[str, Maker]:  # row -> maker
-    "CMT at several C, and for the video of the next scene."
+    "CMT at several C, and for another scene's video."
 
-    def row(control: float, shift: int = 0) -> Maker:
+    def row(control: float, scenes: Sequence[int]) -> Maker:
         def make(number: int) -> GridMusic:
-            wanted = test.bars((number + shift) % len(test.scenes))
+            wanted = test.bars(scenes[number])
             how = Composing(control)
             return compose_piece(system.model, wanted, how, seed + number, system.genre)
 
         return make
 
-    return {f"cmt_{c:g}": row(c) for c in controls} | {"cmt_shuffled": row(1.0, shift=1)}
+    own, other = range(len(test.scenes)), exchanged(len(test.scenes), seed)
+    return {f"cmt_{c:g}": row(c, own) for c in controls} | {"cmt_shuffled": row(1.0, other)}
 
 
 def control_makers(

@@ -59,6 +59,7 @@ from cop_repro.systems.cmt import (
     SceneSet,
     bars_for,
     compose_piece,
+    exchanged,
     join_music,
     moved,
     music_of,
@@ -128,7 +129,7 @@ def chords_of(
     return np.where(total[:, 0] > 0, score.argmax(1), NO_CHORD)
 
 # %% ../../nbs/systems/78b_vmusprod.ipynb #78d00010
-MOTION, SCENERY = 3, 34  # numbers per beat: motion; 12 of colour and 22 of pictures
+MOTION, SCENERY = 4, 34  # numbers per beat: motion; 12 of colour and 22 of pictures
 _CHORD = 25  # 12 tones, 12 roots, silence
 _TUNE = 16  # 12 pitch classes, 4 onsets
 MELODY_CONDITION = 2 * _CHORD + MOTION
@@ -139,13 +140,14 @@ def motion_of(
     features: VideoFeatures,
     tempo_bpm: float,  # beats a minute, 40..240
     num_bars: int,
-) -> Float[ndarray, "beats 3"]:  # logarithmic
-    "Speed of the bar, speed and saliency of the beat."
+) -> Float[ndarray, "beats 4"]:  # logarithmic
+    "Speed of the bar and of the next one, speed and saliency of the beat."
     beat = {"num_bars": 4 * num_bars, "beats": 1}
     speed = per_bar(features.flow, tempo_bpm, **beat)
-    fast = np.repeat(per_bar(features.flow, tempo_bpm, num_bars=num_bars), 4)
+    bars = per_bar(features.flow, tempo_bpm, num_bars=num_bars)
+    bars = [np.repeat(row, 4) for row in (bars, np.append(bars[1:], bars[-1:]))]
     ends = per_bar(saliency(features.directogram), tempo_bpm, **beat)
-    return np.log(np.stack([fast, speed, ends], 1) + 0.05)
+    return np.log(np.stack([*bars, speed, ends], 1) + 0.05)
 
 
 def scenery_of(
@@ -186,17 +188,17 @@ def tune_rows(
 
 def melody_condition(
     chords: Int64[ndarray, " beats"],
-    motion: Float[ndarray, "beats 3"],
-) -> Float[ndarray, "beats 53"]:
+    motion: Float[ndarray, "beats 4"],
+) -> Float[ndarray, "beats 54"]:
     "What the melody reads."
     return np.concatenate([_with_next(chord_rows(chords)), motion], 1)
 
 
 def accompaniment_condition(
     chords: Int64[ndarray, " beats"],
-    motion: Float[ndarray, "beats 3"],
+    motion: Float[ndarray, "beats 4"],
     melody: GridMusic,
-) -> Float[ndarray, "beats 85"]:
+) -> Float[ndarray, "beats 86"]:
     "What the accompaniment reads."
     return np.concatenate([melody_condition(chords, motion), _with_next(tune_rows(melody))], 1)
 
@@ -262,9 +264,9 @@ class VMusProd(nn.Module):
 
     def seen(
         self,
-        motion: Float[ndarray, "beats 3"],
+        motion: Float[ndarray, "beats 4"],
         scenery: Float[ndarray, "beats 34"],
-    ) -> tuple[Float[ndarray, "beats 3"], Float[ndarray, "beats 34"]]:
+    ) -> tuple[Float[ndarray, "beats 4"], Float[ndarray, "beats 34"]]:
         "What this model is given of a video; what it goes without is zero."
         cfg = self.config
         scenery = scenery * np.repeat([cfg.colour, cfg.semantics], [12, SCENERY - 12])
@@ -279,7 +281,7 @@ class Lesson:
     "Eight bars of music with what their video shows."
 
     music: GridMusic
-    motion: Float[ndarray, "beats 3"]
+    motion: Float[ndarray, "beats 4"]
     scenery: Float[ndarray, "beats 34"]
 
 
@@ -485,7 +487,7 @@ def compose_part(
 def compose_over(
     model: VMusProd,  # in eval mode
     chords: Int64[ndarray, " beats"],
-    motion: Float[ndarray, "beats 3"],
+    motion: Float[ndarray, "beats 4"],
     seed: int,
 ) -> GridMusic:
     "Melody, then accompaniment, over given chords."
@@ -533,18 +535,19 @@ def vmusprod_makers(
     test: SceneSet,
     seed: int = 0,
 ) -> dict[str, Maker]:  # row -> maker
-    "V-MusProd for each scene's video, and for that of the next scene."
+    "V-MusProd for each scene's video, and for another scene's."
 
-    def row(shift: int) -> Maker:
+    def row(scenes: Sequence[int]) -> Maker:
         def make(number: int) -> GridMusic:
-            scene = test.scenes[(number + shift) % len(test.scenes)]
+            scene = test.scenes[scenes[number]]
             features = VideoFeatures(**scene.features)
             music, _ = compose_video(model, features, scene.window.tempo_bpm, seed + number)
             return music.bars(0, test.scenes[number].window.num_bars)
 
         return make
 
-    return {"vmusprod": row(0), "vmusprod_shuffled": row(1)}
+    own, other = range(len(test.scenes)), exchanged(len(test.scenes), seed)
+    return {"vmusprod": row(own), "vmusprod_shuffled": row(other)}
 
 
 def harmony_scores(

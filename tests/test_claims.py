@@ -26,7 +26,7 @@ from cop_repro.evaluation.claims import (
     verdict,
 )
 from cop_repro.evaluation.nuisance_ablation import ablation_results
-from cop_repro.evaluation.report import judge_claims, split_rows
+from cop_repro.evaluation.report import claim_sections, judge_claims, split_rows
 from cop_repro.evaluation.reruns import compare_verdicts
 from cop_repro.evaluation.tables import load_tables
 from cop_repro.parameters import check_params, load_params, merge, settings_hash
@@ -295,7 +295,7 @@ def test_cop_verdicts_shows_seeds_beside_works(tmp_path, monkeypatch, capsys, ro
     own, other = run_of(1.0), run_of(-2.0)
     places = {"": own}
     places |= {f"profiles/{seed}": other for seed in params["report"]["seeds"]}
-    settings = settings_hash(params)
+    settings = settings_hash(claim_sections(params))
     for place, found in places.items():
         folder = tmp_path / "reports" / place
         folder.mkdir(parents=True, exist_ok=True)

@@ -394,17 +394,20 @@ def test_a_run_of_other_inputs_is_another_run(tmp_path):
 
 
 def test_runs_that_differ_in_their_seed_alone_share_their_settings(root):
+    from cop_repro.evaluation.report import APART, claim_sections
     from cop_repro.parameters import settings_hash
 
     base = load_params(root / "params.yaml")
-    seeds = base["report"]["seeds"]
-    made = {
-        name: settings_hash(merge(base, load_params(root / "profiles" / f"{name}.yaml")))
-        for name in (*seeds, "general_continued")
+    assert set(APART) < set(base)
+    seeds, own = base["report"]["seeds"], settings_hash(claim_sections(base))
+    merged = {
+        name: merge(base, load_params(root / "profiles" / f"{name}.yaml"))
+        for name in (*seeds, "general_continued", "composers")
     }
-    assert {made[name] for name in seeds} == {settings_hash(base)}
-    assert made["general_continued"] != settings_hash(base)
+    made = {name: settings_hash(claim_sections(params)) for name, params in merged.items()}
+    assert {made[name] for name in seeds} == {own} == {made["composers"]}
+    assert made["general_continued"] != own
     for name in seeds:
         published = json.loads((root / "reports/profiles" / name / "verdicts.json").read_text())
-        assert published["settings"] == settings_hash(base)
+        assert published["settings"] == own
         assert {v["claim"] for v in published["verdicts"]} >= {"C5", "C7", "C8"}

@@ -48,8 +48,15 @@ def _judge(root: Path, params: Mapping, name: str) -> None:
     rows = split_rows(load_scores(folders), tables)
     claims = load_claims(entries, tables)
     made = judge_claims(rows, load_sets(folders), paper, tables, claims)
-    settings = settings_hash(load_params(profile_folder(root, name) / "params.yaml"))
+    settings = _settings(load_params(profile_folder(root, name) / "params.yaml"))
     write_json(target, {"settings": settings, "verdicts": made})
+
+
+def _settings(params: Mapping) -> str:
+    "What runs must share before their verdicts are compared."
+    from cop_repro.evaluation.report import claim_sections
+
+    return settings_hash(claim_sections(params))
 
 
 def _published(root: Path, name: str) -> Path:
@@ -79,7 +86,7 @@ def _shown(root: Path, params: Mapping) -> Iterable[str]:
     own = read_json(root / "reports" / "verdicts.json")
     files = {name: _published(root, name) for name in params["report"]["seeds"]}
     runs = {name: read_json(path) for name, path in files.items() if path.exists()}
-    settings = settings_hash(params)
+    settings = _settings(params)
     stale = [name for name, made in runs.items() if made["settings"] != settings]
     seeds = {name: made["verdicts"] for name, made in runs.items() if name not in stale}
     for name in stale:

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from cop_repro.cli import command_modules, main
+from cop_repro.cli._profiles import OWN_OUTPUTS
 from cop_repro.cli.fingerprints import notebook_modules
 from cop_repro.cli.run import check_notebook
 from cop_repro.core import CopError, ParamsError
@@ -200,6 +201,21 @@ def test_dvc_keeps_no_output_and_experiments_keep_all_reports():
         if name.startswith("train_") and "plots" in pipeline[name].get("do", pipeline[name])
     ]
     assert len(trained) == 7
+
+
+def test_a_profile_keeps_what_its_own_stages_report():
+    "A second run refreshes the scratch copy, but no output of its stages."
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    names = load_params(ROOT / "params.yaml")["evaluate_systems"]["variants"]
+    for stage in pipeline.values():
+        body = stage.get("do", stage)
+        made = [
+            path for kind in ("outs", "metrics", "plots") for e in body.get(kind, ()) for path in e
+        ]
+        for path in (p for p in made if p.startswith("reports/") and p != "reports/listen"):
+            for name in names:
+                own = path.replace("reports/${key}", f"reports/{name}/")
+                assert f"{own}/".startswith(OWN_OUTPUTS), path
 
 
 def test_a_group_depends_on_the_models_of_its_rows():

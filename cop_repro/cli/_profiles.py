@@ -22,6 +22,7 @@ PUBLISHED = (
     "verdicts.md",
     "headline.json",
     "figures",
+    "compose",
 )
 
 # The scratch copy makes these itself.
@@ -33,6 +34,7 @@ OWN_OUTPUTS = (
     "reports/figures/",
     "reports/stages/",
     "reports/losses/",
+    "reports/compose/",
 )
 
 

@@ -206,16 +206,15 @@ def test_dvc_keeps_no_output_and_experiments_keep_all_reports():
 def test_a_profile_keeps_what_its_own_stages_report():
     "A second run refreshes the scratch copy, but no output of its stages."
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    names = load_params(ROOT / "params.yaml")["evaluate_systems"]["variants"]
+    tables = load_params(ROOT / "params.yaml")["evaluate_systems"]["variants"]
+    made = []
     for stage in pipeline.values():
         body = stage.get("do", stage)
-        made = [
-            path for kind in ("outs", "metrics", "plots") for e in body.get(kind, ()) for path in e
-        ]
-        for path in (p for p in made if p.startswith("reports/") and p != "reports/listen"):
-            for name in names:
-                own = path.replace("reports/${key}", f"reports/{name}/")
-                assert f"{own}/".startswith(OWN_OUTPUTS), path
+        for kind in ("outs", "metrics", "plots"):
+            made += [path for entry in body.get(kind, ()) for path in entry]
+    reports = [path for path in made if path.startswith("reports/") and path != "reports/listen"]
+    own = [path.replace("reports/${key}", f"reports/{name}") for path in reports for name in tables]
+    assert own and all(f"{path}/".startswith(OWN_OUTPUTS) for path in own), own
 
 
 def test_a_group_depends_on_the_models_of_its_rows():

@@ -16,7 +16,7 @@ from ..judges.vmcp import Retrieval, Vmcp, retrieve, similarities
 from ..measure.audio_metrics import paired_interval
 from ..measure.visual_rhythm import VideoFeatures
 from ..model.compound import GridMusic
-from ..systems.cmt import SceneSet, score_row, score_table, window_of
+from ..systems.cmt import SYMBOLIC, SceneSet, score_row, score_table, window_of
 
 # %% ../../nbs/evaluation/80b_composition.ipynb #80c00005
 def correspondence(
@@ -84,15 +84,7 @@ _TABLES = {
         "its onsets; F1 with the scene's own notes, which no video shows.",
     ),
     "Is it like real music?": (
-        (
-            "scale_consistency",
-            "pitch_entropy",
-            "pitch_class_entropy",
-            "empty_beat_rate",
-            "average_inter_onset_interval",
-            "grooving_similarity",
-            "structure_indicator",
-        ),
+        SYMBOLIC,
         "Means over the pieces, with the distance to that of real music in brackets: the smaller, "
         "the better.",
     ),

@@ -22,8 +22,8 @@ KEYS = {
     "": (
         "profile seed threads device machines manifest prepare prepare_scenes train_codec "
         "train_encoders train_judges train_vmcp encode train_general train_renderer train_roll "
-        "train_piano train_preference train_systems train_composers evaluate_systems evaluate "
-        "report release"
+        "train_piano train_preference train_systems train_composers train_animator "
+        "evaluate_systems evaluate_cycle evaluate report release"
     ),
     "manifest": "seed fractions duration_s sizes",
     "manifest.fractions": "train val test",
@@ -44,6 +44,8 @@ KEYS = {
     "train_systems.variants.*": "system start settings train",
     "train_composers": "variants",
     "train_composers.variants.*": "system start settings train",
+    "train_animator": "variants",
+    "train_animator.variants.*": "start settings train",
     "evaluate_systems": "variants",
     "evaluate": "sample clips touches general_clips listening workers variants",
     "report": "paper tables claims real seeds nuisance ablation sampling examples ratings",
@@ -93,7 +95,9 @@ SHAPES = {
     "train_preference.variants.*.settings": "training.stages.OBJECTIVES",
     "train_systems.variants.*.train": TRAIN,
     "train_composers.variants.*.train": TRAIN,
+    "train_animator.variants.*.train": TRAIN,
     "evaluate_systems.variants.*": "evaluation.composition.ComposeRows",
+    "evaluate_cycle": "evaluation.cycle.CycleRows",
     "evaluate.sample": SAMPLE,
     "evaluate.listening": "evaluation.evaluate.ListeningRule",
     "evaluate.variants.*.*.sample": SAMPLE,
@@ -109,6 +113,7 @@ ENTRIES = (
     "train_preference.variants",
     "train_systems.variants",
     "train_composers.variants",
+    "train_animator.variants",
     "evaluate_systems.variants",
     "evaluate.variants",
     "evaluate.variants.*",

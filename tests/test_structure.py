@@ -200,7 +200,7 @@ def test_dvc_keeps_no_output_and_experiments_keep_all_reports():
         for name in pipeline
         if name.startswith("train_") and "plots" in pipeline[name].get("do", pipeline[name])
     ]
-    assert len(trained) == 7
+    assert len(trained) == 8
 
 
 def test_a_profile_keeps_what_its_own_stages_report():

@@ -35,6 +35,7 @@ OWN_OUTPUTS = (
     "reports/stages/",
     "reports/losses/",
     "reports/compose/",
+    "reports/cycle/",
 )
 
 

@@ -92,6 +92,23 @@ STAGE_SCORES = {
             "the same of real music": ("rows", "real", "average_rank"),
         },
     ),
+    "apvg": (
+        "evaluate_cycle",
+        {
+            "onset F1 of notes in videos made from sound": ("rows", "apvg", "onset_f1", 0),
+            "the same, sound of another work": ("rows", "shuffled_audio", "onset_f1", 0),
+            "the same, true video": ("rows", "true_video", "onset_f1", 0),
+            "frame F1": ("rows", "apvg", "frame_f1", 0),
+            "error of moving pixels, grey levels": ("rows", "apvg", "motion_error", 0),
+        },
+    ),
+    "cycle_roll": (
+        "evaluate_cycle",
+        {
+            "onset F1 in true videos": ("rows", "true_video", "onset_f1", 0),
+            "frame F1 in true videos": ("rows", "true_video", "frame_f1", 0),
+        },
+    ),
 }
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        help="names of params.yaml's release.assets, e.g. general.safetensors; default: all",
+        help="names of release.assets in the parameters, e.g. general.safetensors; default: all",
     )
 
 
@@ -35,8 +35,9 @@ def run(args) -> int:
     "Copy models into data/assets (large ones in bfloat16), track them, push their objects."
     root = project_root()
     release = load_params(root / "params.yaml")["release"]
-    assets = release["assets"]
     made = profile_folder(root, args.profile or release["profile"])
+    own = made / "params.yaml"  # a profile may name an asset that no other profile makes
+    assets = (load_params(own)["release"] if own.is_file() else release)["assets"]
     unknown = [name for name in args.names if name not in assets]
     if unknown:
         hint = did_you_mean(unknown[0], assets)

@@ -22,7 +22,13 @@ from ..model.roll import load_roll
 
 # %% ../../nbs/systems/70_contract.ipynb #70a00006
 Task = Literal[
-    "reconstruction", "video_to_audio", "text_to_audio", "caption_pairs", "controls", "composition"
+    "reconstruction",
+    "video_to_audio",
+    "text_to_audio",
+    "caption_pairs",
+    "controls",
+    "composition",
+    "inverse",
 ]
 Output = Literal["roll", "notes", "velocity", "pedal", "audio", "video", "text"]
 TASKS, OUTPUTS = get_args(Task), get_args(Output)

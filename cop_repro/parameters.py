@@ -48,7 +48,8 @@ KEYS = {
     "train_animator.variants.*": "start settings train",
     "evaluate_systems": "variants",
     "evaluate": "sample clips touches general_clips listening workers variants",
-    "report": "paper tables claims real seeds nuisance ablation sampling examples ratings",
+    "report": "paper tables claims real seeds nuisance ablation sampling injectors examples "
+    "ratings",
     "release": "profile assets",
 }
 

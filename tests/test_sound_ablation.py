@@ -13,13 +13,24 @@ from test_encoders import SMALL
 
 from cop_repro.cli import main
 from cop_repro.cli.ablation import _of_seed, _plans, flat, load_rows
-from cop_repro.core import RATES, ParamsError, file_hash, load_weights
-from cop_repro.data.clips import Item, StripSize, piano_store, read_manifest, write_manifest
+from cop_repro.core import RATES, ParamsError, file_hash, load_weights, torch_rng
+from cop_repro.data.clips import (
+    Item,
+    StripSize,
+    piano_store,
+    read_manifest,
+    store_clip,
+    write_manifest,
+)
 from cop_repro.data.performance import etudes
-from cop_repro.evaluation import sound_ablation
+from cop_repro.evaluation import injectors, sound_ablation
+from cop_repro.evaluation.injectors import injector_section
 from cop_repro.evaluation.sound_ablation import (
     FinishedRun,
     ablation_section,
+    flow_loss,
+    load_sound,
+    piano_training,
     play_clip,
     row_effect,
     sampling_changes,
@@ -27,6 +38,8 @@ from cop_repro.evaluation.sound_ablation import (
     trained_renderer,
 )
 from cop_repro.model.codec import CodecConfig, make_codec, prepare_wav, save_codec
+from cop_repro.model.controlformer import InjectedDiT
+from cop_repro.model.cop_piano import load_piano
 from cop_repro.model.dit import DiTConfig, MultiStreamDiT, StreamConfig, save_dit
 from cop_repro.model.encoders import build_encoders, learn_words, save_encoders
 from cop_repro.model.renderer import load_renderer
@@ -145,6 +158,9 @@ def test_missing_stages_are_named(root, tmp_path, monkeypatch, capsys):
     refused(["ablation", "--sampling"], capsys, "train_piano@cop_velocity")
     refused(["ablation", "--rows", "pape"], capsys, "did you mean 'paper'")
     refused(["ablation", "--clips", "0"], capsys, "--clips is 0")
+    shutil.copy2(root / "refs" / "injectors.yaml", tmp_path / "refs")
+    refused(["ablation", "--injectors"], capsys, "dvc repro prepare")
+    refused(["ablation", "--injectors", "--rows", "conca"], capsys, "did you mean 'concat'")
 
 
 # The command, on two seconds of five études
@@ -243,6 +259,7 @@ def finished(root, params, tmp_path_factory):
     kept = {name: rows[name] for name in ("base", "paper", "windows_2s")}
     kept["windows_2s"]["changes"]["evaluate"]["sample"]["overlap_s"] = 0.5
     (folder / "refs" / "ablation.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+    shutil.copy2(root / "refs" / "injectors.yaml", folder / "refs")
     return folder
 
 
@@ -347,9 +364,6 @@ def test_an_interrupted_row_resumes(finished, tmp_path, monkeypatch):
 
 
 def test_a_clip_is_played_as_the_system_plays_it(finished, tmp_path):
-    from cop_repro.data.clips import store_clip
-    from cop_repro.evaluation.sound_ablation import load_sound
-
     run = FinishedRun(finished, tmp_path, list)
     plans = _plans(_of_seed(load_params(finished / "params.yaml"), 0, 2), finished)
     noise = _plans(
@@ -365,6 +379,60 @@ def test_a_clip_is_played_as_the_system_plays_it(finished, tmp_path):
     system = CopSystem(performer, seed=5).predict(clip)
     assert np.array_equal(played.wavs["one"], system.wav) and played.notes == system.notes
     assert len(played.wavs["one"]) == RATES.samples(2.0)
+
+
+def test_every_injector_trains_plays_and_is_priced(finished, tmp_path, monkeypatch, capsys):
+    "Three models of one parent, played as any model is; the cost of each is measured once."
+    monkeypatch.chdir(finished)
+    command = ["ablation", "--injectors", "--seeds", "0", "--clips", "2"]
+    assert main(command) == 0
+    made = json.loads((finished / "reports" / "injectors.json").read_text())
+    assert made["order"] == ["extra_dit", "controlformer", "concat"]
+    width, weights = 16, {name: cost["weights"] for name, cost in made["costs"].items()}
+    assert weights["concat"] == 89 * width < weights["extra_dit"] < weights["controlformer"]
+    assert all(cost["step_seconds"] > 0 for cost in made["costs"].values())
+    text, pictures = injector_section(tmp_path, made)
+    assert pictures == ["injectors"] and (tmp_path / "injectors.png").stat().st_size > 0
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.split("`")[1] for line in lines] == made["order"]
+    run = FinishedRun(finished, tmp_path, list)
+    sample = _plans(load_params(finished / "params.yaml"), finished).sample
+    clip = store_clip(run.clips, 3)
+    for name in made["order"]:
+        folder = finished / "work" / "ablation" / "models" / made["scored"][name]["0"]["model"]
+        performer = load_sound(run, folder / "piano.safetensors", sample)
+        assert performer.piano.dit.config == load_piano(folder / "piano.safetensors")[0].dit.config
+        assert isinstance(performer.piano.dit, InjectedDiT) == (name != "extra_dit")
+        sound = CopSystem(performer, seed=5).predict(clip).wav
+        assert len(sound) == RATES.samples(2.0) and np.isfinite(sound).all()
+
+    def no_training(*args, **options):
+        raise AssertionError("a finished row is trained, scored or timed again")
+
+    for module, call in ((sound_ablation, "train"), (injectors, "train")):
+        monkeypatch.setattr(module, call, no_training)
+    assert main(command) == 0
+    assert json.loads((finished / "reports" / "injectors.json").read_text()) == made
+    capsys.readouterr()
+
+
+def test_rolls_of_other_clips_change_the_loss_of_a_network_that_uses_them(finished, tmp_path):
+    "At the start no way of injecting the roll uses it; with moved weights every one does."
+    run = FinishedRun(finished, tmp_path, list)
+    params = load_params(finished / "params.yaml")
+    rows = run.clips.select(split="val").tolist()
+    for way in ("extra_dit", "controlformer", "concat"):
+        changes = {"start": "noise", "injector": way}
+        changed = {"train_piano": {"variants": {"cop_velocity": changes}}}
+        model = piano_training(run, _plans(merge(params, changed), finished).piano, None, 0)[0]
+        losses = {}
+        for state in ("fresh", "moved"):
+            losses[state] = [flow_loss(model.eval(), run.columns, rows, 1.0, s) for s in (0, 1)]
+            with torch.no_grad():
+                for p in model.dit.parameters():
+                    p.add_(torch.randn(p.shape, generator=torch_rng(0, "stir")), alpha=0.1)
+        assert losses["fresh"][0] == losses["fresh"][1], way
+        assert losses["moved"][0] != losses["moved"][1], way
 
 
 def test_the_sampling_study_scores_every_way(finished, tmp_path, monkeypatch, capsys):

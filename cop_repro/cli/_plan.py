@@ -10,6 +10,7 @@ from cop_repro.cli._plan_costs import Costs
 from cop_repro.core import RATES, BadInput, from_dict
 from cop_repro.data.clips import keep_items, read_manifest
 from cop_repro.data.real_sets import REAL_SETS
+from cop_repro.model.cop_piano import RollInput
 from cop_repro.model.dit import DiTConfig, StreamConfig
 from cop_repro.model.roll import RollConfig
 from cop_repro.training import planning
@@ -77,9 +78,20 @@ class Plan:
         "One video of so many seconds through the roll predictor."
         return self.costs("predictor", self.predictor, RATES.frames(seconds), 0, cfg.precision)
 
-    def piano_costs(self, seconds: float, cfg: TrainConfig) -> tuple[Cost, Cost]:
-        "Both networks of the piano model: the DiT with its roll stream, the roll predictor."
-        return self.dit_cost(self.grown, seconds, cfg), self.predictor_cost(seconds, cfg)
+    def piano_costs(self, seconds: float, cfg: TrainConfig, way: RollInput) -> tuple[Cost, Cost]:
+        "Both networks of the piano model: the DiT with a place for the roll, the roll predictor."
+        grown = way.sizes(self.dit, self.stream, 88)
+        return self.dit_cost(grown, seconds, cfg), self.predictor_cost(seconds, cfg)
+
+    def guidance(self, variant: str) -> GuidanceConfig:
+        "A variant of stage 2."
+        return self.config(GuidanceConfig, "train_piano", "variants", variant)
+
+    def way_of(self, start: str) -> RollInput:
+        "How the roll enters the model that a stage-3 variant starts from."
+        stage, *names = start.split("/")
+        known = stage == "train_piano" and names and names[0] in self.variants("train_piano")
+        return self.guidance(names[0]).roll_input if known else RollInput()
 
     def _heads(self) -> ContrastConfig:
         "The contrastive heads of the profile; their defaults where no variant trains any."
@@ -91,7 +103,7 @@ class Plan:
     def parameters(self) -> dict[str, int]:
         "Parameters of every network that the papers name, and of this profile's piano model."
         counts = published_counts(self.dit, self.stream, self.predictor.width, self._heads().width)
-        piano = self.piano_costs(self.crop_s("train_piano"), self.train("train_piano"))
+        piano = self.piano_costs(self.crop_s("train_piano"), self.train("train_piano"), RollInput())
         return {
             **counts,
             "predictor": piano[1].parameters,
@@ -127,10 +139,11 @@ def _roll_jobs(plan: Plan) -> Iterator[Job]:
 def _piano_jobs(plan: Plan) -> Iterator[Job]:
     "Stage 2, one run a variant."
     cfg = plan.train("train_piano")
-    costs = plan.piano_costs(plan.crop_s("train_piano"), cfg)
+    seconds = plan.crop_s("train_piano")
     general_items = plan.params["train_piano"]["general_items"]
     for name in plan.variants("train_piano"):
-        guidance = plan.config(GuidanceConfig, "train_piano", "variants", name)
+        guidance = plan.guidance(name)
+        costs = plan.piano_costs(seconds, cfg, guidance.roll_input)
         yield guidance_job(f"train_piano@{name}", *costs, cfg, guidance, general_items)
 
 
@@ -142,7 +155,8 @@ def _preference_jobs(plan: Plan) -> Iterator[Job]:
         cfg = plan.train("train_preference", name)
         settings = plan.config(objective.settings, *_settings_of(name))
         base = plan.dit_cost(plan.dit, seconds, cfg)
-        networks = NetworkCosts(plan.dit, base, *plan.piano_costs(seconds, cfg))
+        costs = plan.piano_costs(seconds, cfg, plan.way_of(entry["start"]))
+        networks = NetworkCosts(plan.dit, base, *costs)
         yield objective.cost(f"train_preference@{name}", networks, cfg, settings)
 
 

@@ -17,6 +17,7 @@ from cop_repro.training.planning import Cost
 COUNTED_CODE = (
     "cop_repro.training.planning",
     "cop_repro.model.dit",
+    "cop_repro.model.controlformer",
     "cop_repro.model.roll",
     "cop_repro.model.flow",
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"`cop ablation`: what each choice of stage 2 contributes to the sound, and how sampling acts."
+"`cop ablation`: what each choice of stage 2 contributes, how sampling acts, how a roll enters."
 
 import argparse
 import hashlib
@@ -25,7 +25,10 @@ from cop_repro.parameters import check_params, load_params, merge, settings_hash
 HELP = "ablation of stage 2: one model for each row of refs/ablation.yaml and seed"
 
 VARIANT = "cop_velocity"
-BASE = "base"
+FILES = {  # study -> its rows, the first of which is the one from which others differ
+    "ablation": "refs/ablation.yaml",
+    "injectors": "refs/injectors.yaml",
+}
 ALLOWED = (
     "train_piano.train",
     f"train_piano.variants.{VARIANT}",
@@ -42,29 +45,38 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        help="file to write, JSON; default: reports/ablation.json or sampling.json",
+        help="file to write, JSON; default: ablation, sampling or injectors.json in reports",
     )
-    parser.add_argument("--rows", help="e.g. noise,adam; base always joins; default: every row")
+    parser.add_argument(
+        "--rows", help="e.g. paper,muon; the first row always joins; default: every row"
+    )
     parser.add_argument(
         "--seeds", type=_seed, nargs="+", default=[0, 1, 2], help="training seeds of each row"
     )
     parser.add_argument("--steps", type=int, help="steps of stage 2.2; default: of params.yaml")
     parser.add_argument("--clips", type=int, default=10, help="validation clips")
-    parser.add_argument(
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
         "--sampling", action="store_true", help="the default run's model, sampled in many ways"
+    )
+    other.add_argument(
+        "--injectors",
+        action="store_true",
+        help="rows of refs/injectors.yaml: how the roll enters the DiT",
     )
 
 
 def run(args) -> int:
     "Train and score what is not finished yet; write the scores after each row."
     root = project_root()
-    name = f"reports/{'sampling' if args.sampling else 'ablation'}.json"
-    output = check_output_file(os.path.join(root, name if args.output is None else args.output))
+    study = "sampling" if args.sampling else "injectors" if args.injectors else "ablation"
+    name = f"reports/{study}.json" if args.output is None else args.output
+    output = check_output_file(os.path.join(root, name))
     params = load_params(root / "params.yaml")
     _check_sizes(args, params)
     if args.sampling:
         return _sampling(args, root, params, output)
-    rows, left_out = load_rows(root / "refs" / "ablation.yaml", params, args.rows)
+    rows, left_out = load_rows(root / FILES[study], params, args.rows)
     for row in left_out:
         print(f"{row}: asks for what params.yaml has already, left out", flush=True)
     return _ablation(args, root, params, rows, left_out, output)
@@ -105,23 +117,22 @@ def flat(changes: Mapping, prefix: str = "") -> dict[str, object]:
     return made
 
 
-def _check_changes(row: str, changes: dict[str, object]) -> None:
+def _check_changes(file: str, row: str, changes: dict[str, object]) -> None:
     "Refuse what a row may not change."
     for key in changes:
         if not any(key == place or key.startswith(f"{place}.") for place in ALLOWED):
-            raise ParamsError(
-                f"refs/ablation.yaml: {row} changes {key}; a row may change {', '.join(ALLOWED)}"
-            )
+            raise ParamsError(f"{file}: {row} changes {key}; a row may change {', '.join(ALLOWED)}")
         if key in BUDGET:
-            raise ParamsError(f"refs/ablation.yaml: {row} changes {key}, which all rows share")
+            raise ParamsError(f"{file}: {row} changes {key}, which all rows share")
 
 
 def load_rows(
     path: Path, params: dict, wanted: str | None = None
 ) -> tuple[dict[str, dict], list[str]]:
-    "Rows by name with their parameters and what they change; rows that equal the base by name."
+    "Rows by name with their parameters and what they change; rows that equal params.yaml by name."
     listed = load_params(path)
-    names = None if wanted is None else [BASE, *filter(None, wanted.split(","))]
+    base = next(iter(listed))
+    names = None if wanted is None else [base, *filter(None, wanted.split(","))]
     for name in names or ():
         if name not in listed:
             hint = did_you_mean(name, listed)
@@ -129,10 +140,10 @@ def load_rows(
     rows, left_out = {}, []
     for name in listed if names is None else dict.fromkeys(names):
         changes = listed[name].get("changes", {})
-        _check_changes(name, flat(changes))
+        _check_changes(f"refs/{path.name}", name, flat(changes))
         changed = merge(params, changes)
         check_params(changed, "train_piano", "train_renderer", "evaluate")
-        if name != BASE and _settled(changed) == _settled(params):
+        if name != base and _settled(changed) == _settled(params):
             left_out.append(name)
             continue
         rows[name] = {"why": listed[name]["why"], "changes": flat(changes), "params": changed}
@@ -289,9 +300,7 @@ def _row_result(study: _Study, name: str, params: dict, seed: int) -> dict:
     "Scores of one row under one seed; finished ones are read."
     from cop_repro.evaluation.sound_ablation import scored_row, trained_piano, trained_renderer
 
-    plans = _plans(params, study.root)
-    drawn = plans.renderer and _short(params["train_renderer"], seed, study.inputs)
-    trained = _short(_stage_two(params), drawn, seed, study.inputs)
+    plans, (drawn, trained) = _plans(params, study.root), _names(study, params, seed)
     settings = _short(trained, params["evaluate"]["sample"], study.clip_ids)
     path = study.work / "results" / f"{name}-seed{seed}-{settings}.json"
     if path.exists():
@@ -309,6 +318,30 @@ def _row_result(study: _Study, name: str, params: dict, seed: int) -> dict:
     return made
 
 
+def _row_costs(study: _Study, args, rows: dict, name: str) -> dict:
+    "Weights and processor time of a row, measured once, on its first seed."
+    from cop_repro.evaluation.injectors import added_weights, step_seconds
+
+    seed = args.seeds[0]
+    params = _of_seed(rows[name]["params"], seed, args.steps)
+    plans, (drawn, trained) = _plans(params, study.root), _names(study, params, seed)
+    path = study.work / "costs" / f"{trained}.json"
+    if not path.exists():
+        renderer = drawn and study.work / "renderers" / drawn / "renderer.safetensors"
+        model = study.work / "models" / trained / "piano.safetensors"
+        seconds = step_seconds(study.run, plans.piano, renderer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"weights": added_weights(study.run, model), "step_seconds": seconds})
+    return read_json(path)
+
+
+def _names(study: _Study, params: dict, seed: int) -> tuple[str | None, str]:
+    "Folders of a row's renderer, if its flow starts from one, and of its model."
+    plans = _plans(params, study.root)
+    drawn = plans.renderer and _short(params["train_renderer"], seed, study.inputs)
+    return drawn, _short(_stage_two(params), drawn, seed, study.inputs)
+
+
 def _ablation(args, root: Path, params: dict, rows: dict, left_out: list[str], output: Path) -> int:
     "All rows under one seed, then under the next; the report is written after each."
     study, scored = _Study(root, params, args.clips), {}
@@ -317,7 +350,10 @@ def _ablation(args, root: Path, params: dict, rows: dict, left_out: list[str], o
             changed = _of_seed(row["params"], seed, args.steps)
             result = _row_result(study, name, changed, seed)
             scored.setdefault(name, {})[str(seed)] = result
-            write_json(output, _report(study, args, rows, left_out, scored))
+            made = _report(study, args, rows, left_out, scored)
+            if args.injectors:
+                made["costs"] = {name: _row_costs(study, args, rows, name) for name in scored}
+            write_json(output, made)
             print(f"{name:20s} seed {seed}  {_summary(result['clips'])}", flush=True)
     _warn_of_codes(scored)
     return 0

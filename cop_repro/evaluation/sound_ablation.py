@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NEEDED', 'SAVE_EVERY', 'METRICS', 'TEXT', 'FLOW_WINDOWS', 'BASE', 'Seeds', 'TITLES', 'ABLATION_HEAD', 'STRENGTHS',
            'TEMPERATURES', 'EXTRA_SAMPLING', 'SAMPLING_HEAD', 'AS_EVALUATED', 'check_finished', 'RendererPlan',
-           'PianoPlan', 'kept_notes', 'rendered_column', 'FinishedRun', 'trained_renderer', 'trained_piano', 'Played',
-           'play_clip', 'scored_sound', 'flow_loss', 'load_sound', 'scored_row', 'Effect', 'row_effect',
-           'ablation_table', 'plot_effects', 'grid_name', 'sampling_changes', 'sampled_clip', 'sampling_table',
-           'plot_sampling', 'ablation_section']
+           'PianoPlan', 'kept_notes', 'rendered_column', 'FinishedRun', 'trained_renderer', 'piano_training',
+           'trained_piano', 'Played', 'play_clip', 'scored_sound', 'flow_loss', 'load_sound', 'scored_row', 'Effect',
+           'row_effect', 'table_line', 'in_order', 'effect_cells', 'ablation_table', 'plot_effects', 'grid_name',
+           'sampling_changes', 'sampled_clip', 'sampling_table', 'plot_sampling', 'ablation_section']
 
 # %% ../../nbs/evaluation/92_sound_ablation.ipynb #92a00003
 import shutil
@@ -272,17 +272,13 @@ def _new_piano(run: FinishedRun, plan: PianoPlan, renderer: Path | None, seed: i
     return model.to(run.device)
 
 
-def trained_piano(
+def piano_training(
     run: FinishedRun,
     plan: PianoPlan,
     renderer: Path | None,  # None: the flow starts from noise
-    folder: Path,  # of checkpoints and the finished model
     seed: int,  # of new weights
-) -> Path:  # the finished model
-    "Train a stage-2 model, or find it finished (arXiv 2503.22200, stage 2)."
-    made = folder / "piano.safetensors"
-    if made.exists():
-        return made
+) -> tuple[CoPPiano, StepFn, TrainConfig]:
+    "What the training of a stage-2 model needs: the model, its step, how to train."
     model, general = _new_piano(run, plan, renderer, seed), run.general
     notes = {} if model.renderer is None else run.training_notes
     step_fn = guidance_step(
@@ -296,7 +292,21 @@ def trained_piano(
         plan.general_items,
         plan.dropout,
     )
-    cfg = replace(plan.train, shares=learning_shares(model, plan.guidance))
+    return model, step_fn, replace(plan.train, shares=learning_shares(model, plan.guidance))
+
+
+def trained_piano(
+    run: FinishedRun,
+    plan: PianoPlan,
+    renderer: Path | None,  # None: the flow starts from noise
+    folder: Path,  # of checkpoints and the finished model
+    seed: int,  # of new weights
+) -> Path:  # the finished model
+    "Train a stage-2 model, or find it finished (arXiv 2503.22200, stage 2)."
+    made = folder / "piano.safetensors"
+    if made.exists():
+        return made
+    model, step_fn, cfg = piano_training(run, plan, renderer, seed)
     meta = {"split_hash": run.split, "latents": run.latents, "variant": "ablation"}
     _trained(run, {"piano": model}, step_fn, cfg, folder, partial(save_piano, made, model, meta))
     return made
@@ -353,6 +363,7 @@ def flow_loss(
     columns: Mapping[str, np.ndarray],  # with renders of predicted notes if the flow needs them
     rows: Sequence[int],  # validation clips
     window_s: float = 2.0,  # of the windows, s
+    shift: int = 0,  # rolls are those of the clip so many rows before
 ) -> float:
     "L_fm on windows of validation clips, at noise and times that are the same for every row."
     device, losses = next(model.parameters()).device, []
@@ -362,7 +373,7 @@ def flow_loss(
         batch = piano_batch(
             columns, rows, rng, RATES.latents(window_s), device=device, render=render
         )
-        roll = model.soft_roll(batch.strips, batch.background)
+        roll = model.soft_roll(batch.strips, batch.background).roll(shift, 0)
         cond = model.with_roll(batch.cond, roll, batch.x1.shape[1])
         noise, _ = draw_noise_and_time(batch.x1, rng)
         t = (torch.arange(len(rows), device=device) + (k + 0.5) / FLOW_WINDOWS) / len(rows)
@@ -393,7 +404,7 @@ def scored_row(
     config: SampleConfig,  # how to sample
     rows: Sequence[int],  # validation clips
     seed: int,  # of the noise
-) -> dict:  # clips: scored clips; flow_loss
+) -> dict:  # clips: scored clips; flow_loss; flow_loss_other_roll
     "Scores of a row under one seed."
     performer, scored, notes = load_sound(run, path, config), [], {}
     for i, row in enumerate(rows):
@@ -402,8 +413,9 @@ def scored_row(
         scored.append(scored_sound(clip, played.wavs[""]))
         notes[int(row)] = played.notes
         run.progress(i + 1, len(rows), "validation clips")
-    columns = run.with_renders(performer.piano, notes)
-    return {"clips": scored, "flow_loss": flow_loss(performer.piano, columns, rows)}
+    columns, piano = run.with_renders(performer.piano, notes), performer.piano
+    losses = (flow_loss(piano, columns, rows, shift=shift) for shift in (0, len(rows) // 2))
+    return {"clips": scored, **dict(zip(("flow_loss", "flow_loss_other_roll"), losses))}
 
 # %% ../../nbs/evaluation/92_sound_ablation.ipynb #92a00012
 BASE = "base"
@@ -460,16 +472,24 @@ predicted from the videos. A difference is paired with `base` by clip, its inter
 """
 
 
-def _line(cells: Iterable[str]) -> str:
+def table_line(
+    cells: Iterable[str],
+) -> str:
+    "A line of a Markdown table."
     return "| " + " | ".join(cells) + " |"
 
 
-def _ordered(report: Mapping) -> dict:
+def in_order(
+    report: Mapping,  # with `scored` and `order`
+) -> dict:
     "What was scored, in the order in which it is printed: keys of a JSON file are sorted."
     return {name: report["scored"][name] for name in report["order"]}
 
 
-def _effect_cells(effect: Effect, is_base: bool) -> list[str]:
+def effect_cells(
+    effect: Effect,
+    is_base: bool,  # the row from which others differ: its mean alone
+) -> list[str]:
     "Mean, difference with interval, spread over seeds."
     if is_base:
         return [f"{effect.value:.2f}", "", ""]
@@ -489,14 +509,14 @@ def ablation_table(
     report: Mapping,  # content of reports/ablation.json
 ) -> str:  # Markdown
     "Every row, what it changes, and its difference from the base row."
-    scored = _ordered(report)
+    scored = in_order(report)
     titles = [t for name in TITLES.values() for t in (name, f"{name}, difference", "seeds")]
-    lines = [_line(["row", "what differs", *titles, "n"]), "|" + "---|" * (len(titles) + 3)]
+    lines = [table_line(["row", "what differs", *titles, "n"]), "|" + "---|" * (len(titles) + 3)]
     for name, seeds in scored.items():
         effects = [row_effect(seeds, scored[BASE], metric) for metric in TITLES]
-        cells = [cell for e in effects for cell in _effect_cells(e, name == BASE)]
+        cells = [cell for e in effects for cell in effect_cells(e, name == BASE)]
         about = _described(report["rows"][name])
-        lines.append(_line([f"`{name}`", about, *cells, str(effects[0].n)]))
+        lines.append(table_line([f"`{name}`", about, *cells, str(effects[0].n)]))
     clips = next(iter(scored[BASE].values()))["clips"]
     head = ABLATION_HEAD.format(
         clips=len(clips),
@@ -513,7 +533,7 @@ def plot_effects(
     metric: str,  # a key of TITLES
 ):  # the axes
     "Difference of every row from the base row: interval over works, a point a seed."
-    scored = _ordered(report)
+    scored = in_order(report)
     names = [name for name in scored if name != BASE][::-1]
     for y, name in enumerate(names):
         effect = row_effect(scored[name], scored[BASE], metric)
@@ -584,13 +604,13 @@ def sampling_table(
     report: Mapping,  # content of reports/sampling.json
 ) -> str:  # Markdown
     "Every way of sampling and its difference from that of the tables."
-    one_seed = {name: {"0": {"clips": clips}} for name, clips in _ordered(report).items()}
+    one_seed = {name: {"0": {"clips": clips}} for name, clips in in_order(report).items()}
     titles = [t for name in TITLES.values() for t in (name, f"{name}, difference")]
-    lines = [_line(["sampling", *titles]), "|" + "---|" * (len(titles) + 1)]
+    lines = [table_line(["sampling", *titles]), "|" + "---|" * (len(titles) + 1)]
     for name in one_seed:
         effects = [row_effect(one_seed[name], one_seed[AS_EVALUATED], m) for m in TITLES]
-        cells = [c for e in effects for c in _effect_cells(e, name == AS_EVALUATED)[:2]]
-        lines.append(_line([name, *cells]))
+        cells = [c for e in effects for c in effect_cells(e, name == AS_EVALUATED)[:2]]
+        lines.append(table_line([name, *cells]))
     clips = report["scored"][AS_EVALUATED]
     head = SAMPLING_HEAD.format(clips=len(clips), works=len({c["work_id"] for c in clips}))
     return head + "\n" + "\n".join(lines) + "\n"

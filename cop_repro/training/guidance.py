@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core import ParamsError, torch_rng
-from ..model.cop_piano import CoPPiano
+from ..model.controlformer import InjectedDiT
+from ..model.cop_piano import CoPPiano, RollInjector, RollInput
 from ..model.flow import DropoutConfig, draw_noise_and_time, drop_conditions, fm_loss
 from ..model.roll import RollTarget, read_roll, roll_loss, soft_roll
 from cop_repro.training.features import (
@@ -51,8 +52,15 @@ class GuidanceConfig:
     restart_fusion: bool = False  # compat: the fusion that the roll joins restarts (D-carry-over)
     start: Literal["noise", "renderer"] = "noise"  # where the flow of piano clips starts
     spread: float = 0.5  # standard deviation of the noise around the renderer's latents
+    injector: RollInjector = "extra_dit"  # how the roll enters the DiT (`43b_controlformer`)
+    copied_layers: int | None = None  # audio blocks a controlformer copies; None: half the depth
 
     def __post_init__(self):
+        if self.roll_input.injector != "extra_dit" and self.restart_fusion:
+            raise ParamsError(
+                f"restart_fusion with injector {self.injector!r}: the roll joins the fusion only "
+                "as a stream, use extra_dit or leave restart_fusion false"
+            )
         if self.start not in ("noise", "renderer") or not self.spread > 0:
             raise ParamsError(
                 f"start is {self.start!r} and spread {self.spread}; 'noise' or 'renderer' "
@@ -85,13 +93,19 @@ class GuidanceConfig:
                 "must not be negative"
             )
 
+    @property
+    def roll_input(self) -> RollInput:
+        "How the roll enters the DiT; an unknown injector is refused."
+        return RollInput(self.injector, self.copied_layers)
+
 # %% ../../nbs/training/55_guidance.ipynb #7f74d1fd
 def learning_shares(
     model: CoPPiano,  # to be trained as {"piano": model}
     cfg: GuidanceConfig,  # variant
 ) -> dict[str, float]:  # for `TrainConfig.shares`: prefix of names -> fraction of the learning rate
     "Full rate for new weights, fractions for trained ones (D-predictor-share, D-base-share)."
-    new_parts = {"roll", "roll_input", "fusion"}
+    injected = isinstance(model.dit, InjectedDiT)
+    new_parts = model.dit.new_parts if injected else {"roll", "roll_input", "fusion"}
     names = [name for name, _ in model.dit.named_parameters()]
     added = [f"piano.dit.{name}" for name in names if new_parts & set(name.split("."))]
     return {

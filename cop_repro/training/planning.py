@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..core import NUM_KEYS, RATES, BadInput
+from ..model.controlformer import injected_width, make_dit
 from ..model.dit import DiTConfig, MultiStreamDiT
 from ..model.flow import Conditions
 from ..model.roll import RollConfig, build_roll
@@ -112,23 +113,24 @@ def count_cost(
 # %% ../../nbs/training/52_planning.ipynb #9b27c3d1
 def _clips(model: MultiStreamDiT, batch: int, num_latents: int, num_tokens: int) -> Tensor:
     "A forward pass over some clips with all conditions."
-    c = model.config
+    c, width = model.config, injected_width(model.config)
     cond = Conditions(
         text=torch.zeros(batch, num_tokens, c.text_width),
         text_mask=torch.ones(batch, num_tokens, dtype=torch.bool),
         video=None if c.video is None else torch.zeros(batch, num_latents, c.video_features),
-        roll=None if c.roll is None else torch.zeros(batch, num_latents, c.roll_keys),
+        roll=torch.zeros(batch, num_latents, width) if width else None,
     )
     return model(torch.zeros(batch, num_latents, c.latent_channels), torch.zeros(batch), cond)
 
 
-def _counted_depths(depth: int) -> tuple[int, ...]:
+def _counted_depths(config: DiTConfig) -> tuple[int, ...]:
     "Depths to count: odd and shallow networks as they are, deep ones at 2 and 4 layers."
-    return (depth,) if depth % 2 or depth <= 4 else (2, 4)
+    depth, copies = config.depth, getattr(config, "copied_layers", None)
+    return (depth,) if depth % 2 or depth <= 4 or copies is not None else (2, 4)
 
 
 def _at_depth(depth: int, counts: tuple[int, ...]) -> int:
-    "The count at a depth, from those at `_counted_depths(depth)`."
+    "The count at a depth, from those at `_counted_depths(config)`."
     if len(counts) == 1:
         return counts[0]
     two, four = counts
@@ -147,16 +149,16 @@ def dit_flops(
 
     def count(depth: int) -> int:
         with FakeTensorMode():
-            model = MultiStreamDiT(replace(config, depth=depth)).train()
+            model = make_dit(replace(config, depth=depth)).train()
             return _trace(model, call, 1, "fp32", products=True)[0]
 
-    return _at_depth(config.depth, tuple(count(n) for n in _counted_depths(config.depth)))
+    return _at_depth(config.depth, tuple(count(n) for n in _counted_depths(config)))
 
 
 def _dit_counts(config: DiTConfig, call: Callable, precision: str) -> tuple[int, ...]:
     "Parameters, operations, bytes (of a clip, fixed, between recomputed layers), matrices."
     with FakeTensorMode():
-        model = MultiStreamDiT(replace(config, checkpointing=False)).train()
+        model = make_dit(replace(config, checkpointing=False)).train()
         cost = _cost(model, call, precision)
         model.config = replace(config, checkpointing=True)
         between = sum(_trace(model, call, 1, precision)[1])
@@ -174,7 +176,7 @@ def dit_cost(
     def call(model: MultiStreamDiT, batch: int) -> Tensor:
         return _clips(model, batch, num_latents, num_tokens)
 
-    depths = _counted_depths(config.depth)
+    depths = _counted_depths(config)
     counts = [_dit_counts(replace(config, depth=n), call, precision) for n in depths]
     totals = (_at_depth(config.depth, c) for c in zip(*counts))
     parameters, flops, kept, fixed, between, matrices = totals

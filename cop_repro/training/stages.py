@@ -522,8 +522,8 @@ def build_piano(
             predictor = build_roll(predictor.cfg)
     velocity = guidance.guidance == "velocity"
     used = renderer if guidance.start == "renderer" else None
-    restart, spread = guidance.restart_fusion, guidance.spread
-    return grow_piano(base, predictor, stream, velocity, seed, restart, used, spread)
+    restart, spread, way = guidance.restart_fusion, guidance.spread, guidance.roll_input
+    return grow_piano(base, predictor, stream, velocity, seed, restart, used, spread, way)
 
 # %% ../../nbs/training/59_stages.ipynb #59c0e002
 def _check_piano(name: str, meta: Mapping, expected: Mapping) -> None:
@@ -531,6 +531,16 @@ def _check_piano(name: str, meta: Mapping, expected: Mapping) -> None:
     for key, value in expected.items():
         if meta.get(key) != value:
             raise AssetMismatch(f"{name} has another {key} than this run asks for: use init: null")
+
+
+def _check_injector(name: str, sizes: Mapping, guidance: GuidanceConfig) -> None:
+    "Refuse a stage-2 model whose roll enters in another way."
+    found = sizes.get("injector", "extra_dit")
+    if found != guidance.injector:
+        raise AssetMismatch(
+            f"{name} was trained with injector: {found}, this run asks for "
+            f"{guidance.injector}: use init: null"
+        )
 
 
 def resume_piano(
@@ -548,7 +558,8 @@ def resume_piano(
     model, meta = load_piano(init)
     if not relearn:
         check_latents(init.name, meta, latents)
-    dit = replace(base.config, roll=stream, roll_keys=model.predictor.cfg.num_keys)
+    _check_injector(init.name, meta["dit"], guidance)
+    dit = guidance.roll_input.sizes(base.config, stream, model.predictor.cfg.num_keys)
     velocity = guidance.guidance == "velocity"
     _check_piano(init.name, meta, {"split_hash": split, "velocity": velocity, "dit": asdict(dit)})
     if (model.renderer is None) != (guidance.start == "noise"):

@@ -2,16 +2,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= default
 UV = 0.13.8
+LOADED = librosa.core.audio, librosa.core.pitch, librosa.feature.spectral, librosa.util.utils, matplotlib.figure, open_clip, papermill, torch._dynamo, transformers.models.t5.modeling_t5, cop_repro.evaluation.evaluate, cop_repro.training.stages
 # `make setup CPU=1` leaves out what only a GPU needs; later calls of make see it by the file.
 CPU_LOCK := $(if $(CPU),.venv/cpu.lock,$(wildcard .venv/cpu.lock))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 # Some machines forbid Python to keep compiled modules; dozens of processes would then compile torch anew, seconds each time.
 export PYTHONDONTWRITEBYTECODE =
+# Notebooks import torch before the package, which sets this for every other entry.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup repro test test-cluster test-course smoke lab docs slides demo test-processors smoke-processors lock export clean bench release-assets
+.PHONY: setup repro test test-cluster test-course test-fuzz smoke lab docs slides demo test-processors smoke-processors lock export clean bench release-assets
 
 # numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
+# The other modules are those that `cop perform` and the stages load: where Python may not keep compiled modules, `cop` reads these.
 setup: .venv/ready data/manifest.json
 
 .venv/ready: requirements.lock settings.ini setup.py pyproject.toml $(CPU_LOCK)
@@ -24,7 +28,8 @@ else
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
 endif
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
-	.venv/bin/python -c "import librosa.core.audio, librosa.core.pitch, librosa.util.utils"
+	.venv/bin/python -c "import $(LOADED)"
+	.venv/bin/cop --version
 	touch $@
 
 # The lock without the libraries of GPUs and without PyTorch, whose CPU build lies in an index of its own.
@@ -57,6 +62,10 @@ test-cluster: setup
 # Every lesson of the course, with its exercises solved.
 test-course: setup
 	OMP_NUM_THREADS=1 pytest -n 2 -m course tests/test_course.py
+
+# Ten thousand damaged files for everything that reads files of users.
+test-fuzz: setup
+	OMP_NUM_THREADS=1 pytest -n 2 -m fuzz tests/test_fuzz.py
 
 # The smoke run again with other instructions and another number of threads, as another machine adds.
 test-processors: smoke smoke-processors

@@ -23,7 +23,7 @@ import pytest
 import soundfile
 import yaml
 
-from cop_repro import _caches, core
+from cop_repro import _caches, _threads, core
 from cop_repro.cli import _kernel, _process, build_parser, main
 from cop_repro.cli._failures import failure, one_line
 from cop_repro.core import (
@@ -566,6 +566,25 @@ def test_caches_without_a_home(tmp_path, monkeypatch):
     assert made["NUMBA_CACHE_DIR"] == str(tmp_path / "numba") and len(made) == 4
     given = {**env, "NUMBA_CACHE_DIR": str(tmp_path / "own")}
     assert "NUMBA_CACHE_DIR" not in chosen(monkeypatch, given, home, package)
+
+
+@pytest.mark.parametrize(
+    "given, kept", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+)
+def test_waiting_threads_sleep_unless_the_user_decides(given, kept, monkeypatch):
+    environ = dict(given)
+    monkeypatch.setattr(_threads.os, "environ", environ)
+    _threads.choose_waiting()
+    assert environ == {"OMP_WAIT_POLICY": kept}
+
+
+def test_the_package_decides_before_torch_is_loaded():
+    "PyTorch reads the environment once, when it is loaded; the command line must come before it."
+    code = "import os, sys, cop_repro.cli; print(os.environ['OMP_WAIT_POLICY'], *sys.modules)"
+    env = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    policy, *loaded = made.stdout.split()
+    assert policy == "PASSIVE" and "cop_repro.cli" in loaded and "torch" not in loaded, made.stderr
 
 
 @POSIX

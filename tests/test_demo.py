@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from cop_repro.cli import main
+from cop_repro.cli._speed_perform import PerformSpeed, perform_lines, perform_numbers
 from cop_repro.cli.demo import HELD_OUT
 from cop_repro.data.notes import read_midi
 from cop_repro.data.video import probe_video
@@ -72,3 +73,9 @@ def test_bad_input_is_refused_before_the_work(options, message, tmp_path, capsys
     assert main(["demo", "-o", str(tmp_path / "demo"), *options]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bench_relates_a_run_to_the_length_of_its_video():
+    row = PerformSpeed("cop perform", wall_s=12.0, cpu_s=15.5, video_s=10.0)
+    assert perform_lines([row])[1].endswith("12.0 s, 15.5 s of CPU: 1.20 s a second of video")
+    assert PerformSpeed(**perform_numbers([row])[0]) == row

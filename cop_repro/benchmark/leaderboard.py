@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .level_values import Waterfall
-from .protocol import LEVELS, Faulty, read_form
+from .protocol import LEVELS, Faulty, foreign_fault, read_form
 from .scores import result_name
 from ..core import BadInput, atomic_folder, write_json
 from ..measure.registry import REGISTRY
@@ -240,6 +240,8 @@ def read_clips(
         if path.suffix not in _KINDS:
             known = ", ".join(_KINDS)
             raise BadInput(f"{path.name} is no file of a card; their names end in {known}")
+        if said := foreign_fault(path):
+            raise BadInput(said)
         title, kind = path.name.removesuffix(path.suffix), _KINDS[path.suffix]
         if kind in found.setdefault(title, {}):
             raise BadInput(f"{title!r} has two files of one kind ({kind}): keep one")

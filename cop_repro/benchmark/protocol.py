@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIDI', 'SOUND', 'LEVELS', 'TRACKS', 'BENCHMARK', 'SUBMISSION', 'RESULT', 'WATERFALLS', 'TICKS_PER_BEAT', 'TEMPO_US',
-           'TICKS_PER_SECOND', 'Schema', 'HASH_16', 'LEVEL_NAMES', 'SCHEMAS', 'Level', 'Faulty', 'schema_faults',
-           'read_form']
+           'TICKS_PER_SECOND', 'Schema', 'HASH_16', 'FILE_NAME', 'LEVEL_NAMES', 'SCHEMAS', 'Level', 'Faulty',
+           'schema_faults', 'foreign_fault', 'read_form']
 
 # %% ../../nbs/benchmark/93_protocol.ipynb #93a00003
 import math
@@ -123,6 +123,7 @@ def _whole(low: int, high: int | None = None) -> Schema:
 
 
 HASH_16: Schema = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
+FILE_NAME: Schema = _text(pattern=r"^(?!\.{1,2}$)[^/\\]+$")  # without a folder
 LEVEL_NAMES: Schema = {"enum": list(LEVELS)}
 _NUMBER: Schema = {"type": "number"}
 _OR_NULL = {"type": ["number", "null"]}
@@ -142,7 +143,8 @@ def _manifest_schema() -> Schema:
         "ticks_per_beat": {"const": TICKS_PER_BEAT},
         "tempo_us": {"const": TEMPO_US},
     }
-    sound = _object({"pianist": _text(), "work_id": _text(), "file": _text(), "hash": HASH_16})
+    inside = _text(pattern=r"^style_judge/[^/\\]+$")
+    sound = _object({"pianist": _text(), "work_id": _text(), "file": inside, "hash": HASH_16})
     return _object(
         {
             "format": {"const": BENCHMARK},
@@ -169,8 +171,8 @@ def _annotation_schema() -> Schema:
             "pedal_ticks": _list(_list(_whole(0), minItems=2, maxItems=2)),
         }
     )
-    view = _object({"file": _text(), "width": _whole(16), "height": _whole(16)})
-    step = _object({"views": _list(_text()), "file": _text()})
+    view = _object({"file": FILE_NAME, "width": _whole(16), "height": _whole(16)})
+    step = _object({"views": _list(_text()), "file": FILE_NAME})
     return _object(
         {
             "format": {"const": BENCHMARK},
@@ -327,12 +329,28 @@ def schema_faults(
     return sorted(_said(error) for error in errors)
 
 
+def foreign_fault(
+    path: Path,  # in a folder that somebody else has made
+) -> str | None:  # None: it is a file of that folder
+    """Why a file of a stranger is not opened.
+
+    A link shows any file of the reader's machine, and a pipe or a device never ends.
+    """
+    if path.is_symlink():
+        return f"{path.name} is a link: put a copy of the file in its place"
+    if path.exists() and not path.is_file():
+        return f"{path.name} is no regular file"
+    return None
+
+
 def read_form(
     path: Path | str,  # JSON file
     kind: str,  # one of `SCHEMAS`
 ) -> tuple[dict | None, list[str]]:  # its content, None if it is of no use; faults
     "A JSON file and its faults; a file that is missing or no JSON is a fault, too."
     path = Path(path)
+    if said := foreign_fault(path):
+        return None, [said]
     if not path.is_file():
         return None, [f"{path.name} is missing"]
     try:

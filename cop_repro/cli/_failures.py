@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import tokenize
 import tomllib
 import traceback
 from pathlib import Path
@@ -21,6 +22,15 @@ DAMAGED = {
     yaml.YAMLError: "YAML",
 }
 FILE_LIBRARIES = ("soundfile", "av")  # whose errors are about files
+# Functions that take the content of a file as this package writes it, and their argument that
+# names the file, or the section of one; what they raise when the content is another one.
+TRUSTING = {
+    "read_manifest": "path",
+    "Store.__init__": "folder",
+    "ShardedStore.__init__": "folder",
+    "from_dict": "where",
+}
+MISREAD = (KeyError, IndexError, TypeError, ValueError, AttributeError, tokenize.TokenError)
 
 
 def failure(error: Exception) -> str | None:
@@ -54,6 +64,20 @@ def _failure(error: Exception) -> str | None:
             return f"a file that is read is not valid {name}: {error}"
     if type(error).__module__.partition(".")[0] in FILE_LIBRARIES:
         return _library_failure(error)
+    return _misread_failure(error)
+
+
+def _misread_failure(error: Exception) -> str | None:
+    "Content of a file, or of a section of one, that its reader did not expect."
+    if not isinstance(error, MISREAD):
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        argument = TRUSTING.get(frame.f_code.co_qualname)
+        if argument is not None and "cop_repro" in frame.f_globals.get("__name__", ""):
+            return (
+                f"{_shown(frame.f_locals[argument])} holds something that does not belong there "
+                f"({type(error).__name__}: {error}): correct it, or have it made again"
+            )
     return None
 
 

@@ -58,11 +58,11 @@ def run(args) -> int:
     _check(args.etude, args.seconds)
     check_output_folder(args.output, ("index.html", "sound.wav"))
     performer = load_performer(assets_folder())
-    title, truth = _truth(args.etude, args.seconds, args.seed)
+    title, truth = true_notes(args.etude, args.seconds, args.seed)
     with results_folder(Path(args.output)) as folder:
         silent = folder / "silent.mp4"
         print(f"rendering {args.seconds:g} s of {title!r}, {len(truth)} notes", flush=True)
-        _render(silent, truth, args.seconds, args.seed)
+        render_silent(silent, truth, args.seconds, args.seed)
         made = perform_video(silent, folder, performer, seed=args.seed, progress=progress)
         found = _read_notes(folder / "notes.mid")
         score = note_scores(truth, found)["onset_f1"]
@@ -94,7 +94,7 @@ def _check(etude: str, seconds: float) -> None:
         raise BadInput(f"--seconds {seconds:g}: a length from 2 to {LONGEST_S:g} s is possible")
 
 
-def _truth(etude: str, seconds: float, seed: int):
+def true_notes(etude: str, seconds: float, seed: int):
     "Title of the étude and the notes of its opening, played by the lyrical virtual pianist."
     from cop_repro.data.performance import PIANISTS, parse_etude, perform
 
@@ -104,7 +104,7 @@ def _truth(etude: str, seconds: float, seed: int):
     return score.title, perform(score, pianist, pianist, seed).crop(0, seconds)
 
 
-def _render(path: Path, notes, seconds: float, seed: int) -> None:
+def render_silent(path: Path, notes, seconds: float, seed: int) -> None:
     "A silent video of the notes from above, with the nuisances of the test clips."
     from cop_repro.data.performance import assign_fingers
     from cop_repro.data.rendering import render, sample_nuisance

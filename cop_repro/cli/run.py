@@ -127,7 +127,7 @@ def _quiet_process(root: Path) -> None:
     "Environment of the kernel, and silence: a stage prints its progress, not remarks of libraries."
     os.environ["IPYTHONDIR"] = str(write_kernel_profile(root))
     os.environ["PYTHONWARNINGS"] = "ignore"
-    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", **MEMORY_KEPT}.items():
+    for name, value in MEMORY_KEPT.items():
         os.environ.setdefault(name, value)
     quiet_libraries()
 

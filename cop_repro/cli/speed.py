@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cop_repro.core import CopError, check_output_file, project_root, write_json
 
-HELP = "measure speed relative to reference implementations, and the loading of features"
+HELP = "measure speed relative to reference implementations, loading, and `cop perform`"
 
 MIN_CLIPS = 10
 
@@ -45,7 +45,7 @@ def run(args) -> int:
     if args.loader:
         _show(loaded, loader_lines(loaded), args.json)
         return 0
-    made = _speed_models()
+    made = _speed_models() | {"perform": _speed_perform()}
     print("\n".join(loader_lines(loaded)))
     if args.output is not None:
         write_json(args.output, made)
@@ -86,6 +86,16 @@ def _speed_models() -> dict:
     by_clip = [*speed_clips(performer), *speed_paper_layer()]
     print("\n".join(clip_lines(by_clip)))
     return numbers(ratios, by_clip)
+
+
+def _speed_perform() -> list[dict]:
+    "Print what `cop perform` takes as a process; the numbers for a file."
+    from cop_repro.cli._speed_perform import perform_lines, perform_numbers, speed_perform
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = speed_perform(Path(folder))
+    print("\n".join(perform_lines(rows)))
+    return perform_numbers(rows)
 
 
 def _show(made: object, lines: list[str], as_json: bool) -> None:

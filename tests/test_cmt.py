@@ -69,11 +69,14 @@ from cop_repro.systems.contract import SystemFiles
 from cop_repro.systems.vmusprod import (
     ACCOMPANIMENT_CONDITION,
     CHORDS,
+    MEASURED,
     MELODY,
     MELODY_CONDITION,
+    MOTION,
     NO_CHORD,
     REST,
     Lesson,
+    View,
     VMusProd,
     VMusProdConfig,
     VMusProdSettings,
@@ -412,7 +415,7 @@ def test_golden_chords():
 def lesson(i):
     music = music_of(invented(i))
     rng = np.random.default_rng(i)
-    return Lesson(music, rng.standard_normal((32, 4)), rng.standard_normal((32, 34)))
+    return Lesson(music, rng.standard_normal((32, MEASURED)), rng.standard_normal((32, 34)))
 
 
 def vmusprod(seed=0, **cfg):
@@ -425,7 +428,7 @@ def test_no_decoder_is_unconditional():
     model = vmusprod()
     music = lesson(0).music
     melody, rest = music.select(MELODY), music.select(REST)
-    chords, motion = chords_of(music), np.zeros((32, 4))
+    chords, motion = chords_of(music), np.zeros((32, MOTION))
     other = np.where(chords == NO_CHORD, 0, (chords + 1) % 84)
 
     def logits(decoder, part, voices, condition):
@@ -468,29 +471,84 @@ def test_chords_are_predicted_from_the_past():
 def test_conditions_stand_at_their_beats():
     music = make_music([0, 20], [60, 62], [4, 4], [1, 1], 2)
     rows = encode_music(music)
-    beats = np.arange(8.0)[:, None]
-    assert at_tokens(beats, rows)[:, 0].tolist() == [0, 0, 0, 4, 5, 5, 7]
-    condition = melody_condition(chords_of(music), np.zeros((8, 4)))
-    assert condition.shape == (8, MELODY_CONDITION)
-    assert condition[4, 25:50].tolist() == condition[5, :25].tolist(), "the next beat's chord"
-    wide = accompaniment_condition(chords_of(music), np.zeros((8, 4)), music)
-    assert wide.shape == (8, ACCOMPANIMENT_CONDITION)
+    beats = np.arange(-1.0, 8)[:, None]  # the first row lies before the first beat
+    assert at_tokens(beats, rows)[:, 0].tolist() == [-1, 0, 0, 0, 4, 5, 5, 7]
+    second = encode_music(music.bars(1, 1))
+    assert at_tokens(beats, second, 1)[:, 0].tolist() == [3, 4, 5, 5, 7]
+    motion = np.zeros((8, MOTION))
+    condition = melody_condition(chords_of(music), motion)
+    assert condition.shape == (9, MELODY_CONDITION)
+    assert condition[5, 25:50].tolist() == condition[6, :25].tolist(), "the next beat's chord"
+    assert not condition[0, :25].any() and condition[0, 25:50].any(), "before the first beat"
+    wide = accompaniment_condition(chords_of(music), motion, music)
+    assert wide.shape == (9, ACCOMPANIMENT_CONDITION)
+
+
+def test_the_next_bar_is_read_before_it_begins():
+    "Classes of speed: of the bar, and of the next one; before the first bar, the first one."
+    model, motion = vmusprod(), np.zeros((12, MEASURED))
+    motion[4:8, 0], motion[8:, 0] = 1.0, -2.0
+    classes = model.seen(motion, np.zeros((12, 34)))[0][:, :17].argmax(1)
+    assert classes[8] < classes[0] < classes[4], "faster bars have higher classes"
+    read = melody_condition(np.zeros(12, np.int64), model.seen(motion, np.zeros((12, 34)))[0])
+    after = read[:, 50 + MOTION :].argmax(1)
+    assert after.tolist() == [classes[0], *[classes[4]] * 4, *[classes[8]] * 8]
+    assert not read[0, 50 : 50 + MOTION].any()
+
+
+def test_ranks_of_speeds_are_those_of_the_training_videos():
+    model, rng = vmusprod(), np.random.default_rng(0)
+    motions = [rng.standard_normal((32, MEASURED)) for _ in range(8)]
+    model.fit_motion(motions)
+    seen = [model.seen(motion, np.zeros((32, 34)))[0] for motion in motions]
+    counts = np.concatenate(seen)[::4, :17].sum(0)
+    assert counts.sum() == 64 and counts.max() - counts.min() <= 2, "classes equally often"
+    rest = np.concatenate(seen)[:, 17:]
+    assert np.allclose(rest.mean(0), 0, atol=1e-5) and np.allclose(rest.std(0), 1, atol=1e-4)
+
+
+def test_the_first_bar_reads_the_condition():
+    "The number of onsets of the first bar is decided before any token exists."
+    model = vmusprod()
+    motion = np.zeros((32, MEASURED))
+    first = []
+    for speed in (-3.0, 1.5):
+        motion[:, 0] = speed
+        given = melody_condition(np.zeros(32, np.int64), model.seen(motion, np.zeros((32, 34)))[0])
+        prefix = make_prefix(0, MELODY)[None]
+        with torch.no_grad():
+            first.append(model.melody.start(prefix, torch.from_numpy(given[:1]).float())[0])
+    assert not torch.allclose(*first, atol=1e-3)
+
+
+def test_windows_begin_anywhere_and_may_lack_their_motion():
+    lessons, model = [lesson(i) for i in range(2)], vmusprod()
+    whole = vmusprod_loss(model, lessons)[1]
+    assert vmusprod_loss(model, lessons, [View(), View()])[1] == whole
+    cut = vmusprod_loss(model, lessons, [View(3), View(5)])[1]
+    assert cut["chords"] == whole["chords"] and cut["melody"] != whole["melody"]
+    still = [replace(l, motion=l.motion + 9) for l in lessons]
+    blind = [View(motion=False)] * 2
+    assert vmusprod_loss(model, lessons, blind)[1] == vmusprod_loss(model, still, blind)[1]
+    heavy = vmusprod_loss(model, lessons, bar_weight=12.0)[1]
+    assert heavy["melody"] > whole["melody"] and heavy["chords"] == whole["chords"]
 
 
 def test_ablations_hide_what_they_say():
-    motion, scenery = np.ones((4, 4)), np.ones((4, 34))
+    motion, scenery = np.ones((4, MEASURED)), np.ones((4, 34))
     seen = {
         name: vmusprod(**{name: False}).seen(motion, scenery)
         for name in ("motion", "colour", "semantics")
     }
     assert not seen["motion"][0].any() and seen["motion"][1].all()
+    assert seen["colour"][0][:, :17].sum(1).tolist() == [1] * 4
     assert not seen["colour"][1][:, :12].any() and seen["colour"][1][:, 12:].all()
     assert not seen["semantics"][1][:, 12:].any() and seen["semantics"][1][:, :12].all()
 
 
 def test_parts_in_their_order():
     model, music = vmusprod(), lesson(1).music
-    chords, motion = chords_of(music), np.zeros((32, 4))
+    chords, motion = chords_of(music), np.zeros((32, MOTION))
     melody = compose_part(model.melody, melody_condition(chords, motion), MELODY, 4)
     piece = compose_over(model, chords, motion, 4)
     assert piece.select(MELODY) == melody and set(piece.voices) <= {1, 2, 3}
@@ -512,7 +570,7 @@ def test_chord_tones():
 def test_training_vmusprod():
     lessons, model = [lesson(i) for i in range(4)], vmusprod()
     before = vmusprod_loss(model, lessons)[1]
-    step_fn = vmusprod_step(model, lessons, TrainConfig(15, 4, 1e-2))
+    step_fn = vmusprod_step(model, lessons, VMusProdSettings(SMALL), TrainConfig(15, 4, 1e-2))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for step in range(15):
         optimizer.zero_grad()
@@ -524,7 +582,7 @@ def test_training_vmusprod():
 
 def test_scenes_become_lessons(scenes):
     made = lesson_of(scenes[0])
-    assert made.motion.shape == (32, 4) and made.scenery.shape == (32, 34)
+    assert made.motion.shape == (32, MEASURED) and made.scenery.shape == (32, 34)
     features = VideoFeatures(**scenes[0].features)
     assert np.array_equal(motion_of(features, 120.0, 8), made.motion)
     assert np.array_equal(scenery_of(features, 120.0, 8), made.scenery)
@@ -550,6 +608,7 @@ def test_rows_of_vmusprod(scenes, scale):
     test, model = SceneSet.of(scenes[:2], scale), vmusprod()
     makers = vmusprod_makers(model, test)
     own, shuffled = makers["vmusprod"](0), makers["vmusprod_shuffled"](0)
+    assert makers["vmusprod_no_motion"](0) != own and model.config.motion
     assert own.num_bars == shuffled.num_bars == 8 and own != shuffled
     assert own == makers["vmusprod"](0)
     scores = harmony_scores(model, [lesson(0), lesson(1)])

@@ -205,9 +205,51 @@ def test_loss_is_the_masked_mean():
 def test_gradient_reaches_every_weight():
     model = untrained(cfg=CompoundConfig(16, 1, 2, 32, (4, 4, 4, 8, 4, 4, 4), 4, 4, 0.0, 5))
     rows = encode_music(some_music(1))
-    batch = collate([rows], [make_prefix(1)], [np.ones((len(rows), 5))])
+    batch = collate([rows], [make_prefix(1)], [np.ones((len(rows) + 1, 5))])
     compound_loss(model, batch)[0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def conditioned():
+    torch.manual_seed(0)
+    return CompoundTransformer(CompoundConfig(16, 1, 2, 32, (4, 4, 4, 8, 4, 4, 4), 4, 4, 0.0, 5))
+
+
+def test_a_condition_is_read_with_the_prefix_and_in_both_forms():
+    model, rows = conditioned().eval(), encode_music(some_music(1))
+    given = np.random.default_rng(0).standard_normal((len(rows) + 1, 5))
+    batch = collate([rows], [make_prefix(2)], [given])
+    with torch.no_grad():
+        whole = model(batch.prefix, batch.rows, batch.ticks, batch.progress, batch.condition)
+        hidden, state = model.start(batch.prefix, batch.condition[:, 0])
+        steps = [hidden]
+        for i in range(len(rows)):
+            token = batch.rows[:, i], batch.ticks[:, i], batch.progress[:, i]
+            hidden, state = model.step(*token, state, batch.condition[:, i + 1])
+            steps.append(hidden)
+    assert torch.allclose(whole, torch.stack(steps, 1), atol=1e-5)
+    given[0] += 1
+    other = collate([rows], [make_prefix(2)], [given])
+    with torch.no_grad():
+        changed = model(other.prefix, other.rows, other.ticks, other.progress, other.condition)
+    assert not torch.allclose(whole[:, 0], changed[:, 0], atol=1e-3), "before the first token"
+
+
+def test_weight_of_whole_bars():
+    "Only the densities of bar tokens count more, by hand."
+    model, rows = untrained(), encode_music(some_music(1))
+    batch = collate([rows], [make_prefix(1)])
+    (plain, parts), (heavy, more) = (compound_loss(model, batch, w) for w in (1.0, 5.0))
+    with torch.no_grad():
+        hidden = model(
+            batch.prefix, *(x[:, :-1] for x in (batch.rows, batch.ticks, batch.progress))
+        )
+        logits = model.field_logits(hidden, batch.rows[..., TYPE])[DENSITY][0]
+    bars = rows[:, BEAT] == BAR
+    nats = -torch.log_softmax(logits, -1)[torch.arange(len(rows)), rows[:, DENSITY]]
+    extra = 4 * nats[torch.from_numpy(bars)].sum().item() / len(rows)
+    assert more["density"] == pytest.approx(parts["density"] + extra, abs=1e-4)
+    assert heavy.item() == pytest.approx(plain.item() + extra / 7, abs=1e-4)
 
 
 def test_unigram_loss_of_one_class_per_type():

@@ -63,7 +63,12 @@ def compose_scores(
     return rows, ranks
 
 
-PAIRS = (("cmt_1", "cmt_shuffled"), ("vmusprod", "vmusprod_shuffled"), ("vmusprod", "cmt_1"))
+PAIRS = (
+    ("cmt_1", "cmt_shuffled"),
+    ("vmusprod", "vmusprod_shuffled"),
+    ("vmusprod", "vmusprod_no_motion"),
+    ("vmusprod", "cmt_1"),
+)
 
 
 def paired_ranks(

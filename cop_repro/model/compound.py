@@ -364,10 +364,15 @@ class CompoundTransformer(nn.Module):
     def prefix_inputs(
         self,
         prefix: Int[Tensor, "b p 3"],  # genre, key, instrument
+        condition: Float[Tensor, "b c"] | None = None,  # before the first bar
     ) -> Float[Tensor, "b p w"]:
-        "The embedded prefix."
+        "The embedded prefix; its last token carries the condition."
         parts = [table(prefix[..., i]) for i, table in enumerate(self.embed_prefix)]
-        return self.from_prefix(torch.cat(parts, -1))
+        x = self.from_prefix(torch.cat(parts, -1))
+        if self.config.condition:
+            given = self.from_condition(condition)[:, None]
+            x = x + F.pad(given, (0, 0, prefix.shape[1] - 1, 0))
+        return x
 
     def forward(
         self,
@@ -375,12 +380,12 @@ class CompoundTransformer(nn.Module):
         rows: Int[Tensor, "b t 7"],
         ticks: Int[Tensor, "b t"],
         progress: Int[Tensor, "b t"],
-        condition: Float[Tensor, "b t c"] | None = None,
+        condition: Float[Tensor, "b t+1 c"] | None = None,  # before the first bar, then of tokens
     ) -> Float[Tensor, "b t+1 w"]:  # the i-th row predicts token i
         "Hidden states after the prefix and after each token."
-        x = torch.cat(
-            [self.prefix_inputs(prefix), self.inputs(rows, ticks, progress, condition)], 1
-        )
+        first, later = (None, None) if condition is None else (condition[:, 0], condition[:, 1:])
+        tokens = self.inputs(rows, ticks, progress, later)
+        x = torch.cat([self.prefix_inputs(prefix, first), tokens], 1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x[:, prefix.shape[1] - 1 :])
@@ -399,10 +404,14 @@ class CompoundTransformer(nn.Module):
         sources = [hidden if i == TYPE else joined for i in range(len(FIELDS))]
         return [head(source) for head, source in zip(self.heads, sources)]
 
-    def start(self, prefix: Int[Tensor, "b p 3"]) -> tuple[Float[Tensor, "b w"], list]:
+    def start(
+        self,
+        prefix: Int[Tensor, "b p 3"],
+        condition: Float[Tensor, "b c"] | None = None,  # before the first bar
+    ) -> tuple[Float[Tensor, "b w"], list]:
         "Hidden state after the prefix, and the state of the blocks."
         state = [block.start(len(prefix)) for block in self.blocks]
-        for x in self.prefix_inputs(prefix).unbind(1):
+        for x in self.prefix_inputs(prefix, condition).unbind(1):
             hidden, state = self._through(x, state)
         return hidden, state
 
@@ -443,7 +452,7 @@ class CompoundBatch:
     ticks: Int64[Tensor, "b t"]
     progress: Int64[Tensor, "b t"]
     mask: Bool[Tensor, "b t"]  # False: padding
-    condition: Float[Tensor, "b t c"] | None = None
+    condition: Float[Tensor, "b t+1 c"] | None = None  # before the first bar, then of tokens
 
     def to(
         self,
@@ -468,7 +477,7 @@ def make_prefix(
 def collate(
     sequences: Sequence[Int64[ndarray, "_ 7"]],  # compound tokens
     prefixes: Sequence[Int64[Tensor, "p 3"]],  # one a sequence
-    conditions: Sequence[Float[ndarray, "_ c"]] | None = None,  # one row a token
+    conditions: Sequence[Float[ndarray, "_ c"]] | None = None,  # one row more than tokens
 ) -> CompoundBatch:
     "Sequences of several lengths as one batch."
     size = max(len(rows) for rows in sequences)
@@ -481,7 +490,7 @@ def collate(
         num_bars = int((sequence[:, BEAT] == BAR).sum())
         progress[i, : len(sequence)] = progress_bin(ticks[i, : len(sequence)], num_bars)
     arrays = [torch.from_numpy(x) for x in (rows, ticks, progress, mask)]
-    return CompoundBatch(torch.stack(list(prefixes)), *arrays, _padded(conditions, size))
+    return CompoundBatch(torch.stack(list(prefixes)), *arrays, _padded(conditions, size + 1))
 
 
 def _padded(
@@ -497,6 +506,7 @@ def _padded(
 def compound_loss(
     model: CompoundTransformer,
     batch: CompoundBatch,
+    bar_weight: float = 1.0,  # of the densities of whole bars, beside all other tokens
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:  # mean of seven, nats; each by name
     "Mean of the seven masked cross-entropies (arXiv 2111.08380)."
     condition = None if batch.condition is None else batch.condition[:, :-1]
@@ -505,6 +515,12 @@ def compound_loss(
     logits = model.field_logits(hidden, batch.rows[..., TYPE])
     targets = batch.rows[batch.mask].unbind(-1)
     losses = [F.cross_entropy(x[batch.mask], y) for x, y in zip(logits, targets)]
+    if bar_weight != 1:
+        bars = targets[BEAT] == BAR
+        whole = F.cross_entropy(
+            logits[DENSITY][batch.mask][bars], targets[DENSITY][bars], reduction="sum"
+        )
+        losses[DENSITY] = losses[DENSITY] + (bar_weight - 1) * whole / len(bars)
     return torch.stack(losses).mean(), {f: x.item() for f, x in zip(FIELDS, losses)}
 
 
@@ -605,6 +621,7 @@ class Composing:
     control: float = 1.0  # C: probability that an event follows the controls, 0..1
     voices: tuple[int, ...] = (1, 2, 3)  # that may be used
     sampling: Mapping[str, Draw] = field(default_factory=lambda: SAMPLING)
+    guidance: float = 0.0  # w: logits l become l + w (l - l of the null condition), at least 0
 
     def __post_init__(self):
         if not 0 <= self.control <= 1:
@@ -631,15 +648,23 @@ class _Piece:
         self.closed = True  # only a bar may follow
         self.left = 0  # onsets that the density of this bar still leaves
         self.pending: list[int] = []  # ticks of this bar's visual beats that are still to come
-        self.hidden, self.state = model.start(prefix[None])
+        given = self.given(-1)
+        self.copies = 1 if given is None else len(given)  # 2: the null condition is run beside
+        self.hidden, self.state = model.start(prefix.expand(self.copies, -1, -1), given)
+
+    def given(self, tick: int) -> Float[Tensor, "k c"] | None:
+        "The condition of a tick, and the null condition under guidance; -1 lies before all bars."
+        return None if self.condition is None else torch.atleast_2d(self.condition(tick))
 
     def chance(self) -> bool:
         "Whether an event follows the controls."
         return float(torch.rand((), generator=self.rng)) < self.how.control
 
     def draw(self, name: str, logits: Tensor, classes) -> int:
-        allowed = _allowed(logits.shape[-1], classes)
-        return sample_class(logits[0], allowed, self.how.sampling[name], self.rng)
+        allowed, own = _allowed(logits.shape[-1], classes), logits[0]
+        if self.copies == 2:
+            own = own + self.how.guidance * (own - logits[1])
+        return sample_class(own, allowed, self.how.sampling[name], self.rng)
 
     def push(self, row: list[int]) -> None:
         "Take a token as the next input of the model."
@@ -648,18 +673,19 @@ class _Piece:
             self.left = row[DENSITY] - 1
             begin = self.bar * BAR_TICKS
             wanted = self.controls.strength[begin : begin + BAR_TICKS]
-            self.pending = [int(t) for t in np.flatnonzero(wanted) if self.chance()]
+            beats = [int(t) for t in np.flatnonzero(wanted) if self.chance()]
+            strongest = sorted(beats, key=lambda t: -wanted[t])[: self.left]
+            self.pending = sorted(strongest)
         elif row[TYPE] == METRE:
             self.tick, self.chord, self.left = row[BEAT] - 1, 0, max(0, self.left - 1)
             self.pending = [t for t in self.pending if t > self.tick]
         else:
             self.chord += 1
         self.rows.append(row)
-        tick = np.array([self.bar * BAR_TICKS + max(self.tick, 0)])
-        at = torch.from_numpy(tick)
-        given = None if self.condition is None else self.condition(int(tick[0]))[None]
+        tick = np.full(self.copies, self.bar * BAR_TICKS + max(self.tick, 0))
+        at, rows = torch.from_numpy(tick), torch.tensor([row] * self.copies)
         progress = torch.from_numpy(progress_bin(tick, self.num_bars))
-        step = (torch.tensor([row]), at, progress, self.state, given)
+        step = (rows, at, progress, self.state, self.given(int(tick[0])))
         self.hidden, self.state = self.model.step(*step)
 
     def types(self) -> list[int]:
@@ -671,7 +697,7 @@ class _Piece:
     def next_row(self) -> list[int] | None:
         "The next token; None after the last bar."
         kind = self.draw("type", self.model.type_logits(self.hidden), self.types())
-        logits = self.model.field_logits(self.hidden, torch.tensor([kind]))
+        logits = self.model.field_logits(self.hidden, torch.tensor([kind] * self.copies))
         if kind == NOTE:
             return self._note(logits)
         later = [] if self.closed else range(self.tick + 2, BAR)
@@ -688,9 +714,10 @@ class _Piece:
         )
 
     def _metre(self, beat: int, logits: list[Tensor]) -> list[int] | None:
-        "A bar or a beat; a visual beat that it would pass comes first while onsets are left."
+        "A bar or a beat; a visual beat comes first if it would be passed or needs the onset."
         wanted = self.pending[0] if self.pending and self.left else beat
-        if wanted < beat and not self.closed:
+        needed = wanted != beat and self.left <= len(self.pending)
+        if (wanted < beat or needed) and not self.closed:
             strength = self.controls.strength[self.bar * BAR_TICKS + wanted]
             return self._beat(wanted, int(strength))
         if beat == BAR:
@@ -719,7 +746,7 @@ def compose(
     how: Composing,
     rng: torch.Generator,
     context: Int64[ndarray, "t 7"] | None = None,  # whole bars that exist already, without an end
-    condition=None,  # tick -> (c,) tensor, for a model with conditions
+    condition=None,  # tick (-1: before all bars) -> (c,) tensor, or (2, c) with the null condition
 ) -> Int64[ndarray, "_ 7"]:  # compound tokens, context included
     "Sample a piece; controls are inputs of the model, and notes are sampled."
     if not len(controls.density):

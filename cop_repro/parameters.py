@@ -23,7 +23,7 @@ KEYS = {
         "profile seed threads device machines manifest prepare prepare_scenes train_codec "
         "train_encoders train_judges train_vmcp encode train_general train_renderer train_roll "
         "train_piano train_preference train_systems train_composers train_animator "
-        "evaluate_systems evaluate_cycle evaluate report release"
+        "evaluate_systems evaluate_bridges evaluate_cycle evaluate report release"
     ),
     "manifest": "seed fractions duration_s sizes",
     "manifest.fractions": "train val test",
@@ -48,6 +48,7 @@ KEYS = {
     "train_animator": "variants",
     "train_animator.variants.*": "start settings train",
     "evaluate_systems": "variants",
+    "evaluate_bridges": "rows",
     "evaluate": "sample clips touches general_clips listening workers variants",
     "report": "paper tables claims real seeds nuisance ablation sampling injectors examples "
     "ratings",
@@ -103,6 +104,7 @@ SHAPES = {
     "train_animator.variants.*.train": TRAIN,
     "evaluate_systems.variants.*": "evaluation.composition.ComposeRows",
     "evaluate_cycle": "evaluation.cycle.CycleRows",
+    "evaluate_bridges.rows": "evaluation.bridging.BridgeRows",
     "evaluate.sample": SAMPLE,
     "evaluate.listening": "evaluation.evaluate.ListeningRule",
     "evaluate.variants.*.*.sample": SAMPLE,

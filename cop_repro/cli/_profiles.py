@@ -36,6 +36,7 @@ OWN_OUTPUTS = (
     "reports/losses/",
     "reports/compose/",
     "reports/cycle/",
+    "reports/bridges/",
 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cop_repro.cli._assets import assets_folder
 from cop_repro.cli._progress import progress
-from cop_repro.core import check_output_folder
+from cop_repro.core import BadInput, check_output_folder
 
 HELP = "compose music for any video: WAV, MIDI and the video with its music"
 
@@ -15,7 +15,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("video", help="any video that moves, of two bars (some seconds) or more")
     parser.add_argument("-o", "--output", required=True, help="folder to make")
     parser.add_argument(
-        "--system", choices=("cmt", "vmusprod"), default="cmt", help="which system composes"
+        "--system", choices=("cmt", "vmusprod", "vmb"), default="cmt", help="which system composes"
     )
     parser.add_argument(
         "--tempo", type=float, help="beats a minute, 40 to 240; default: that of the motion"
@@ -30,6 +30,12 @@ def add_arguments(parser) -> None:
         default=1.0,
         help="probability with which bars and beats follow the video, 0 to 1 (cmt)",
     )
+    parser.add_argument(
+        "--where",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="attributes of the reference that vmb is given, e.g. tempo=slow mode=minor",
+    )
     parser.add_argument("--assets", help="folder with weights; default: the shipped ones")
 
 
@@ -43,10 +49,21 @@ def run(args) -> int:
     )
 
     check_output_folder(args.output, COMPOSED, [args.video])
-    cfg = ComposeConfig(args.tempo, args.seed, args.length, args.control)
+    cfg = ComposeConfig(args.tempo, args.seed, args.length, args.control, _where(args.where))
     folder = Path(args.assets) if args.assets else assets_folder()
     composer = load_composer(args.system, folder)
     made = compose_for_video(Path(args.video), Path(args.output), composer, cfg, progress)
     for name, what in made.items():
         print(f"{name:16s} {what}")
     return 0
+
+
+def _where(given: list[str] | None) -> dict[str, str] | None:
+    "Attributes from the words of the command line."
+    if given is None:
+        return None
+    pairs = [word.partition("=") for word in given]
+    for name, sign, value in pairs:
+        if not (name and sign and value):
+            raise BadInput(f"--where {name}{sign}{value}: NAME=VALUE is needed, e.g. tempo=slow")
+    return {name: value for name, _, value in pairs}

@@ -252,6 +252,39 @@ def test_weight_of_whole_bars():
     assert heavy.item() == pytest.approx(plain.item() + extra / 7, abs=1e-4)
 
 
+def test_guidance_moves_rhythm_and_no_pitches():
+    "With equal conditions it changes nothing; with others, the same draws give another rhythm."
+    model, controls = conditioned().eval(), Controls.none(4)
+    given, null = torch.ones(5), -torch.ones(5)
+
+    def made(condition, guidance, seed=0):
+        how = Composing(0.0, (1,), guidance=guidance)
+        rng = torch_rng(seed, "guided")
+        return compose(model, make_prefix(0, (1,)), controls, how, rng, None, lambda _: condition)
+
+    plain = made(given, 0.0)
+    assert np.array_equal(made(torch.stack([given, given]), 5.0), plain)
+    assert np.array_equal(made(torch.stack([given, null]), 0.0), plain)
+    changed = [made(torch.stack([given, null]), 8.0, seed) for seed in range(3)]
+    assert any(
+        not np.array_equal(rows[:5, :3], made(given, 0.0, seed)[:5, :3])
+        for seed, rows in enumerate(changed)
+    )
+    with pytest.raises(BadInput, match="guidance"):
+        Composing(guidance=-1.0)
+
+
+def test_the_strongest_visual_beats_keep_the_onsets_of_a_bar():
+    "Three beats and two onsets: the weakest request goes; no other beat comes in between."
+    strength = np.zeros(16, np.int64)
+    strength[[2, 6, 12]] = 4, 2, 3
+    controls, how = Controls(np.array([2]), strength), Composing(1.0, (1,))
+    for seed in range(6):
+        rows = compose(untrained(seed), make_prefix(1, [1]), controls, how, torch_rng(seed, "s"))
+        beats = rows[(rows[:, TYPE] == METRE) & (rows[:, BEAT] != BAR)]
+        assert beats[:2, BEAT].tolist() == [3, 13] and beats[:2, STRENGTH].tolist() == [4, 3]
+
+
 def test_unigram_loss_of_one_class_per_type():
     rows = encode_music(make_music([0, 16], [60, 60], [4, 4], [1, 1], 2))
     many = [rows] * 1000

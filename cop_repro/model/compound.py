@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BAR_TICKS', 'BEAT_TICKS', 'VOICES', 'MAX_CHORD', 'FIELDS', 'VOCABULARY', 'BEAT', 'TYPE', 'DENSITY', 'PITCH',
            'DURATION', 'INSTRUMENT', 'STRENGTH', 'END', 'METRE', 'NOTE', 'BAR', 'CHUNK', 'PREFIX_VOCABULARY',
-           'PREFIX_LENGTH', 'PROGRESS_BINS', 'PUBLISHED', 'SAMPLING', 'GridMusic', 'make_music', 'encode_music',
-           'token_ticks', 'decode_music', 'linear_attention', 'attention_step', 'CompoundConfig', 'sinusoids',
-           'CausalBlock', 'CompoundTransformer', 'progress_bin', 'CompoundBatch', 'make_prefix', 'collate',
+           'PREFIX_LENGTH', 'PROGRESS_BINS', 'PUBLISHED', 'SAMPLING', 'RHYTHM', 'GridMusic', 'make_music',
+           'encode_music', 'token_ticks', 'decode_music', 'linear_attention', 'attention_step', 'CompoundConfig',
+           'sinusoids', 'CausalBlock', 'CompoundTransformer', 'progress_bin', 'CompoundBatch', 'make_prefix', 'collate',
            'compound_loss', 'unigram_loss', 'Draw', 'nucleus_probabilities', 'sample_class', 'Controls', 'Composing',
            'compose', 'save_compound', 'load_compound']
 
@@ -614,6 +614,9 @@ class Controls:
         return Controls(self.density[first : first + count], self.strength[ticks])
 
 
+RHYTHM = ("type", "beat", "density", "strength")  # attributes that guidance acts on
+
+
 @dataclass(frozen=True)
 class Composing:
     "How a piece is sampled."
@@ -621,11 +624,15 @@ class Composing:
     control: float = 1.0  # C: probability that an event follows the controls, 0..1
     voices: tuple[int, ...] = (1, 2, 3)  # that may be used
     sampling: Mapping[str, Draw] = field(default_factory=lambda: SAMPLING)
-    guidance: float = 0.0  # w: logits l become l + w (l - l of the null condition), at least 0
+    guidance: float = 0.0  # w: logits l of `RHYTHM` become l + w (l - l of the null condition)
 
     def __post_init__(self):
         if not 0 <= self.control <= 1:
             raise BadInput(f"a control of {self.control:g}: 0 (free) to 1 (always) is needed")
+        if not 0 <= self.guidance < math.inf:
+            raise BadInput(
+                f"a guidance of {self.guidance:g}: 0 (off) or a positive number is needed"
+            )
 
 
 def _allowed(size: int, classes) -> Bool[Tensor, " n"]:
@@ -662,7 +669,7 @@ class _Piece:
 
     def draw(self, name: str, logits: Tensor, classes) -> int:
         allowed, own = _allowed(logits.shape[-1], classes), logits[0]
-        if self.copies == 2:
+        if self.copies == 2 and name in RHYTHM:
             own = own + self.how.guidance * (own - logits[1])
         return sample_class(own, allowed, self.how.sampling[name], self.rng)
 
@@ -715,9 +722,9 @@ class _Piece:
 
     def _metre(self, beat: int, logits: list[Tensor]) -> list[int] | None:
         "A bar or a beat; a visual beat comes first if it would be passed or needs the onset."
-        wanted = self.pending[0] if self.pending and self.left else beat
-        needed = wanted != beat and self.left <= len(self.pending)
-        if (wanted < beat or needed) and not self.closed:
+        asked = bool(self.pending) and self.left > 0 and not self.closed
+        if asked and (self.pending[0] < beat or self.left <= len(self.pending)):
+            wanted = self.pending[0]
             strength = self.controls.strength[self.bar * BAR_TICKS + wanted]
             return self._beat(wanted, int(strength))
         if beat == BAR:

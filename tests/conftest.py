@@ -2,6 +2,7 @@
 "What tests share: one process, one thread, no display, no network."
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,7 @@ import torch
 from shapes import raises
 
 torch.set_num_threads(1)
+sys.modules.setdefault("rfc3987_syntax", None)  # as `skip_unused` of the command line does
 pytest.raises = raises
 jaxtyping.install_import_hook("cop_repro", "shapes.check_arrays")
 

@@ -255,7 +255,8 @@ def read_shards(folder: Path) -> None:
 
     store = open_store(folder / "store")
     store.verify()
-    store["latents"][:]
+    for name in store.columns:
+        store[name][:]
 
 
 def make_submission(folder: Path) -> None:
@@ -363,6 +364,9 @@ def _outcome(kind: Kind, folder: Path, watched: Sequence[Path]) -> str:
 
 def work(names: Sequence[str], numbers: range, place: Path) -> None:
     "Try inputs in this process; one line of JSON each."
+    from cop_repro.cli._process import skip_unused
+
+    skip_unused()
     folders = {name: place / name for name in ("good", "input", "tmp", "cwd")}
     for folder in folders.values():
         folder.mkdir(exist_ok=True)

@@ -617,8 +617,10 @@ MAY_READ = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search".split()
     not shutil.which("setpriv") or os.geteuid() != 0, reason="needs root and setpriv"
 )
 def test_an_installation_that_may_not_be_written(sides, root):
-    "Metrics of librosa without a home: values, and nothing on stderr but progress."
-    user = ["setpriv", *NOBODY, *MAY_READ, "env", "-i", "PATH=/usr/bin:/bin", "HOME=/nonexistent"]
+    "Metrics of librosa under a read-only home: values, and nothing on stderr but progress."
+    home = sides / "home"
+    home.mkdir()
+    user = ["setpriv", *NOBODY, *MAY_READ, "env", "-i", "PATH=/usr/bin:/bin", f"HOME={home}"]
     command = [*user, f"PYTHONPATH={root}", sys.executable, "-m", "cop_repro.cli", "score"]
     for path in (*sides.parents, sides, *sides.rglob("*")):
         if path.is_relative_to(sides):
@@ -632,6 +634,7 @@ def test_an_installation_that_may_not_be_written(sides, root):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["mel_distance"]["value"] == 0
     assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr
+    assert not list(home.iterdir())
 
 
 # Small things

@@ -31,6 +31,8 @@ from cop_repro.data.clips import Store, read_manifest
 from cop_repro.data.keyboard import NUM_WHITE, parse_corners
 from cop_repro.data.notes import LOWEST_PITCH, NUM_KEYS, read_midi
 from cop_repro.data.partial_keyboards import parse_key, parse_keys
+from cop_repro.data.video import read_audio
+from cop_repro.evaluation.claims import read_results
 
 MANY = int(os.environ.get("COP_FUZZ_INPUTS", "850"))  # of each kind, in `make test-fuzz`
 FEW = 12
@@ -206,6 +208,15 @@ def test_an_edited_manifest_is_one_line(content, tmp_path):
     assert "manifest.json" in failure(caught.value)
 
 
+def test_an_edited_result_file_is_one_line(root, tmp_path):
+    held = json.loads((root / "reports" / "results.json").read_text("utf-8"))
+    held["lines"][0]["made_by"] = []
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    with pytest.raises(Exception) as caught:
+        read_results(tmp_path / "results.json")
+    assert "results.json" in failure(caught.value)
+
+
 @pytest.mark.parametrize("content", ["{}", '{"rows": 1, "about": {}, "columns": ["a"]}'])
 def test_an_edited_store_is_one_line(content, tmp_path):
     (tmp_path / "index.json").write_text(content)
@@ -280,6 +291,17 @@ def test_players_of_a_card_are_no_links(tmp_path):
     with pytest.raises(BadInput, match="a.png is a link"):
         read_clips(tmp_path / "card")
     assert foreign_fault(tmp_path / "secret") is None
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_929_403_840])
+def test_a_rate_that_no_sound_has_is_refused(rate, tmp_path):
+    "At 1 Hz a second of samples lasts hours, and at 1 GHz resampling takes them."
+    soundfile.write(tmp_path / "a.wav", np.zeros(24_000), rate)
+    with pytest.raises(BadInput, match=f"states a sample rate of {rate} Hz"):
+        read_audio(tmp_path / "a.wav")
+    for known in (8_000, 192_000):
+        soundfile.write(tmp_path / "a.wav", np.zeros(known), known)
+        assert len(read_audio(tmp_path / "a.wav")) == 24_000
 
 
 def test_a_huge_sound_is_refused_unread(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from cop_repro.cli._process import (
     flushed_stdout,
     plain_warnings,
     say,
+    skip_unused,
     steady_streams,
     stoppable,
 )
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     one line and 128 + its number. Anything else is an error of the program, with its traceback.
     """
     steady_streams()
+    skip_unused()
     command = "cop"
     try:
         with stoppable():

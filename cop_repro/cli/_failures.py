@@ -26,6 +26,7 @@ FILE_LIBRARIES = ("soundfile", "av")  # whose errors are about files
 # names the file, or the section of one; what they raise when the content is another one.
 TRUSTING = {
     "read_manifest": "path",
+    "read_results": "path",
     "Store.__init__": "folder",
     "ShardedStore.__init__": "folder",
     "from_dict": "where",
@@ -72,10 +73,10 @@ def _misread_failure(error: Exception) -> str | None:
     if not isinstance(error, MISREAD):
         return None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        argument = TRUSTING.get(frame.f_code.co_qualname)
-        if argument is not None and "cop_repro" in frame.f_globals.get("__name__", ""):
+        place = frame.f_locals.get(TRUSTING.get(frame.f_code.co_qualname))
+        if place is not None and "cop_repro" in frame.f_globals.get("__name__", ""):
             return (
-                f"{_shown(frame.f_locals[argument])} holds something that does not belong there "
+                f"{_shown(place)} holds something that does not belong there "
                 f"({type(error).__name__}: {error}): correct it, or have it made again"
             )
     return None

@@ -2,7 +2,6 @@
 "Kernels of this very Python, whatever Jupyter's search path, configuration and users' kernels say."
 
 import logging
-import sys
 import warnings
 from pathlib import Path
 
@@ -45,5 +44,3 @@ def quiet_libraries() -> None:
     "Notebooks print their progress, not remarks of the libraries that execute them."
     warnings.simplefilter("ignore")
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    # jsonschema's check of non-ASCII web addresses takes two seconds to load and has no use here.
-    sys.modules.setdefault("rfc3987_syntax", None)

@@ -80,6 +80,14 @@ def steady_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def skip_unused() -> None:
+    """Leave out a part of jsonschema, which does without it.
+
+    Its check of non-ASCII web addresses takes a second to load, and no schema here asks for it.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)
+
+
 def discard_stdout() -> None:
     "Nobody reads the standard output, or it cannot be written: drop what is still to be printed."
     with suppress(OSError, ValueError):  # a stream in memory has no number

@@ -87,6 +87,12 @@ STAGE_SCORES = {
         {
             "chord tones in the melody": ("harmony", "chord_tones"),
             "chord tones of another piece's chords": ("harmony", "chord_tones_of_others"),
+            "speed of a bar against its onsets, Spearman": (
+                "rows",
+                "vmusprod",
+                "speed_correlation",
+            ),
+            "the same without motion": ("rows", "vmusprod_no_motion", "speed_correlation"),
             "average rank by VMCP": ("rows", "vmusprod", "average_rank"),
             "the same for another video": ("rows", "vmusprod_shuffled", "average_rank"),
             "the same of real music": ("rows", "real", "average_rank"),
@@ -107,6 +113,18 @@ STAGE_SCORES = {
         {
             "onset F1 in true videos": ("rows", "true_video", "onset_f1", 0),
             "frame F1 in true videos": ("rows", "true_video", "frame_f1", 0),
+        },
+    ),
+    "vmb": (
+        "evaluate_bridges",
+        {
+            "mel distance to the true music, dB": ("mel", "full"),
+            "the same without bridges": ("mel", "without_both"),
+            "the same for another video": ("mel", "shuffled"),
+            "the true sound through the codec": ("mel", "codec"),
+            "KL to the true music, nats": ("kl", "full"),
+            "KL without bridges": ("kl", "without_both"),
+            "accuracy of the sentinel (chance .08)": ("accuracy", "key_root"),
         },
     ),
 }

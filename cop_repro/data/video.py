@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'SOUND_SUFFIXES', 'MEASURED', 'STILL', 'INDEXED', 'PADDING_S', 'JITTER_S', 'UNSTAMPED', 'MAX_GAP_S',
-           'write_video', 'recompress', 'stem_of', 'VideoInfo', 'probe_video', 'iter_video', 'read_video', 'read_audio']
+           'SOURCE_RATES', 'write_video', 'recompress', 'stem_of', 'VideoInfo', 'probe_video', 'iter_video',
+           'read_video', 'read_audio']
 
 # %% ../../nbs/data/12_video.ipynb #eb33d03b
 import heapq
@@ -625,6 +626,7 @@ def read_video(
 JITTER_S = 0.019  # time stamps of a sound without gaps deviate by up to this, s
 UNSTAMPED = ("aac", "ac3", "aiff", "au", "eac3", "flac", "mp3", "w64", "wav")  # no time stamps
 MAX_GAP_S = 3600.0  # a longer gap between two blocks of sound is a damaged time stamp, s
+SOURCE_RATES = (1_000, 1_000_000)  # of a sound, Hz; others take hours to resample, or all memory
 
 
 class _Mono:
@@ -679,7 +681,9 @@ def _runs(path: Path | str, container, stream, sample_rate: int) -> list[_Run]:
     origin, mono, runs = _origin(container), _Mono(), []
     is_stamped, repeated_s = container.format.name not in UNSTAMPED, 0.0
     for frame in container.decode(stream):
-        samples, rate, begins = mono(frame), frame.sample_rate, None
+        rate, begins = frame.sample_rate, None
+        _check_rate(path, rate)
+        samples = mono(frame)
         if is_stamped and frame.pts is not None:
             begins = float(frame.pts * frame.time_base) - origin
         if not runs:
@@ -693,6 +697,16 @@ def _runs(path: Path | str, container, stream, sample_rate: int) -> list[_Run]:
         _check_repeated(path, repeated_s, runs[-1].end_s)
         runs[-1].add(samples[overlap:])
     return runs
+
+
+def _check_rate(path: Path | str, rate: int) -> None:
+    "The sample rate must be one that sounds have."
+    low, high = SOURCE_RATES
+    if not low <= rate <= high:
+        raise BadInput(
+            f"{Path(path).name} states a sample rate of {rate} Hz; {low} to {high} Hz are read: "
+            "is its header damaged?"
+        )
 
 
 def _check_gap(path: Path | str, gap: float, end_s: float) -> None:

@@ -66,7 +66,11 @@ def step_seconds(
 
 # %% ../../nbs/evaluation/92b_injectors.ipynb #92b00008
 STREAM = "extra_dit"  # the row from which others differ
-SCORES = {"si_sdr_spec": "dB", "transcription_f1": "F1", "mel_distance": "mel distance"}
+SCORES = {  # metric -> title
+    "si_sdr_spec": "si_sdr_spec, dB",
+    "transcription_f1": "transcription F1",
+    "mel_distance": "mel distance",
+}
 HEAD = """
 ## How a roll should be injected (`cop ablation --injectors`, made from `injectors.json`)
 
@@ -127,9 +131,8 @@ def plot_injectors(
         means = [np.mean([c["metrics"][metric] for c in r["clips"]]) for r in seeds.values()]
         ax.bar(x, np.mean(means), 0.6, color=COLORS[5])
         ax.plot([x] * len(means), means, "o", ms=4, color=COLORS[1])
-    unit = " [dB]" if SCORES[metric] == "dB" else ""
     names = list(report["order"])
-    ax.set(xticks=range(len(names)), xticklabels=names, ylabel=f"{metric}{unit}")
+    ax.set(xticks=range(len(names)), xticklabels=names, ylabel=SCORES[metric])
     ax.set_title("Points: training seeds")
     return ax
 

@@ -262,6 +262,7 @@ APART = (
     "train_composers",
     "train_animator",
     "evaluate_systems",
+    "evaluate_bridges",
     "evaluate_cycle",
 )
 

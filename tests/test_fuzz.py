@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from cop_repro.benchmark.checks import sound_faults
 from cop_repro.benchmark.leaderboard import read_clips
 from cop_repro.benchmark.protocol import SCHEMAS, Faulty, foreign_fault, schema_faults
-from cop_repro.benchmark.submissions import check_submission
+from cop_repro.benchmark.submissions import check_submission, midi_faults
 from cop_repro.cli._failures import failure
 from cop_repro.core import BadInput, CopError
 from cop_repro.data.clips import Store, read_manifest
@@ -155,6 +155,18 @@ def test_any_midi_messages_are_notes_of_a_piano_or_refused(tmp_path_factory, tra
     assert (notes.offsets_s > notes.onsets_s).all() and (notes.onsets_s >= 0).all()
     assert set(notes.pitches) <= set(range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS))
     assert all(1 <= velocity <= 127 for velocity in notes.velocities)
+
+
+def test_a_key_signature_that_no_key_has_is_a_fault(tmp_path):
+    "`read_midi` reads past it; other programs, such as those based on mido, refuse the file."
+    fuzzing.make_midi(tmp_path)
+    data = (tmp_path / "b.mid").read_bytes()
+    track = data.index(b"MTrk")
+    size = int.from_bytes(data[track + 4 : track + 8], "big")
+    odd = b"\x00\xff\x59\x02\x07\xa1"
+    head = data[:track] + b"MTrk" + (size + len(odd)).to_bytes(4, "big")
+    (tmp_path / "b.mid").write_bytes(head + odd + data[track + 8 :])
+    assert any("7 sharps" in fault for fault in midi_faults(tmp_path / "b.mid", 1.0))
 
 
 JSON = st.recursive(

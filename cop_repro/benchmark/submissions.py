@@ -197,13 +197,16 @@ def midi_faults(
     duration_s: float,  # of the clip
 ) -> list[str]:  # empty: it is as it should be
     "What is wrong with the notes of a submission."
+    from mido.midifiles.meta import KeySignatureError
+
+    unreadable = (OSError, EOFError, ValueError, KeyError, IndexError, KeySignatureError)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             notes, overlaps = read_midi(path), _overlap_faults(path)
         except BadInput as error:
             return [str(error)]
-        except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        except unreadable as error:
             return [f"{path.name} is not readable by mido: {error}"]
     faults = [str(w.message) for w in caught if issubclass(w.category, MidiWarning)]
     late = notes.onsets_s[notes.onsets_s >= duration_s]

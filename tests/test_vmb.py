@@ -420,7 +420,7 @@ def test_rows_and_controls(vmb, scenes):
 
 
 def test_a_scene_of_the_library_is_no_test_scene(vmb, scenes):
-    with pytest.raises(AssertionError, match="near duplicate"):
+    with pytest.raises(AssertionError, match="among the references"):
         BridgeSet.of(vmb, scenes[6:8])
 
 

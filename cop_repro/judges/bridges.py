@@ -6,7 +6,7 @@
 __all__ = ['ATTRIBUTES', 'FAST_BPM', 'DENSITIES', 'CHORD_NOTES', 'STRENGTHS', 'ROOTS', 'TEMPLATE', 'RHYTHM_BPM', 'RHYTHM_BEATS',
            'SENTINEL', 'Attribute', 'attributes_of', 'sentence_of', 'attributes_in', 'check_attributes',
            'tower_features', 'rhythm_of', 'Heads', 'fit_heads', 'head_accuracy', 'chance_accuracy', 'Library',
-           'check_where', 'make_library', 'near_duplicates', 'video_vector', 'retrieve_clips']
+           'check_where', 'make_library', 'near_duplicates', 'groups_like', 'video_vector', 'retrieve_clips']
 
 # %% ../../nbs/judges/67_bridges.ipynb #brg00003
 import math
@@ -340,6 +340,22 @@ def near_duplicates(
         groups = group_works([_tune_of(name, own) for name, own in works.items()], threshold)
         found |= {name: group[0] for group in groups for name in group}
     return found
+
+
+def groups_like(
+    library: Library,
+    windows: Mapping[str, ScoreWindow],  # the clips of the library by name
+    window: ScoreWindow,  # any music
+) -> list[str]:  # groups that must not be its references
+    "Groups with a work that is the window's own, or shares its tune."
+    works: dict[str, list[ScoreWindow]] = {}
+    for name in library.names:
+        works.setdefault(windows[name].work_id, []).append(windows[name])
+    found = set()
+    for work_id, own in works.items():
+        if len(set(near_duplicates([*own, window]).values())) == 1:
+            found.add(library.group_of(work_id))
+    return sorted(found)
 
 
 def _tune_of(work_id: str, windows: Sequence[ScoreWindow]) -> Score:

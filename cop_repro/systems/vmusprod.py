@@ -508,7 +508,7 @@ def load_vmusprod(
     return model.eval(), meta
 
 # %% ../../nbs/systems/78b_vmusprod.ipynb #78d00020
-GUIDANCE = 1.0  # w of motion, chosen on validation scenes
+GUIDANCE = 0.0  # w of motion; on validation scenes, 1 follows no better
 
 
 @torch.inference_mode()
@@ -539,7 +539,7 @@ def compose_part(
 ) -> GridMusic:
     "Sample some voices under a condition of every beat."
     num_bars = (len(condition) - 1) // BEATS_PER_BAR
-    both = [condition] if null is None else [condition, null]
+    both = [condition, null] if null is not None and guidance else [condition]
     values = torch.from_numpy(np.stack(both, 1)).float()
 
     def given(first_bar: int) -> Callable[[int], Tensor]:

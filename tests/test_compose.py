@@ -18,14 +18,16 @@ from cop_repro.systems.cmt import CMT, Scale
 from cop_repro.systems.composing import (
     COMPOSED,
     DEFAULT_TEMPO,
-    PROGRAMS,
     ComposeConfig,
     Composer,
     compose_features,
     compose_for_video,
     load_composer,
-    synthesise_voices,
     tempo_of,
+)
+from cop_repro.systems.instruments import (
+    PROGRAMS,
+    synthesise_voices,
     voice_notes,
     write_voices,
 )

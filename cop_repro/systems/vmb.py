@@ -51,7 +51,7 @@ from ..judges.vmcp import Vmcp, load_vmcp
 from ..measure.visual_rhythm import VideoFeatures
 from ..model.codec import Codec, check_latents, load_codec, prepare_wav
 from ..model.controlformer import InjectedDiT, build_dit, inject
-from ..model.dit import DiTConfig, MultiStreamDiT, StreamConfig, load_dit
+from ..model.dit import MultiStreamDiT, load_dit
 from ..model.encoders import TextEncoder, load_encoders, seeded
 from cop_repro.model.flow import (
     Conditions,

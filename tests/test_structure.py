@@ -21,7 +21,7 @@ from cop_repro.cli._profiles import OWN_OUTPUTS
 from cop_repro.cli.fingerprints import notebook_modules
 from cop_repro.cli.run import check_notebook
 from cop_repro.core import CopError, ParamsError
-from cop_repro.parameters import KEYS, check_params, load_params, merge
+from cop_repro.parameters import KEYS, SHAPES, check_params, load_params, merge
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted(

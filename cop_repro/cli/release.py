@@ -35,9 +35,9 @@ def run(args) -> int:
     "Copy models into data/assets (large ones in bfloat16), track them, push their objects."
     root = project_root()
     release = load_params(root / "params.yaml")["release"]
-    made = profile_folder(root, args.profile or release["profile"])
-    own = made / "params.yaml"  # a profile may name an asset that no other profile makes
-    assets = (load_params(own)["release"] if own.is_file() else release)["assets"]
+    profile = args.profile or release["profile"]
+    assets = {name: s for name, s in release["assets"].items() if _is_made_by(profile, s)}
+    made = profile_folder(root, profile)
     unknown = [name for name in args.names if name not in assets]
     if unknown:
         hint = did_you_mean(unknown[0], assets)
@@ -53,9 +53,15 @@ def run(args) -> int:
     return 0
 
 
+def _is_made_by(profile: str, source: str | dict[str, str]) -> bool:
+    "Whether a profile makes an asset; one that names a profile is made by no other."
+    return isinstance(source, str) or source.get("profile", profile) == profile
+
+
 def _sources(root: Path, made: Path, source: str | dict[str, str]) -> dict[str, str]:
     "Files of one asset by what they hold, from the checkout; one that does not exist is an error."
-    named = {"model": source} if isinstance(source, str) else source
+    named = {"model": source} if isinstance(source, str) else dict(source)
+    named.pop("profile", None)
     paths = {what: f"{made.relative_to(root)}/{path}" for what, path in named.items()}
     for path in paths.values():
         if not (root / path).exists():

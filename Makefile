@@ -74,8 +74,9 @@ test-processors: smoke smoke-processors
 smoke: setup
 	cop profile smoke
 
+# Only what is compared: the stages before the report.
 smoke-processors: setup
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 cop profile smoke --as smoke-avx2 -S threads=1
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 cop profile smoke report --as smoke-avx2 -S threads=1
 
 demo: setup
 	cop demo

@@ -670,7 +670,7 @@ def test_a_word_like_no_command_gets_the_list(capsys):
     with pytest.raises(SystemExit):
         main(["xyzzy"])
     text = capsys.readouterr().err
-    assert text.startswith("cop: no command 'xyzzy': choose from ablation, adapt, bench, ")
+    assert text.startswith("cop: no command 'xyzzy': choose from ablation, adapt, animate, bench, ")
     assert len(text.splitlines()) == 1
 
 

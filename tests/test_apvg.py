@@ -30,6 +30,7 @@ from cop_repro.evaluation.cycle import (
     evaluate_cycle,
     load_cycle_predictor,
     load_cycle_systems,
+    median_clip,
     motion_error,
     partners,
     plot_cycle,
@@ -662,6 +663,13 @@ def test_the_motion_error_counts_moving_pixels_alone():
     assert motion_error(np.full_like(true, 200), np.zeros_like(true)) == 0  # nothing moves
 
 
+def test_the_median_clip_is_neither_the_best_nor_the_worst():
+    values = {"a": 0.9, "b": 0.1, "c": 0.4}
+    scored = [{"row": "apvg", "clip_id": c, "onset_f1": f1} for c, f1 in values.items()]
+    scored.append({"row": "still", "clip_id": "a", "onset_f1": 0.0})
+    assert median_clip(scored, "apvg") == 2 and median_clip(scored, "still") == 0
+
+
 def test_the_table_holds_a_line_for_each_row(predictor, pair):
     torch.manual_seed(0)
     small = AnimatorConfig(hidden=8, width=8, coarse=2, unet=2)
@@ -669,7 +677,7 @@ def test_the_table_holds_a_line_for_each_row(predictor, pair):
     lines = cycle_text(cycle_table(scored), predictor, 2).splitlines()
     rows = ["apvg", "still", "mean_video", "true_video", "shuffled_audio"]
     assert [line.split(" | ")[0] for line in lines[-5:]] == [f"| {row}" for row in rows]
-    assert predictor.hash in lines[2] and "0.0 [0.0, 0.0] |" in lines[-2]
+    assert predictor.hash in lines[3] and "0.0 [0.0, 0.0] |" in lines[-2]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOVING', 'METRICS', 'CyclePredictor', 'load_cycle_predictor', 'SoundToVideo', 'cycle_scores', 'motion_error',
            'transcribed_video', 'control_videos', 'partners', 'evaluate_cycle', 'cycle_table', 'cycle_text',
-           'CycleRows', 'load_cycle_systems', 'cycle_clips', 'keyboard_profile', 'plot_cycle']
+           'CycleRows', 'load_cycle_systems', 'cycle_clips', 'median_clip', 'keyboard_profile', 'plot_cycle']
 
 # %% ../../nbs/evaluation/92c_cycle.ipynb #92b00003
 from collections.abc import Mapping, Sequence
@@ -224,9 +224,9 @@ def cycle_text(
     "The table with a heading."
     lines = [
         f"# Notes in videos made from the sound of {count} test clips\n",
-        f"Made by the stage `evaluate_cycle`; notes predicted by {predictor.name} "
-        f"({predictor.hash}), which took part in no training. Intervals of 95 % by work; "
-        "differences from the floor `shuffled_audio` are paired by clip. The motion error is in "
+        f"Made by the stage `evaluate_cycle`; notes predicted by {predictor.name}",
+        f"({predictor.hash}), which took part in no training. Intervals of 95 % by work;",
+        "differences from the floor `shuffled_audio` are paired by clip. The motion error is in",
         "grey levels.\n",
         "| row | frame F1 | onset F1 | onset F1 above the floor | motion error |",
         "|---|---|---|---|---|",
@@ -282,6 +282,15 @@ def cycle_clips(
     return [store_clip(store, int(rows[i])) for i in chosen]
 
 # %% ../../nbs/evaluation/92c_cycle.ipynb #92b00019
+def median_clip(
+    scored: Sequence[Mapping],  # of `evaluate_cycle`
+    row: str,
+) -> int:  # index
+    "The clip whose onset F1 lies in the middle, for a picture of neither the best nor the worst."
+    values = [line["onset_f1"] for line in _by_clip(scored, row).values()]
+    return int(np.argsort(values, kind="stable")[len(values) // 2])
+
+
 def keyboard_profile(
     video: UInt8[np.ndarray, "f h w"],  # grey strips
 ) -> np.ndarray:  # (w, f) grey levels, difference from the median over time

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cop_repro.core import (
     AssetMismatch,
@@ -439,6 +440,15 @@ def _rate_groups(
     return [{"params": ps, "share": share, "peak": peak} for share, ps in groups.items()]
 
 
+class _SinglePrecision(TorchFunctionMode):
+    "Within it, `Tensor.bfloat16` of a tensor on the CPU is a copy in its own precision."
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.bfloat16 and args[0].device.type == "cpu":
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
 def _optimizers(run: _Run) -> list[torch.optim.Optimizer]:
     "Adam, or Muon for the matrices of linear layers and Adam for what remains; none is empty."
     cfg = run.cfg
@@ -570,7 +580,8 @@ def _update(run: _Run) -> None:
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate_at(run.step, run.cfg, group["peak"])
-        optimizer.step()
+        with _SinglePrecision():
+            optimizer.step()
     keep = min(run.cfg.ema, (1 + run.step) / (10 + run.step))  # the average needs a short warm-up
     for name, average in run.ema.items():
         average.lerp_(run.named[name].detach(), 1 - keep)

@@ -18,6 +18,8 @@ from crashing import FAULTS, SMALL, Runs, Server
 from cop_repro.core import AssetMismatch, BadInput
 from cop_repro.data.clips import Store, fill_store
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds open files in /proc")
+
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
@@ -46,6 +48,7 @@ def test_cell(small, stage, fault):
     assert small.findings(stage, fault) == []
 
 
+@LINUX
 def test_every_fault_in_stage_1(tmp_path):
     "The quick half: the atomic writes, the stores and the training loop that all stages share."
     server = Server(["train_general"])

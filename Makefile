@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Notebooks import torch before the package, which sets this for every other entry.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup repro test test-cluster test-course test-fuzz smoke lab docs slides demo test-processors smoke-processors lock export clean bench release-assets
+.PHONY: setup repro test test-cluster test-course test-fuzz test-crash smoke lab docs slides demo test-processors smoke-processors lock export clean bench release-assets
 
 # numba compiles parts of librosa when they are first imported and keeps them: two processes that do so at once can leave a cache that crashes.
 # The other modules are those that `cop perform` and the stages load: where Python may not keep compiled modules, `cop` reads these.
@@ -66,6 +66,10 @@ test-course: setup
 # Ten thousand damaged files for everything that reads files of users.
 test-fuzz: setup
 	OMP_NUM_THREADS=1 pytest -n 2 -m fuzz tests/test_fuzz.py
+
+# Every stage under every fault (docs/crashes.md).
+test-crash: setup
+	OMP_NUM_THREADS=1 pytest -m crash tests/test_crash.py
 
 # The smoke run again with other instructions and another number of threads, as another machine adds.
 test-processors: smoke smoke-processors

@@ -9,10 +9,12 @@ import ast
 import ctypes
 import difflib
 import errno
+import glob
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -35,9 +37,9 @@ if typing.TYPE_CHECKING:  # importing torch takes seconds; commands without it s
 __all__ = ['RATES', 'NUM_KEYS', 'LOWEST_PITCH', 'Progress', 'COLORS', 'CopError', 'BadInput', 'ParamsError', 'DatasetMissing',
            'AssetMismatch', 'MissingExtra', 'needs_extra', 'Rates', 'did_you_mean', 'from_dict', 'derive_seed',
            'torch_rng', 'numpy_rng', 'silent', 'die_with_parent', 'lock_file', 'project_root', 'hidden_prefix',
-           'new_parents', 'atomic_file', 'atomic_folder', 'write_json', 'read_json', 'os_reason', 'check_output_file',
-           'check_output_folder', 'save_weights', 'load_weights', 'file_hash', 'code_fingerprint', 'set_plot_style',
-           'plain_text']
+           'new_parents', 'atomic_file', 'hidden_folder', 'atomic_folder', 'write_json', 'read_json', 'os_reason',
+           'check_output_file', 'check_output_folder', 'save_weights', 'load_weights', 'file_hash', 'code_fingerprint',
+           'set_plot_style', 'plain_text']
 
 # %% ../nbs/00_core.ipynb #dacd00ef
 class CopError(Exception):
@@ -321,9 +323,9 @@ _SHOWN_NAME = 32  # letters of a name in its temporary name, so that a long name
 
 def hidden_prefix(
     path: Path,  # a file or folder to make
-) -> str:  # e.g. ".sound-"
+) -> str:  # e.g. ".sound-unfinished-"
     "How the temporary name of a file or folder begins."
-    return f".{path.stem[:_SHOWN_NAME]}-"
+    return f".{path.stem[:_SHOWN_NAME]}-unfinished-"
 
 
 @contextmanager
@@ -342,6 +344,65 @@ def new_parents(
         raise
 
 
+_UNFINISHED = re.compile(r"\..{0,32}-unfinished-[a-z0-9_]{8}(\..*)?", re.DOTALL)
+
+
+def _hold(path: Path) -> int | None:
+    "A descriptor that locks a file or folder; None where the system has no such locks."
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # a network disk
+        os.close(handle)
+        return None
+    return handle
+
+
+def _remove(path: Path) -> None:
+    "Remove a temporary file or folder, if it is there."
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_left(folder: Path) -> None:
+    "Remove what killed processes have left in a folder: what has a temporary name and no lock."
+    with suppress(OSError):  # not for reading
+        names = [name for name in os.listdir(folder) if _UNFINISHED.fullmatch(name)]
+        for path in (folder / name for name in names):
+            with suppress(OSError):  # in use, just removed, or another user's
+                handle = _hold(path)
+                if handle is not None:
+                    _remove(path)
+                    os.close(handle)
+
+
+@contextmanager
+def _temporary(make: Callable[[], Path]) -> Iterator[Path]:
+    "A new temporary file or folder, locked while it is in use, and removed if it still exists."
+    handle = None
+    while True:
+        path = make()
+        with suppress(FileNotFoundError, BlockingIOError):  # taken for one that was left behind
+            handle = _hold(path)
+            if path.exists():
+                break
+    try:
+        yield path
+    finally:
+        _remove(path)
+        if handle is not None:
+            os.close(handle)
+
+
 @contextmanager
 def atomic_file(
     path: Path | str,  # the file to make or replace
@@ -349,31 +410,55 @@ def atomic_file(
     "Write to a temporary file beside `path`, then rename; a failure leaves nothing behind."
     path = Path(path)
     suffix = path.suffix if len(path.suffix) <= _SHOWN_NAME else ""
-    with new_parents(path):
+
+    def make() -> Path:
         handle, name = tempfile.mkstemp(suffix, hidden_prefix(path), path.parent)
         os.close(handle)
-        temporary = Path(name)
-        try:
+        return Path(name)
+
+    with new_parents(path):
+        _remove_left(path.parent)
+        with _temporary(make) as temporary:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(_default_mode(0o666))
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hidden_folder(
+    path: Path | str,  # what is made in it
+    place: Path | None = None,  # where it lies; None: beside `path`
+) -> Iterator[Path]:  # an empty folder, removed at the end
+    "A folder for unfinished work; if the process is killed, the next one removes it."
+    path = Path(path)
+    place = path.parent if place is None else place
+    _remove_left(place)
+    with _temporary(lambda: Path(tempfile.mkdtemp("", hidden_prefix(path), place))) as folder:
+        yield folder
 
 
 def _swap(new: Path, path: Path) -> None:
     "Put a folder in the place of another one, which goes back if that fails."
     old = Path(tempfile.mkdtemp("-old", hidden_prefix(path), path.parent))
-    path.replace(old / "folder")
+    path.replace(old / path.name)
     try:
         new.replace(path)
     except BaseException:
-        (old / "folder").replace(path)
+        (old / path.name).replace(path)
         raise
     finally:
         shutil.rmtree(old)
+
+
+def _put_back(path: Path) -> None:
+    "Undo the first half of a swap in which a process was killed; remove what a whole one left."
+    for old in path.parent.glob(f"{glob.escape(hidden_prefix(path))}*-old"):
+        if (old / path.name).exists() and not path.exists():
+            (old / path.name).replace(path)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -383,16 +468,14 @@ def atomic_folder(
     "Fill a temporary folder beside `path`, then swap it in; a failure leaves nothing behind."
     path = Path(path)
     with new_parents(path):
-        temporary = Path(tempfile.mkdtemp(prefix=hidden_prefix(path), dir=path.parent))
-        try:
+        _put_back(path)
+        with hidden_folder(path) as temporary:
             yield temporary
             temporary.chmod(_default_mode(0o777))
             if path.exists():
                 _swap(temporary, path)
             else:
                 temporary.replace(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(

@@ -21,6 +21,7 @@ from cop_repro.core import (
     set_plot_style,
     write_json,
 )
+from cop_repro.data.clips import Store
 from cop_repro.parameters import check_params, load_params
 
 PLOT_POINTS = 60  # of a loss curve
@@ -95,6 +96,12 @@ class Stage:
     def path(self, *parts: str) -> Path:
         "A path below the checkout."
         return self.root.joinpath(*parts)
+
+    def store(self, *parts: str) -> Store:
+        "A store below features/, every byte of it verified once."
+        store = Store(self.path("features", *parts))
+        store.verify_once()
+        return store
 
     def inputs(self, *files: Path | None, **stores: str) -> dict[str, str]:
         """What a run is made from: hashes of the code, of each store's index and of each file.

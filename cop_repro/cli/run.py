@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cop_repro.cli._kernel import kernel_manager, quiet_libraries, write_kernel_profile
+from cop_repro.cli._process import CHILD_S
 from cop_repro.core import (
     CopError,
     ParamsError,
@@ -143,14 +144,28 @@ def _kernel(root: Path) -> Iterator:
         options = ["--HistoryManager.enabled=False"]
         run_sync(kernel.start_kernel)(cwd=str(root), extra_arguments=options)
         yield kernel
+    except KeyboardInterrupt:
+        _interrupt(kernel, run_sync)
+        raise
     finally:
         run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def _interrupt(kernel, run_sync: Callable) -> None:
+    "Interrupt a stage, and wait until it has removed what is half-written: then it answers again."
+    client = kernel.client()
+    client.start_channels()
+    with suppress(RuntimeError):  # it has not begun, is gone, or takes too long
+        run_sync(kernel.interrupt_kernel)()
+        run_sync(client.wait_for_ready)(timeout=CHILD_S)
+    client.stop_channels()
 
 
 def _execute(notebook: Path, out: Path, parameters: dict[str, str], kernel) -> None:
     "Run all cells of a stage; an exception in one of them becomes a `CopError`."
     with needs_extra("pipeline"):
         import papermill
+        from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
 
     root = out.parents[1]
@@ -170,6 +185,11 @@ def _execute(notebook: Path, out: Path, parameters: dict[str, str], kernel) -> N
         )
     except PapermillExecutionError as error:
         raise _stage_error(error, out) from None
+    except DeadKernelError:
+        raise CopError(
+            f"stage {out.stem}: its process was ended from outside (by the system, for want of "
+            "memory?) or crashed; run it again: finished parts are kept"
+        ) from None
 
 
 def _stage_error(error, out: Path) -> CopError:

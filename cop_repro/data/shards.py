@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +26,16 @@ from cop_repro.core import (
     silent,
     write_json,
 )
-from .clips import Store, create_columns, parallel_map
+from cop_repro.data.clips import (
+    Store,
+    create_columns,
+    parallel_map,
+    sha256,
+    verify_changed,
+)
 
 # %% ../../nbs/data/18_shards.ipynb #d7e1ab04
 Schema = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape of a row, dtype
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _make_shard(plan: _Plan) -> tuple[int, int]:
         _write_columns(temporary, columns, len(entries))
         index = {"rows": entries, "columns": list(plan.columns), "about": plan.about}
         write_json(temporary / "index.json", index)
-        hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         shard = {"key": plan.key, "rows": len(entries), "rejects": rejects, "sha256": hashes}
         write_json(temporary / "shard.json", shard)
     return len(entries), len(rejects)
@@ -107,7 +108,7 @@ def _make_shard(plan: _Plan) -> tuple[int, int]:
 def _check_files(shard: Path, hashes: Mapping[str, str]) -> None:
     "Every byte of some files of a shard; `AssetMismatch` names the first that changed."
     for file, digest in hashes.items():
-        if not (shard / file).is_file() or _sha256(shard / file) != digest:
+        if not (shard / file).is_file() or sha256(shard / file) != digest:
             raise AssetMismatch(
                 f"{shard.parent.name}/{shard.name}: column {Path(file).stem} is not what was "
                 f"written (a damaged disk, an edited file?): remove {shard.name} and run the "
@@ -217,7 +218,7 @@ def _write_lists(folder: Path, plans: Sequence[_Plan]) -> None:
         "columns": {name: [list(shape), dtype] for name, (shape, dtype) in schema},
         "about": plans[0].about,
         "shards": [
-            {"name": name, "rows": shard["rows"], "sha256": _sha256(files[name])}
+            {"name": name, "rows": shard["rows"], "sha256": sha256(files[name])}
             for name, shard in shards.items()
         ],
     }
@@ -268,7 +269,7 @@ class ShardedColumn:
 
 def _check_hash(path: Path, digest: str) -> None:
     "One small file of a shard."
-    if _sha256(path) != digest:
+    if sha256(path) != digest:
         shard = path.parent
         raise AssetMismatch(
             f"{shard.parent.name}/{shard.name}/{path.name} is not the file that was written: "
@@ -322,10 +323,9 @@ class ShardedStore:
         used = [shard["name"] for shard in listed["shards"] if shard["rows"]]
         try:
             self.shards = [Store(self.folder / name) for name in used]
-        except (OSError, ValueError) as error:
+        except AssetMismatch as error:
             raise AssetMismatch(
-                f"{self.folder.name}: a column is missing or cut short ({error}): `verify` on "
-                "the other shards, remove the broken one and run the stage again"
+                f"{self.folder.name}: {error}; `verify` the other shards, and remove the broken one"
             ) from None
         self.index: list[dict] = [row for shard in self.shards for row in shard.index]
         self.columns = {
@@ -378,18 +378,7 @@ class ShardedStore:
         files = [self.folder / "shards.json"]
         for name in self.names:
             files += sorted((self.folder / name).iterdir())
-        stamps = {}
-        for path in files:
-            status = path.stat()
-            name = path.relative_to(self.folder).as_posix()
-            stamps[name] = [status.st_size, status.st_mtime_ns]
-        known = self.folder / ".verified.json"
-        if known.is_file() and read_json(known) == stamps:
-            return False
-        self.verify(progress)
-        with suppress(OSError):
-            write_json(known, stamps)  # without write access the next call reads again
-        return True
+        return verify_changed(self.folder, files, lambda: self.verify(progress))
 
 
 def open_store(

@@ -541,7 +541,12 @@ def read_kept(
     path: Path,  # of `kept_sounds`
 ) -> np.ndarray:  # float (s,)
     "One kept sound."
-    return soundfile.read(path, dtype="float32")[0]
+    try:
+        return soundfile.read(path, dtype="float32")[0]
+    except soundfile.SoundFileError as error:
+        raise BadInput(
+            f"{path} is no readable sound ({error}): run its group of `evaluate` again"
+        ) from None
 
 
 def example_sounds(

@@ -9,7 +9,6 @@ __all__ = ['SAMPLE', 'SCANNED_S', 'NOISE_BLOCK', 'ROLL_SPLITS', 'NEVER', 'ASSETS
            'load_performer', 'draw_performance', 'perform_video', 'results_folder']
 
 # %% ../../nbs/systems/71_cop.ipynb #98675973
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from cop_repro.core import (
     atomic_file,
     check_output_folder,
     file_hash,
-    hidden_prefix,
+    hidden_folder,
     new_parents,
     plain_text,
     silent,
@@ -689,9 +688,9 @@ def results_folder(
     """
     with new_parents(out):
         place = out if out.is_dir() else out.parent
-        with tempfile.TemporaryDirectory(dir=place, prefix=hidden_prefix(out)) as folder:
-            yield Path(folder)
-            _move_files(Path(folder), out)
+        with hidden_folder(out, place) as folder:
+            yield folder
+            _move_files(folder, out)
 
 
 def _report(

@@ -10,7 +10,6 @@ __all__ = ['Columns', 'Batch', 'Source', 'ROLL_COLUMNS', 'RENDER_COLUMNS', 'Scen
 
 # %% ../../nbs/training/51_features.ipynb #b40faa50
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..core import RATES, BadInput, ParamsError, Progress, numpy_rng, silent
+from cop_repro.core import (
+    RATES,
+    BadInput,
+    ParamsError,
+    Progress,
+    hidden_folder,
+    numpy_rng,
+    silent,
+)
 from cop_repro.data.clips import (
     REGISTERS,
     Item,
@@ -209,8 +216,8 @@ def scene_features(
     known = _store_of(Path(folder), described)
     if known is not None:
         return known
-    with tempfile.TemporaryDirectory(dir=Path(folder).parent) as raw:
-        stores = _rendered_stores(Path(raw), data.items, workers, progress)
+    with hidden_folder(folder) as raw:
+        stores = _rendered_stores(raw, data.items, workers, progress)
         return encode_stores(folder, stores, codec, encoders, max_tokens, progress, **described)
 
 # %% ../../nbs/training/51_features.ipynb #5ce0e004

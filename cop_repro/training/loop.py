@@ -186,6 +186,14 @@ def _write_checkpoint(
     _flush_folder(target.parent)
 
 
+def _delete(checkpoint: Path) -> None:
+    "Delete a checkpoint, which loses its name first: half of one is never taken for damage."
+    hidden = checkpoint.with_name(f".{checkpoint.name}-old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.replace(hidden)
+    shutil.rmtree(hidden)
+
+
 def save_checkpoint(
     folder: Path | str,  # run folder
     step: int,  # optimiser steps done
@@ -204,7 +212,7 @@ def save_checkpoint(
             "the run continues from the newest"
         ) from None
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
     return target
 
 # %% ../../nbs/training/50_loop.ipynb #bea5aba0

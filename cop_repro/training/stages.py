@@ -109,7 +109,10 @@ class Place:
     inputs: Mapping[str, str] = field(default_factory=dict)  # hashes; must agree to resume a run
 
     def open(self, *names: str) -> list[Store]:
-        return [Store(self.stores[name]) for name in names]
+        "Stores, every byte of which the first process has verified once."
+        stores = [Store(self.stores[name]) for name in names]
+        together(lambda: None if ranks()[0] else [store.verify_once() for store in stores])
+        return stores
 
     def open_recorded(self, *kinds: str, domain: str) -> list[list[Store | ShardedStore]]:
         "Stores, of equal rows, of each recorded set with training clips of a domain."

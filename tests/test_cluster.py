@@ -5,7 +5,6 @@ The quick tests use workers in threads; those marked `cluster` start scheduler a
 own commands and kill them.
 """
 
-import json
 import os
 import signal
 import socket
@@ -13,12 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_encoders import SMALL
 
-from cop_repro.cli import main
+from cop_repro.cli._plan import Plan, _filling
+from cop_repro.cli._plan_costs import Costs
+from cop_repro.cli._profiles import profile_params
 from cop_repro.core import (
     AssetMismatch,
     BadInput,
@@ -34,10 +37,11 @@ from cop_repro.data.cluster import DaskMap, shard_map, software
 from cop_repro.data.official_lists import RealClips
 from cop_repro.data.shards import ShardedStore, fill_shards
 from cop_repro.model.codec import CodecConfig, make_codec, prepare_wav, save_codec
-from cop_repro.model.encoders import EncodersConfig, build_encoders, learn_words, save_encoders
+from cop_repro.model.encoders import build_encoders, learn_words, save_encoders
 from cop_repro.training import features
 from cop_repro.training.features import EncodingFiles, encode_shards
 from cop_repro.training.launch import Machines
+from cop_repro.training.planning import Machine
 
 COLUMNS = {"x": ((4,), "int32")}
 TCP = {"protocol": "tcp", "dashboard_address": None}
@@ -114,7 +118,7 @@ def networks(folder):
     torch.manual_seed(0)
     codec = make_codec(CodecConfig(width=8, num_blocks=1)).eval()
     codec.fit_statistics([prepare_wav(torch.randn(1, 24_000) / 4)])
-    encoders = build_encoders(EncodersConfig(), learn_words(SAID)).eval()
+    encoders = build_encoders(SMALL, learn_words(SAID)).eval()
     save_codec(folder / "codec.safetensors", codec, "s")
     save_encoders(folder / "encoders.safetensors", encoders, "s")
     paths = (folder / "codec.safetensors", folder / "encoders.safetensors")
@@ -209,20 +213,32 @@ def test_workers_of_other_software():
     assert "tcp://c:3: it cannot run this version" in said and "tcp://a:1" not in said
 
 
-def test_the_plan_counts_workers(root, monkeypatch, capsys):
-    monkeypatch.chdir(root)
-    made = {}
-    for workers in (1, 64):
-        asked = ["plan", "--profile", "paper", "--workers", str(workers), "--json"]
-        assert main(asked) == 0
-        made[workers] = json.loads(capsys.readouterr().out)
-    one, many = (made[w]["filling"] for w in (1, 64))
-    assert one["workers"] == {"prepare": 1, "encode": 1} and many["workers"]["encode"] == 64
+def test_a_shard_that_ends_its_workers_is_named():
+    from dask.distributed import KilledWorker
+
+    def result():
+        raise KilledWorker("key", SimpleNamespace(address="tcp://node2:4001"), 3)
+
+    with pytest.raises(CopError, match="s/shard-00007: 4 workers ended .* tcp://node2:4001"):
+        shard = SimpleNamespace(place="s/shard-00007")
+        cluster._result_of(SimpleNamespace(result=result), shard)
+
+
+def test_the_plan_counts_workers(root):
+    params = profile_params(root, "paper")
+    plan, machine = Plan(params, Costs()), Machine()
+    clips = {"video": 173_000, "sound": 1_188_000, "piano": 4320}
+    one, many = (_filling(plan, machine, clips, workers) for workers in (1, 64))
     for stage in ("prepare", "encode"):
-        assert 60 < one["hours"][stage] / many["hours"][stage] < 64.0001
-    assert made[64]["hours"]["frozen_encoders"] == many["hours"]["encode"]
-    assert main(["plan", "--profile", "paper", "--workers", "0"]) == 2
-    assert "workers" in capsys.readouterr().err
+        assert 60 < one["hours"][stage] / many["hours"][stage] <= 64.0001
+    assert many["workers"] == {"prepare": 64, "encode": 64}
+    local = _filling(plan, machine, clips, None)
+    assert local["workers"] == {"prepare": params["prepare"]["workers"], "encode": 1}
+    assert local["hours"]["encode"] == one["hours"]["encode"] > 60 * 24
+    params["machines"] |= {"engine": "dask", "scheduler": "node0:8786"}
+    assert _filling(plan, machine, clips, None)["workers"] == {"prepare": 8, "encode": 8}
+    with pytest.raises(BadInput, match="0 workers: at least one"):
+        _filling(plan, machine, clips, 0)
 
 
 class Commands:
@@ -302,7 +318,7 @@ def test_a_killed_worker_costs_its_shard_only(tmp_path, commands, monkeypatch):
 
 @pytest.mark.cluster
 def test_what_a_cluster_does_not_do(tmp_path, commands, monkeypatch):
-    "No worker, a worker of another version, a call that ends its workers, a scheduler that ends."
+    "No worker, a worker of another version, a scheduler that ends in the middle."
     mapped = DaskMap(commands.address)
     monkeypatch.setattr(cluster, "CONNECT_S", 60.0)
     monkeypatch.setattr(cluster, "JOIN_S", 1.0)
@@ -315,7 +331,8 @@ def test_what_a_cluster_does_not_do(tmp_path, commands, monkeypatch):
     old = commands.worker(PYTHONPATH=str(older))
     with pytest.raises(CopError, match="1 of 1 workers would not make the same bytes: tcp://") as e:
         mapped.check()
-    assert "cannot run this version of cop_repro (ModuleNotFoundError" in str(e.value)
+    assert "cannot run this version of cop_repro" in str(e.value)
+    assert "No module named 'cop_repro.data.cluster'" in str(e.value)
     os.killpg(old.pid, signal.SIGKILL)
     commands.worker()
     while True:

@@ -378,8 +378,8 @@ def _clip_assumptions(real_encoders: bool, filling: dict) -> tuple[str, ...]:
         return (
             "clips: Table 1 of arXiv 2503.22200 and twelve hours of piano (PianoYT 2 h, "
             "Piano-10h) in windows of 10 s",
-            f"frozen encoders: {workers['encode']} workers with one GPU each in fp32, in shards of "
-            "whole clips (--workers, machines.engine)",
+            f"frozen encoders: {workers['encode']} workers with one GPU each in fp32, whole shards "
+            "each (--workers, machines.engine)",
             f"prepare: {workers['prepare']} workers with one core each; measured on one recording "
             f"of each kind: {measured}",
         )

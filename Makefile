@@ -55,9 +55,9 @@ endif
 test: setup
 	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
-# Kills a process in the middle of a run; takes a minute on a busy machine.
+# Kills a process of a training, and a worker that fills shards; takes two minutes on a busy machine.
 test-cluster: setup
-	OMP_NUM_THREADS=1 pytest -m cluster tests/test_launch.py
+	OMP_NUM_THREADS=1 pytest -m cluster tests/test_launch.py tests/test_cluster.py
 
 # Every lesson of the course, with its exercises solved.
 test-course: setup

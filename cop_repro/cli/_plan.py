@@ -9,6 +9,7 @@ from pathlib import Path
 from cop_repro.cli._plan_costs import Costs
 from cop_repro.core import RATES, BadInput, from_dict
 from cop_repro.data.clips import keep_items, read_manifest
+from cop_repro.data.cluster import filling_s
 from cop_repro.data.real_sets import REAL_SETS
 from cop_repro.model.cop_piano import RollInput
 from cop_repro.model.dit import DiTConfig, StreamConfig
@@ -22,6 +23,9 @@ from cop_repro.training.stages import OBJECTIVES, published_counts
 
 CLIP_S = 10.0
 PIANO_CLIPS = 12 * 360  # twelve hours in windows of 10 s: PianoYT 2 h, Piano-10h
+# Seconds of one core for a clip of 10 s, measured on one recording each: VGGSound in 1280 x 720,
+# its sound alone, PianoYT in 1840 x 200.
+PREPARE_S = {"video": 5.6, "sound": 0.15, "piano": 1.7}
 
 
 def manifest_items(root: Path, params: dict) -> list | None:
@@ -223,14 +227,14 @@ def make_plan(
     machine: Machine,
     items: list | None = None,  # of the manifest
     costs: Costs | None = None,
+    workers: int | None = None,  # that fill shards; None: as the parameters say
 ) -> dict:
     "Counts, memory, operations, disk and hours of all training runs; all that fit, or an error."
     plan = Plan(params, costs or Costs())
     jobs, written, fits = zip(*(_fit(job, machine) for job in _jobs(plan)))
     clips = _clips(plan, items)
     encoding = _encoding_flops(plan, clips)
-    # Stage `encode` is one process on one GPU.
-    encoder_hours = planning.hours(encoding, replace(machine, gpus=1), "fp32")
+    filling = _filling(plan, machine, clips, workers)
     return {
         "profile": params["profile"],
         "machine": asdict(machine),
@@ -242,9 +246,39 @@ def make_plan(
         "flops": _operations(plan, fits, encoding),
         "clips": clips,
         "disk_gb": _disk(plan, jobs, clips),
-        "hours": _hours(fits, encoder_hours),
-        "assumptions": _assumptions(machine, plan.real_encoders),
+        "filling": filling,
+        "hours": _hours(fits, filling["hours"]["encode"]),
+        "assumptions": _assumptions(machine, plan.real_encoders, filling),
     }
+
+
+def _num_workers(params: dict, machine: Machine, workers: int | None) -> dict[str, int]:
+    "Workers by stage: those asked for; one a GPU under Dask; else processes of one machine."
+    if workers is not None and workers < 1:
+        raise BadInput(f"{workers} workers: at least one is needed")
+    if workers is None and params["machines"].get("engine", "local") == "local":
+        return {"prepare": params["prepare"]["workers"], "encode": 1}
+    return dict.fromkeys(("prepare", "encode"), workers or machine.gpus)
+
+
+def _filling(plan: Plan, machine: Machine, clips: dict[str, int], workers: int | None) -> dict:
+    "Workers and hours of the stages that fill shards with recorded sets, a store a kind of clip."
+    counts = _num_workers(plan.params, machine, workers)
+    made = {"engine": plan.params["machines"].get("engine", "local"), "workers": counts}
+    if not plan.real_encoders:
+        return made | {"hours": {"prepare": 0.0, "encode": 0.0}}
+    size, hours = plan.params["prepare"]["shard_size"], {"prepare": 0.0, "encode": 0.0}
+    for kind, count in clips.items():
+        encode_s = 3600 * _encoding_hours(plan, machine, kind)
+        for stage, clip_s in (("prepare", PREPARE_S[kind]), ("encode", encode_s)):
+            hours[stage] += filling_s(count, clip_s, counts[stage], size) / 3600
+    return made | {"hours": hours}
+
+
+def _encoding_hours(plan: Plan, machine: Machine, kind: str) -> float:
+    "Hours of one GPU for one clip in the frozen encoders."
+    flops = _encoding_flops(plan, {kind: 1})
+    return planning.hours(flops, replace(machine, gpus=1), "fp32")
 
 
 def _as_written(job: Job, fit: Fit, machine: Machine) -> dict:
@@ -296,14 +330,14 @@ def _hours(fits: tuple[Fit, ...], encoder_hours: float) -> dict:
     }
 
 
-def _assumptions(machine: Machine, real_encoders: bool) -> list[str]:
+def _assumptions(machine: Machine, real_encoders: bool, filling: dict) -> list[str]:
     "What the plan counts, what it assumes, what it leaves out."
     return [
         "counted: parameters, operations (products, convolutions, attention; a training step is "
         "3 forward passes), kept tensors, features, checkpoints",
         _speed_assumption(machine),
         _memory_assumption(machine),
-        *_clip_assumptions(real_encoders),
+        *_clip_assumptions(real_encoders, filling),
         "not counted: loading, communication between GPUs, the optimiser, evaluation (codec, "
         "encoders and models on the parameters' device; judges, transcription and rendering on the "
         "CPU), the decoded recordings themselves",
@@ -334,13 +368,20 @@ def _memory_assumption(machine: Machine) -> str:
     )
 
 
-def _clip_assumptions(real_encoders: bool) -> tuple[str, str]:
-    "Which clips there are, and where they are encoded."
+def _clip_assumptions(real_encoders: bool, filling: dict) -> tuple[str, ...]:
+    "Which clips there are, and where they are prepared and encoded."
     if real_encoders:
+        workers, measured = (
+            filling["workers"],
+            ", ".join(f"{s} s a {k}" for k, s in PREPARE_S.items()),
+        )
         return (
             "clips: Table 1 of arXiv 2503.22200 and twelve hours of piano (PianoYT 2 h, "
             "Piano-10h) in windows of 10 s",
-            "frozen encoders: one process on one GPU in fp32, whatever the number of GPUs",
+            f"frozen encoders: {workers['encode']} workers with one GPU each in fp32, whole shards "
+            "each (--workers, machines.engine)",
+            f"prepare: {workers['prepare']} workers with one core each; measured on one recording "
+            f"of each kind: {measured}",
         )
     return (
         "clips: those of the manifest that prepare.keep leaves; embedded encoders are too small "

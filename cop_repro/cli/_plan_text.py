@@ -88,9 +88,21 @@ def _total_lines(made: dict) -> list[str]:
     disk = ", ".join(f"{purpose} {gb:,.2f} GB" for purpose, gb in made["disk_gb"].items())
     clips = ", ".join(f"{count:,} {kind}" for kind, count in made["clips"].items())
     total, encoders = made["hours"]["total"], made["hours"]["frozen_encoders"]
+    filling = made["filling"]
+    counts = filling["workers"]
+    prepared = (
+        [
+            f"shards of recorded sets (engine {filling['engine']}): prepare "
+            f"{_time(filling['hours']['prepare'])} with {counts['prepare']} workers, encode "
+            f"{_time(encoders)} with {counts['encode']}"
+        ]
+        if encoders
+        else []
+    )
     return [
         f"memory of one GPU in {full['job']}: {memory}",
         f"disk: {disk} ({clips} clips)",
+        *prepared,
         f"time: training {_time(total - encoders)}, frozen encoders {_time(encoders)}, "
         f"together {_time(total)}",
     ]

@@ -28,6 +28,12 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="divide weights, gradients and moments among the GPUs",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="that prepare and encode recorded sets; default: with machines.engine dask one a GPU, "
+        "else prepare.workers processes and one that encodes",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -45,7 +51,7 @@ def run(args) -> int:
     try:
         gpus = _processes(params) if args.gpus is None else args.gpus
         machine = Machine(gpus, args.gpu_memory, args.gpu, args.mfu, args.sharded)
-        made = make_plan(params, machine, items, costs)
+        made = make_plan(params, machine, items, costs, args.workers)
     finally:
         costs.save()
     print(json.dumps(made, indent=1) if args.json else plan_text(made))

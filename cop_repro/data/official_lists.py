@@ -853,6 +853,7 @@ def real_stores(
     shard_size: int = 256,  # clips in a shard
     workers: int = 1,  # processes
     progress: Progress = silent,  # done, total, message
+    mapped: Callable | None = None,  # of `fill_shards`: workers of other machines
     **about,  # provenance
 ) -> tuple[dict[str, ShardedStore], dict[str, dict]]:  # stores by name, coverage by set
     "Sharded stores of recorded sets, resumable, and how much of each set they hold."
@@ -868,7 +869,7 @@ def real_stores(
             columns, target = make.columns(domain, duration_s), Path(folder) / key
             facts = {"set": name, "split_hash": split_hash(works_of(jobs.values())), **about}
             own[key] = fill_shards(
-                target, jobs, columns, make, shard_size, workers, progress, **facts
+                target, jobs, columns, make, shard_size, workers, progress, mapped, **facts
             )
         stores |= own
         covered[name] = _stored_coverage(listing, own.values())

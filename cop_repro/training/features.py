@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Columns', 'Batch', 'Source', 'ROLL_COLUMNS', 'RENDER_COLUMNS', 'SceneData', 'codec_sounds', 'encode_stores',
-           'scene_features', 'encode_shards', 'crop_starts', 'cut', 'general_batch', 'join_batches', 'mixed_batch',
-           'roll_target', 'store_rolls', 'soft_store', 'PerformanceData', 'PerformedSounds', 'performed_sounds',
-           'PianoBatch', 'aligned_starts', 'piano_batch']
+           'scene_features', 'EncodingFiles', 'encode_shards', 'crop_starts', 'cut', 'general_batch', 'join_batches',
+           'mixed_batch', 'roll_target', 'store_rolls', 'soft_store', 'PerformanceData', 'PerformedSounds',
+           'performed_sounds', 'PianoBatch', 'aligned_starts', 'piano_batch']
 
 # %% ../../nbs/training/51_features.ipynb #b40faa50
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +25,11 @@ from torch import Tensor, nn
 
 from cop_repro.core import (
     RATES,
+    AssetMismatch,
     BadInput,
     ParamsError,
     Progress,
+    file_hash,
     hidden_folder,
     numpy_rng,
     silent,
@@ -44,9 +48,9 @@ from cop_repro.data.clips import (
 )
 from ..data.notes import Notes, synthesise
 from ..data.performance import PIANISTS, Score, move_hands, perform
-from ..data.shards import ShardedStore, fill_shards
-from ..model.codec import Codec, prepare_wav
-from ..model.encoders import Encoders
+from ..data.shards import ShardedStore, fill_shards, open_store
+from ..model.codec import Codec, load_codec, prepare_wav
+from ..model.encoders import Encoders, load_encoders
 from ..model.flow import Conditions, concat_conditions
 from ..model.renderer import Renderer
 from cop_repro.model.roll import (
@@ -221,6 +225,78 @@ def scene_features(
         return encode_stores(folder, stores, codec, encoders, max_tokens, progress, **described)
 
 # %% ../../nbs/training/51_features.ipynb #5ce0e004
+@dataclass(frozen=True)
+class EncodingFiles:
+    "What a worker of another machine opens, because networks are not sent to it."
+
+    codec: Path  # of `save_codec`
+    encoders: Path  # of `save_encoders`
+    hashes: tuple[str, str]  # of both files
+    split_hash: str  # of the split that they were trained on
+    device: str = "cpu"  # where a worker computes; "cuda": the first GPU that it sees
+    threads: int = 1  # of torch, the number of the process that started the stage
+
+    def open(self) -> tuple[Codec, Encoders]:
+        "Both networks on the device; files that have changed since are refused."
+        for path, known in zip((self.codec, self.encoders), self.hashes):
+            if file_hash(path) != known:
+                raise AssetMismatch(f"{path.name} has changed since the stage was started")
+        codec = load_codec(self.codec, self.split_hash)
+        encoders = load_encoders(self.encoders, split_hash=self.split_hash)
+        return codec.to(self.device), encoders.to(self.device)
+
+
+_LOADING = threading.Lock()  # a worker with several threads loads once, too
+
+
+@functools.lru_cache(maxsize=1)
+def _open_networks(files: EncodingFiles) -> tuple[Codec, Encoders]:
+    return files.open()
+
+
+@functools.lru_cache(maxsize=1)
+def _open_clips(folder: Path, version: str) -> Store | ShardedStore:
+    return open_store(folder)
+
+
+def _features_of(
+    store: Store | ShardedStore, networks: tuple[Codec, Encoders], max_tokens: int, row: int
+) -> dict:
+    "All features of one recorded clip, with its index entry."
+    entry, (codec, encoders) = store.index[row], networks
+    text, mask = _text_rows(encoders, [entry["text"]], max_tokens)
+    features = _encode_row(store, row, codec, encoders)
+    return features | {"text": text[0], "text_mask": mask[0], "index": entry}
+
+
+@dataclass(frozen=True)
+class _EncodeElsewhere:
+    "`_features_of` for a worker, which opens clips and networks at its first clip and keeps them."
+
+    folder: Path  # of the clips
+    version: str  # hash of the list of their shards
+    files: EncodingFiles
+    max_tokens: int
+
+    def __call__(self, row: int) -> dict:
+        torch.set_num_threads(self.files.threads)
+        with _LOADING:
+            store = _open_clips(self.folder, self.version)
+            networks = _open_networks(self.files)
+        return _features_of(store, networks, self.max_tokens, row)
+
+
+def _elsewhere(
+    store: Store | ShardedStore, files: EncodingFiles | None, max_tokens: int
+) -> Callable:
+    "What workers call for a row of a store."
+    if files is None:
+        raise BadInput("workers open codec and encoders themselves: `files` must say where from")
+    listed = "shards.json" if isinstance(store, ShardedStore) else "index.json"
+    folder = store.folder.resolve()
+    return _EncodeElsewhere(folder, file_hash(folder / listed), files, max_tokens)
+
+
 def encode_shards(
     folder: Path | str,  # sharded store to make, or to go on with
     store: Store | ShardedStore,  # clips of a recorded set
@@ -229,23 +305,21 @@ def encode_shards(
     max_tokens: int,  # text tokens kept; a clip with a longer caption is refused and listed
     shard_size: int = 256,  # clips in a shard
     progress: Progress = silent,  # done, total, message
+    mapped: Callable | None = None,  # of `fill_shards`: workers, which open `files`
+    files: EncodingFiles | None = None,  # where codec and encoders come from
     **about,  # split hash, asset hashes; must equal those of finished shards
 ) -> ShardedStore:  # columns as of `encode_stores`
-    "The features of `encode_stores` for a recorded set of any size, resumable, in one process."
+    "The features of `encode_stores` for a recorded set of any size, resumable."
     if isinstance(store, ShardedStore):
         store.verify_once(progress)
     one_text, one_mask = _text_rows(encoders, ["a"], max_tokens)
     samples = store["wav"].shape[1]
     columns = _feature_columns(codec, encoders, samples, "strips" in store, one_text, one_mask)
     rows = {entry["clip_id"]: row for row, entry in enumerate(store.index)}
-
-    def make(row: int) -> dict:
-        entry = store.index[row]
-        text, mask = _text_rows(encoders, [entry["text"]], max_tokens)
-        features = _encode_row(store, row, codec, encoders)
-        return features | {"text": text[0], "text_mask": mask[0], "index": entry}
-
-    return fill_shards(folder, rows, columns, make, shard_size, 1, progress, **about)
+    make = functools.partial(_features_of, store, (codec, encoders), max_tokens)
+    if mapped is not None:
+        make = _elsewhere(store, files, max_tokens)
+    return fill_shards(folder, rows, columns, make, shard_size, 1, progress, mapped, **about)
 
 # %% ../../nbs/training/51_features.ipynb #16476772
 Columns = Mapping[str, np.ndarray]

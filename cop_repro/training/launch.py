@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -79,6 +80,8 @@ class Machines:
     address: str | None = None  # at which other nodes reach this one; None: its host name
     interface: str | None = None  # network interface; None: loopback on one node
     restarts: int = 3  # after a process has died
+    engine: Literal["local", "dask"] = "local"  # what fills shards; training does not use it
+    scheduler: str | None = None  # "host:port" of Dask's; None: DASK_SCHEDULER_ADDRESS
 
     def __post_init__(self):
         for name in ("processes", "nodes"):

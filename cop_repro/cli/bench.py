@@ -7,7 +7,7 @@ from pathlib import Path
 from cop_repro.cli._failures import one_line
 from cop_repro.cli._process import say
 from cop_repro.cli._progress import progress, progress_beside
-from cop_repro.core import BadInput, check_output_folder
+from cop_repro.core import BadInput, check_output_folder, project_root
 
 HELP = "export, check and import the benchmark; score submissions; make the leaderboard"
 
@@ -37,6 +37,7 @@ def add_arguments(parser) -> None:
     read.add_argument("-o", "--output", required=True, help="folder to make")
     _add_score(action("score", "score a submission, and write its result", _score))
     _add_ladder(action("ladder", "score our own systems on true and on predicted inputs", _ladder))
+    _add_style(action("style", "train and score four ways of playing in a style at L4", _style))
     page = action("board", "make the leaderboard of a folder of results", _board)
     page.add_argument("results", help="a folder that `score` or `ladder` has filled")
     page.add_argument("-o", "--output", required=True, help="folder to make: index.html")
@@ -70,8 +71,18 @@ def _add_ladder(parser) -> None:
     parser.add_argument("--benchmark", default=BENCHMARK, help="the exported folder")
     parser.add_argument("-o", "--output", default=RESULTS, help="folder of results")
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
+    parser.add_argument("--styles", help="styles.safetensors of `style`: its rows join at L4")
+    parser.add_argument("--dpo", help="dpo.safetensors of `style`, for the rows dpo and both")
     parser.add_argument("--judges", help="weights behind FAD and the like, as for `cop score`")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and the bootstrap")
+
+
+def _add_style(parser) -> None:
+    "The arguments of `style`."
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="clips")
+    parser.add_argument("--clips", type=int, default=16, help="how many, of as many works")
+    parser.add_argument("--rows", help="e.g. none,reference; default: every row")
+    parser.add_argument("-o", "--output", default="reports/style", help="folder of the results")
 
 
 def run(args) -> int:
@@ -213,11 +224,31 @@ def _ladder(args) -> int:
     judges, style = find_judge(args.judges), bench_style_judge(bench)
     performer = load_performer(assets)
     run = open_run(performer, Scoring(bench, judges, style, args.seed, progress))
-    entries = write_run(folder, own_systems(performer, args.seed), run)
+    styled = _styled(args, performer)
+    entries = write_run(folder, own_systems(performer, args.seed, styled), run)
     for entry in entries:
         print("\n".join(_cells(entry)))
     print(f"wrote {folder}: `cop bench board {folder} -o leaderboard` makes the page")
     return 0
+
+
+def _styled(args, performer) -> dict:
+    "Systems of level 4 in a style, from files that `style` has trained."
+    if args.styles is None:
+        if args.dpo:
+            raise BadInput("--dpo without --styles: give both files that `cop bench style` made")
+        return {}
+    from cop_repro.benchmark.styles import style_system
+    from cop_repro.model.cop_piano import load_piano
+    from cop_repro.systems.styles import load_styles
+
+    styles = load_styles(args.styles, performer.piano, performer.codec.latent_id)[0]
+    dpo = load_piano(args.dpo)[0] if args.dpo else None
+    rows = ("dpo", "reference", "both") if dpo else ("reference",)
+    made = {f"style {row}": style_system(row, performer, styles, dpo) for row in rows}
+    for system in made.values():
+        system.seed = args.seed
+    return made
 
 
 def _cells(entry: dict) -> list[str]:
@@ -227,6 +258,21 @@ def _cells(entry: dict) -> list[str]:
         head,
         *(f"  {c['level']} given {c['j']} {c['value']:.4f} {c['metric']}" for c in entry["cells"]),
     ]
+
+
+def _style(args) -> int:
+    "Train both ways on style pairs, score the rows on clips of other works, write the table."
+    from cop_repro.benchmark.styles import STYLE_ROWS, StylePlan, style_table
+    from cop_repro.cli._styles import StyleStudy
+
+    if args.clips < 2:
+        raise BadInput(f"--clips is {args.clips}; at least 2, of different works, are needed")
+    rows = list(STYLE_ROWS) if args.rows is None else ["none", *args.rows.split(",")]
+    study = StyleStudy(project_root(), StylePlan(), check_output_folder(args.output))
+    scored = study.score(list(dict.fromkeys(rows)), args.split, args.clips)
+    print(style_table(scored))
+    print(f"wrote {study.output}")
+    return 0
 
 
 def _page_folder(name: str) -> Path:

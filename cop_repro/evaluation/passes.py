@@ -8,7 +8,7 @@ __all__ = ['Solver', 'REFERENCE', 'FEW', 'WAYS', 'BETTER', 'UNITS', 'HeunVelocit
 
 # %% ../../nbs/evaluation/92d_passes.ipynb #92d00003
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import COLORS, RATES, BadInput, torch_rng
+from ..core import COLORS, RATES, torch_rng
 from ..data.clips import Clip, prepare_level
 from ..data.notes import drop_unstruck, roll_to_notes
 from cop_repro.evaluation.sound_ablation import (
@@ -112,9 +112,7 @@ WAYS = {
     "euler 8, uniform grid": Way("euler", 8, {"sway": 0.0}),
     "adams 8, uniform grid": Way("adams", 8, {"sway": 0.0}),
     "euler 8, guided": Way("euler", 8, {"roll_strength": 2.0}),
-    "euler 8, guided until 0.5": Way(
-        "euler", 8, {"roll_strength": 2.0, "guided": (0.0, 0.5)}
-    ),
+    "euler 8, guided until 0.5": Way("euler", 8, {"roll_strength": 2.0, "guided": (0.0, 0.5)}),
     "euler 8, bfloat16": Way("euler", 8, precision="bfloat16"),
     "euler 8, int8": Way("euler", 8, precision="int8"),
 }
@@ -250,7 +248,9 @@ def plot_passes(
         ax.plot(names, [value(f"{solver} {n}") for n in names], "o-", color=color, label=solver)
     base = value(REFERENCE)
     ax.axhspan(base - 0.02 * abs(base), base + 0.02 * abs(base), color="0.85", zorder=0)
-    ax.set(xlabel="passes", ylabel=UNITS.get(metric, "FAD"), xscale="log", xticks=[4, 8, 16, 32, 64])
+    ax.set(
+        xlabel="passes", ylabel=UNITS.get(metric, "FAD"), xscale="log", xticks=[4, 8, 16, 32, 64]
+    )
     ax.set_xticks([], minor=True)
     ax.set_xticklabels(["4", "8", "16", "32", "64"])
     return ax

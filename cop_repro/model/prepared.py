@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ from cop_repro.model.dit import (
     Attention,
     Features,
     MultiStreamDiT,
-    attend,
     rotary_table,
     rotate,
 )

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core import AssetMismatch, from_dict, load_weights

@@ -18,7 +18,7 @@ def quick_performer(
     steps: int = SAMPLE.num_steps,  # ODE intervals
     precision: str = "float32",  # of large matrix products
 ) -> Performer:
-    "What `load_performer` returns, in less time; in float32 it plays the same but for rounding."
+    "What `load_performer` returns, in less time; in float32 its sound differs by some 0.001."
     if steps < 1:
         raise BadInput(f"--steps {steps}: at least 1 is needed")
     paths = [folder / name for name in ASSETS]

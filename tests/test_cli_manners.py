@@ -67,12 +67,14 @@ def no_work(monkeypatch):
         raise AssertionError("the work has begun before the output was checked")
 
     import cop_repro.cli._experiments
+    import cop_repro.cli._quick
     import cop_repro.evaluation.folders
     import cop_repro.judges.pretrained
     import cop_repro.systems.cop
 
     monkeypatch.setattr(cop_repro.evaluation.folders, "score_folders", work)
     monkeypatch.setattr(cop_repro.systems.cop, "load_performer", work)
+    monkeypatch.setattr(cop_repro.cli._quick, "quick_performer", work)
     monkeypatch.setattr(cop_repro.cli._experiments, "rendered", work)
     monkeypatch.setattr(cop_repro.judges.pretrained, "convert_checkpoint", work)
 

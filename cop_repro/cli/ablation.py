@@ -45,7 +45,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        help="file to write, JSON; default: ablation, sampling or injectors.json in reports",
+        help="file to write, JSON; default: STUDY.json in reports, such as sampling.json",
     )
     parser.add_argument(
         "--rows", help="e.g. paper,muon; the first row always joins; default: every row"
@@ -64,16 +64,25 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="rows of refs/injectors.yaml: how the roll enters the DiT",
     )
+    other.add_argument(
+        "--passes",
+        action="store_true",
+        help="the shipped model and the default run's, with 4 to 64 passes by several solvers",
+    )
 
 
 def run(args) -> int:
     "Train and score what is not finished yet; write the scores after each row."
     root = project_root()
-    study = "sampling" if args.sampling else "injectors" if args.injectors else "ablation"
+    study = next((s for s in ("sampling", "injectors", "passes") if getattr(args, s)), "ablation")
     name = f"reports/{study}.json" if args.output is None else args.output
     output = check_output_file(os.path.join(root, name))
     params = load_params(root / "params.yaml")
     _check_sizes(args, params)
+    if args.passes:
+        from cop_repro.cli._passes import passes
+
+        return passes(root, params, args.clips, args.seeds[0], output)
     if args.sampling:
         return _sampling(args, root, params, output)
     rows, left_out = load_rows(root / FILES[study], params, args.rows)
@@ -246,7 +255,7 @@ class _Study:
 
     def _name(self, file: str) -> str:
         "Folder of what depends on one model and the clips."
-        return _short(self.inputs[file], self.inputs["features/clips/piano/index.json"])
+        return short_name(self.inputs[file], self.inputs["features/clips/piano/index.json"])
 
     def _scores(self) -> list:
         "Scores of the training works."
@@ -276,7 +285,7 @@ class _Study:
         }
 
 
-def _short(*parts: object) -> str:
+def short_name(*parts: object) -> str:
     "A short name for what something is made from."
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -301,7 +310,7 @@ def _row_result(study: _Study, name: str, params: dict, seed: int) -> dict:
     from cop_repro.evaluation.sound_ablation import scored_row, trained_piano, trained_renderer
 
     plans, (drawn, trained) = _plans(params, study.root), _names(study, params, seed)
-    settings = _short(trained, params["evaluate"]["sample"], study.clip_ids)
+    settings = short_name(trained, params["evaluate"]["sample"], study.clip_ids)
     path = study.work / "results" / f"{name}-seed{seed}-{settings}.json"
     if path.exists():
         return read_json(path)
@@ -338,8 +347,8 @@ def _row_costs(study: _Study, args, rows: dict, name: str) -> dict:
 def _names(study: _Study, params: dict, seed: int) -> tuple[str | None, str]:
     "Folders of a row's renderer, if its flow starts from one, and of its model."
     plans = _plans(params, study.root)
-    drawn = plans.renderer and _short(params["train_renderer"], seed, study.inputs)
-    return drawn, _short(_stage_two(params), drawn, seed, study.inputs)
+    drawn = plans.renderer and short_name(params["train_renderer"], seed, study.inputs)
+    return drawn, short_name(_stage_two(params), drawn, seed, study.inputs)
 
 
 def _ablation(args, root: Path, params: dict, rows: dict, left_out: list[str], output: Path) -> int:
@@ -395,7 +404,7 @@ def _sampling(args, root: Path, params: dict, output: Path) -> int:
         load_sound(study.run, root / model),
         {n: asdict(s) for n, s in samples.items()},
     )
-    folder = study.work / "sampling" / _short(ways, hashed, study.inputs, seed)
+    folder = study.work / "sampling" / short_name(ways, hashed, study.inputs, seed)
     clips = [_sampled(study, performer, samples, row, seed, folder) for row in study.rows]
     scored = {name: [clip["scores"][name] for clip in clips] for name in samples}
     about = {"model": hashed, "seed": seed, "code": sorted({clip["code"] for clip in clips})}
@@ -424,7 +433,7 @@ def _sampled(study: _Study, performer, samples: dict, row: int, seed: int, folde
     from cop_repro.evaluation.sound_ablation import sampled_clip
 
     clip = store_clip(study.run.clips, row)
-    path = folder / f"{_short(clip.clip_id)}.json"
+    path = folder / f"{short_name(clip.clip_id)}.json"
     if path.exists():
         return read_json(path)
     scores = sampled_clip(performer, clip, samples, seed)

@@ -29,17 +29,28 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--lowest", help="lowest visible key, such as 36 or C2; default: the middle octaves"
     )
+    parser.add_argument(
+        "--steps", type=int, default=16, help="steps of the flow from noise to sound"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "auto", "bfloat16", "int8"),
+        default="float32",
+        help="of large matrix products; auto: what this processor is fast at",
+    )
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
 def run(args) -> int:
     "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
+    from cop_repro.cli._quick import quick_performer
     from cop_repro.data.partial_keyboards import Hints
-    from cop_repro.systems.cop import PERFORMED, load_performer, perform_video
+    from cop_repro.systems.cop import PERFORMED, perform_video
 
     hints = Hints(args.corners, args.keys, args.lowest)
     check_output_folder(args.output, PERFORMED, [args.video])
-    performer = load_performer(Path(args.assets) if args.assets else assets_folder())
+    folder = Path(args.assets) if args.assets else assets_folder()
+    performer = quick_performer(folder, args.steps, args.precision)
     out = perform_video(
         Path(args.video),
         Path(args.output),

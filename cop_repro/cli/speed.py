@@ -29,15 +29,23 @@ def add_arguments(parser) -> None:
         default=100,
         help="with --scoring: clips of 10 s, 10 or more; 1000 take minutes",
     )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="only the network at published widths, against its released form; 7 GB of memory",
+    )
     parser.add_argument("-o", "--output", help="also write the numbers as JSON")
 
 
 def run(args) -> int:
-    "Measure the scoring, the loading of features, or the models and the loading."
+    "Measure one part, or all: models, growth, `cop perform`, loading, published widths, scoring."
     if args.output is not None:
         check_output_file(args.output)
     if args.scoring:
         return _speed_scoring(args.clips, args.json)
+    if args.published:
+        _written(args.output, {"published": _speed_published()})
+        return 0
     from cop_repro.cli._speed_loader import loader_lines, speed_loader
 
     with tempfile.TemporaryDirectory() as folder:
@@ -45,11 +53,37 @@ def run(args) -> int:
     if args.loader:
         _show(loaded, loader_lines(loaded), args.json)
         return 0
-    made = _speed_models() | {"perform": _speed_perform()}
-    print("\n".join(loader_lines(loaded)))
-    if args.output is not None:
-        write_json(args.output, made)
-    return 0
+    made = _speed_models() | {"growth": _speed_growth(), "perform": _speed_perform()}
+    print("\n".join(loader_lines(loaded)), flush=True)
+    made |= {"published": _speed_published()}
+    print()
+    _written(args.output, made)
+    return _speed_scoring(MIN_CLIPS, False)
+
+
+def _written(path: str | None, made: dict) -> None:
+    "Write the numbers, if a file was named."
+    if path is not None:
+        write_json(path, made)
+
+
+def _speed_published() -> dict:
+    "Print time at published widths against the released form; the numbers for a file."
+    from cop_repro.cli._speed_models import numbers, ratio_lines
+    from cop_repro.cli._speed_published import speed_published
+
+    rows = speed_published()
+    print("", *ratio_lines(rows), sep="\n", flush=True)
+    return numbers(rows, [])["ratios"]
+
+
+def _speed_growth() -> list[dict]:
+    "Print how a step grows with the clip; the numbers for a file."
+    from cop_repro.cli._speed_growth import growth_lines, speed_growth
+
+    rows = speed_growth()
+    print("\n".join(growth_lines(rows)), flush=True)
+    return rows
 
 
 def _speed_scoring(clips: int, as_json: bool) -> int:

@@ -33,6 +33,7 @@ from cop_repro.model.compound import (
     make_prefix,
     save_compound,
 )
+from cop_repro.systems import cmt as cmt_module
 from cop_repro.systems.catalogue import SYSTEMS
 from cop_repro.systems.cmt import (
     CMT,
@@ -612,10 +613,10 @@ def one_decoder():
     return OneDecoder(replace(SMALL, decoders=1)).eval()
 
 
-def recorded(model, monkeypatch):
-    "Chord logits of all later calls, in their order."
-    found, plain = [], model.chord_logits
-    monkeypatch.setattr(model, "chord_logits", lambda *x: found.append(plain(*x)) or found[-1])
+def recorded(monkeypatch, owner, name):
+    "Results of all later calls of a function, in their order."
+    found, plain = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *x: found.append(plain(*x)) or found[-1])
     return found
 
 
@@ -623,11 +624,13 @@ def test_one_decoder_draws_chords_as_it_learns_them(monkeypatch):
     "Logits while composing are those of the finished piece, and chords and notes act on them."
     model, view = one_decoder(), np.zeros((32, 34))
     motion = np.random.default_rng(0).standard_normal((32, MOTION))
-    drawn = recorded(model, monkeypatch)
+    drawn = recorded(monkeypatch, model, "chord_logits")
+    rows = recorded(monkeypatch, cmt_module, "compose")
     music, chords = compose_together(model, motion, view, seed=1)
     assert len(drawn) == len(chords) == 32 and set(np.unique(music.voices)) <= {1, 2, 3}
     monkeypatch.setattr(model, "seen", lambda *_: (motion, view))
     monkeypatch.setattr("cop_repro.systems.vmusprod.chords_of", lambda _: chords)
+    monkeypatch.setattr("cop_repro.systems.vmusprod.encode_music", lambda _: rows[0])
     count = len(drawn)
     with torch.no_grad():
         losses = one_decoder_loss(model, [Lesson(music, np.zeros((32, MEASURED)), view)])[1]

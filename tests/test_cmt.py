@@ -33,6 +33,7 @@ from cop_repro.model.compound import (
     make_prefix,
     save_compound,
 )
+from cop_repro.systems import cmt as cmt_module
 from cop_repro.systems.catalogue import SYSTEMS
 from cop_repro.systems.cmt import (
     CMT,
@@ -76,6 +77,7 @@ from cop_repro.systems.vmusprod import (
     NO_CHORD,
     REST,
     Lesson,
+    OneDecoder,
     View,
     VMusProd,
     VMusProdConfig,
@@ -87,6 +89,7 @@ from cop_repro.systems.vmusprod import (
     compose_chords,
     compose_over,
     compose_part,
+    compose_together,
     fit_vmusprod,
     harmony_scores,
     lesson_of,
@@ -95,6 +98,7 @@ from cop_repro.systems.vmusprod import (
     melody_change,
     melody_condition,
     motion_of,
+    one_decoder_loss,
     save_vmusprod,
     scenery_of,
     start_vmusprod,
@@ -602,6 +606,61 @@ def test_windows_without_a_melody_are_left_out(scenes):
     with pytest.raises(BadInput, match="no melody voice"):
         lesson_of(scene)
     assert len(lessons_of([*scenes[:2], scene])) == 2
+
+
+def one_decoder():
+    torch.manual_seed(0)
+    return OneDecoder(replace(SMALL, decoders=1)).eval()
+
+
+def recorded(monkeypatch, owner, name):
+    "Results of all later calls of a function, in their order."
+    found, plain = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *x: found.append(plain(*x)) or found[-1])
+    return found
+
+
+def test_one_decoder_draws_chords_as_it_learns_them(monkeypatch):
+    "Logits while composing are those of the finished piece, and chords and notes act on them."
+    model, view = one_decoder(), np.zeros((32, 34))
+    motion = np.random.default_rng(0).standard_normal((32, MOTION))
+    drawn = recorded(monkeypatch, model, "chord_logits")
+    rows = recorded(monkeypatch, cmt_module, "compose")
+    music, chords = compose_together(model, motion, view, seed=1)
+    assert len(drawn) == len(chords) == 32 and set(np.unique(music.voices)) <= {1, 2, 3}
+    monkeypatch.setattr(model, "seen", lambda *_: (motion, view))
+    monkeypatch.setattr("cop_repro.systems.vmusprod.chords_of", lambda _: chords)
+    monkeypatch.setattr("cop_repro.systems.vmusprod.encode_music", lambda _: rows[0])
+    count = len(drawn)
+    with torch.no_grad():
+        losses = one_decoder_loss(model, [Lesson(music, np.zeros((32, MEASURED)), view)])[1]
+    torch.testing.assert_close(drawn[count], torch.cat(drawn[:count]), rtol=1e-4, atol=1e-4)
+    assert set(losses) == {"music", "chords"}
+    again, same = compose_together(model, motion, view, seed=1, chords=chords.copy())
+    assert (same == chords).all() and again == music
+    others, _ = compose_together(model, motion, view, seed=1, chords=(chords + 5) % 84)
+    assert others != music
+
+
+def test_one_decoder_learns_from_any_bar_and_long_pieces_have_all_chords():
+    model, lessons = one_decoder(), [lesson(0), lesson(1)]
+    whole = one_decoder_loss(model, lessons)[1]
+    assert one_decoder_loss(model, lessons, [View(), View()])[1] == whole
+    cut = one_decoder_loss(model, lessons, [View(3), View(7)])[1]
+    assert cut != whole and all(np.isfinite(list(cut.values())))
+    music, chords = compose_together(model, np.zeros((52, MOTION)), np.zeros((52, 34)), 0)
+    assert music.num_bars == 13 and len(chords) == 52
+
+
+def test_one_decoder_is_fitted_and_read_again(place):
+    place, scenes = replace(place[0], scratch=place[0].scratch / "one"), place[1]
+    cfg = replace(SMALL, decoders=1)
+    trained = fit_vmusprod(place, VMusProdSettings(cfg), CFG, FILES)
+    assert {"held_out_music", "held_out_chords"} <= set(trained.measured)
+    again = load_vmusprod(place.made, scenes)[0]
+    assert isinstance(again, OneDecoder) and again.config == cfg
+    scores = harmony_scores(again, [lesson(0), lesson(1)])
+    assert all(0 <= value <= 1 for value in scores.values())
 
 
 def test_rows_of_vmusprod(scenes, scale):

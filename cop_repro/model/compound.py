@@ -8,8 +8,8 @@ __all__ = ['BAR_TICKS', 'BEAT_TICKS', 'VOICES', 'MAX_CHORD', 'FIELDS', 'VOCABULA
            'PREFIX_LENGTH', 'PROGRESS_BINS', 'PUBLISHED', 'SAMPLING', 'RHYTHM', 'GridMusic', 'make_music',
            'encode_music', 'token_ticks', 'decode_music', 'linear_attention', 'attention_step', 'CompoundConfig',
            'sinusoids', 'CausalBlock', 'CompoundTransformer', 'progress_bin', 'CompoundBatch', 'make_prefix', 'collate',
-           'compound_loss', 'unigram_loss', 'Draw', 'nucleus_probabilities', 'sample_class', 'Controls', 'Composing',
-           'compose', 'save_compound', 'load_compound']
+           'hidden_states', 'compound_loss', 'unigram_loss', 'Draw', 'nucleus_probabilities', 'sample_class',
+           'Controls', 'Composing', 'compose', 'save_compound', 'load_compound']
 
 # %% ../../nbs/model/46b_compound.ipynb #46b00003
 import math
@@ -503,15 +503,24 @@ def _padded(
     return torch.from_numpy(np.stack(padded).astype(np.float32))
 
 
+def hidden_states(
+    model: CompoundTransformer,
+    batch: CompoundBatch,
+) -> Float[Tensor, "b t w"]:  # the i-th row predicts token i
+    "Hidden states before each token of a batch."
+    condition = None if batch.condition is None else batch.condition[:, :-1]
+    past = (batch.rows[:, :-1], batch.ticks[:, :-1], batch.progress[:, :-1])
+    return model(batch.prefix, *past, condition)
+
+
 def compound_loss(
     model: CompoundTransformer,
     batch: CompoundBatch,
     bar_weight: float = 1.0,  # of the densities of whole bars, beside all other tokens
+    hidden: Float[Tensor, "b t w"] | None = None,  # of `hidden_states`; None: computed here
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:  # mean of seven, nats; each by name
     "Mean of the seven masked cross-entropies (arXiv 2111.08380)."
-    condition = None if batch.condition is None else batch.condition[:, :-1]
-    past = (batch.rows[:, :-1], batch.ticks[:, :-1], batch.progress[:, :-1])
-    hidden = model(batch.prefix, *past, condition)
+    hidden = hidden_states(model, batch) if hidden is None else hidden
     logits = model.field_logits(hidden, batch.rows[..., TYPE])
     targets = batch.rows[batch.mask].unbind(-1)
     losses = [F.cross_entropy(x[batch.mask], y) for x, y in zip(logits, targets)]

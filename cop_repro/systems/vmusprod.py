@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['QUALITIES', 'ROOTS', 'CHORDS', 'NO_CHORD', 'TONES', 'MEASURED', 'SCENERY', 'MOTION', 'MELODY_CONDITION',
-           'ACCOMPANIMENT_CONDITION', 'MELODY', 'REST', 'GUIDANCE', 'sounding', 'chords_of', 'motion_of', 'scenery_of',
-           'chord_rows', 'tune_rows', 'melody_condition', 'accompaniment_condition', 'VMusProdConfig', 'ChordDecoder',
-           'VMusProd', 'Lesson', 'lesson_of', 'lessons_of', 'at_tokens', 'View', 'vmusprod_loss', 'VMusProdSettings',
-           'vmusprod_step', 'start_vmusprod', 'fit_vmusprod', 'save_vmusprod', 'load_vmusprod', 'compose_chords',
-           'compose_part', 'compose_melody', 'compose_over', 'compose_video', 'chord_tone_share', 'melody_change',
-           'vmusprod_makers', 'without_motion', 'harmony_scores']
+           'ACCOMPANIMENT_CONDITION', 'TOGETHER_CONDITION', 'MELODY', 'REST', 'GUIDANCE', 'HARMONY', 'sounding',
+           'chords_of', 'motion_of', 'scenery_of', 'chord_rows', 'tune_rows', 'melody_condition',
+           'accompaniment_condition', 'VMusProdConfig', 'ChordDecoder', 'Sight', 'VMusProd', 'together_condition',
+           'OneDecoder', 'networks', 'Lesson', 'lesson_of', 'lessons_of', 'at_tokens', 'View', 'chord_loss',
+           'vmusprod_loss', 'one_decoder_loss', 'lesson_loss', 'VMusProdSettings', 'vmusprod_step', 'start_vmusprod',
+           'fit_vmusprod', 'save_vmusprod', 'load_vmusprod', 'compose_chords', 'compose_part', 'compose_melody',
+           'compose_over', 'compose_together', 'compose_video', 'chord_tone_share', 'melody_change', 'video_maker',
+           'vmusprod_makers', 'without_motion', 'harmony_rows', 'harmony_means', 'harmony_scores']
 
 # %% ../../nbs/systems/78b_vmusprod.ipynb #78d00003
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +51,7 @@ from cop_repro.model.compound import (
     collate,
     compound_loss,
     encode_music,
+    hidden_states,
     make_prefix,
     sample_class,
     sinusoids,
@@ -225,6 +228,7 @@ class VMusProdConfig:
     semantics: bool = True  # picture features
     colour: bool = True
     motion: bool = True
+    decoders: int = 3  # 1: chords and all voices in one sequence
 
     def decoder(
         self,
@@ -262,15 +266,12 @@ class ChordDecoder(nn.Module):
         return self.head(self.norm(x))
 
 
-class VMusProd(nn.Module):
-    "Chords, melody and accompaniment (arXiv 2211.11248)."
+class Sight(nn.Module):
+    "What a model is given of a video, on scales of the training videos."
 
-    def __init__(self, cfg: VMusProdConfig = VMusProdConfig()):
+    def __init__(self, cfg: VMusProdConfig):
         super().__init__()
         self.config = cfg
-        self.chords = ChordDecoder(cfg.decoder(0))
-        self.melody = CompoundTransformer(cfg.decoder(MELODY_CONDITION))
-        self.accompaniment = CompoundTransformer(cfg.decoder(ACCOMPANIMENT_CONDITION))
         self.register_buffer("speeds", torch.linspace(-3.0, 1.5, 101))  # quantiles of log speeds
         self.register_buffer("motion_mean", torch.zeros(2))  # of a beat's speed and saliency
         self.register_buffer("motion_std", torch.ones(2))
@@ -299,6 +300,62 @@ class VMusProd(nn.Module):
         read = np.concatenate([bars, (motion[:, 1:] - mean) / std], 1)
         scenery = scenery * np.repeat([cfg.colour, cfg.semantics], [12, SCENERY - 12])
         return read * cfg.motion, scenery
+
+
+class VMusProd(Sight):
+    "Chords, melody and accompaniment (arXiv 2211.11248)."
+
+    def __init__(self, cfg: VMusProdConfig = VMusProdConfig()):
+        super().__init__(cfg)
+        self.chords = ChordDecoder(cfg.decoder(0))
+        self.melody = CompoundTransformer(cfg.decoder(MELODY_CONDITION))
+        self.accompaniment = CompoundTransformer(cfg.decoder(ACCOMPANIMENT_CONDITION))
+
+# %% ../../nbs/systems/78b_vmusprod.ipynb #78d00031
+TOGETHER_CONDITION = MELODY_CONDITION + SCENERY
+
+
+def together_condition(
+    chords: Int64[ndarray, " beats"],
+    motion: Float[ndarray, "beats 19"],  # of `Sight.seen`
+    scenery: Float[ndarray, "beats 34"],  # likewise
+) -> Float[ndarray, "beats+1 120"]:  # the first row lies before the first beat
+    "What one decoder reads."
+    shown = np.concatenate([scenery[:1], scenery])
+    return np.concatenate([melody_condition(chords, motion), shown], 1)
+
+
+class OneDecoder(Sight):
+    "Chords and all voices by one decoder, three times as deep: a row of the ablation."
+
+    def __init__(self, cfg: VMusProdConfig):
+        super().__init__(cfg)
+        sizes = replace(cfg.decoder(TOGETHER_CONDITION), depth=3 * cfg.depth)
+        self.decoder = CompoundTransformer(sizes)
+        self.to_chord = nn.Sequential(
+            nn.Linear(cfg.width + _CHORD + SCENERY, cfg.hidden),
+            nn.GELU(),
+            nn.Linear(cfg.hidden, len(CHORDS)),
+        )
+
+    def chord_logits(
+        self,
+        hidden: Float[Tensor, "n w"],  # before the first token of the beat before; 0 at the start
+        before: Float[ndarray, "n 25"],  # of `chord_rows`: the chord before; 0 at the start
+        scenery: Float[ndarray, "n 34"],  # of the chord's beat
+    ) -> Float[Tensor, "n k"]:
+        "Logits of chords."
+        given = torch.from_numpy(np.concatenate([before, scenery], 1)).to(hidden)
+        return self.to_chord(torch.cat([hidden, given], 1))
+
+
+def networks(
+    cfg: VMusProdConfig,
+) -> VMusProd | OneDecoder:  # fresh weights
+    "Three decoders, or one."
+    if cfg.decoders not in (1, 3):
+        raise BadInput(f"{cfg.decoders} decoders: 3, or 1 that writes everything")
+    return OneDecoder(cfg) if cfg.decoders == 1 else VMusProd(cfg)
 
 # %% ../../nbs/systems/78b_vmusprod.ipynb #78d00018
 MELODY, REST = (1,), (2, 3)  # voices
@@ -352,6 +409,20 @@ class View:
     motion: bool = True  # False: as if the video had none
 
 
+def chord_loss(
+    model: VMusProd,
+    lessons: Sequence[Lesson],
+) -> tuple[Tensor, dict[str, float]]:  # nats; the same by name
+    "The chord decoder of a batch, which shares no weights with the others."
+    chords = np.stack([chords_of(lesson.music) for lesson in lessons])
+    seen = np.stack([model.seen(lesson.motion, lesson.scenery)[1] for lesson in lessons])
+    device = next(model.parameters()).device
+    true, scenery = torch.from_numpy(chords), torch.from_numpy(seen).float()
+    logits = model.chords(true.to(device), scenery.to(device))
+    loss = F.cross_entropy(logits.flatten(0, 1), true.flatten().to(device))
+    return loss, {"chords": loss.item()}
+
+
 def vmusprod_loss(
     model: VMusProd,
     lessons: Sequence[Lesson],
@@ -361,21 +432,65 @@ def vmusprod_loss(
     "Chords, melody and accompaniment of a batch."
     views = [View()] * len(lessons) if views is None else views
     chords = [chords_of(lesson.music) for lesson in lessons]
-    seen = [model.seen(lesson.motion, lesson.scenery) for lesson in lessons]
-    seen = [(motion * view.motion, scenery) for (motion, scenery), view in zip(seen, views)]
-    device = next(model.parameters()).device
-    true = torch.from_numpy(np.stack(chords)).to(device)
-    scenery = torch.from_numpy(np.stack([s for _, s in seen])).float().to(device)
-    logits = model.chords(true, scenery)
-    losses = {"chords": F.cross_entropy(logits.flatten(0, 1), true.flatten())}
+    motions = [model.seen(lesson.motion, lesson.scenery)[0] for lesson in lessons]
+    motions = [motion * view.motion for motion, view in zip(motions, views)]
+    losses = {"chords": chord_loss(model, lessons)[0]}
     parts = {"melody": MELODY, "accompaniment": REST}
     for name, voices in parts.items():
-        given = [_given(name, l, c, m) for l, c, (m, _) in zip(lessons, chords, seen)]
+        given = [_given(name, l, c, m) for l, c, m in zip(lessons, chords, motions)]
         music = [lesson.music.select(voices) for lesson in lessons]
         decoder = getattr(model, name)
         first_bars = [view.first_bar for view in views]
         losses[name] = _part_loss(decoder, music, voices, given, (first_bars, bar_weight))
     return sum(losses.values()), {name: loss.item() for name, loss in losses.items()}
+
+
+def one_decoder_loss(
+    model: OneDecoder,
+    lessons: Sequence[Lesson],
+    views: Sequence[View] | None = None,  # one a lesson; None: whole, with motion
+    bar_weight: float = 1.0,  # of the densities of whole bars, beside all other tokens
+) -> tuple[Tensor, dict[str, float]]:  # sum of two, nats; each by name
+    "Chords, and all voices, of a batch."
+    views = [View()] * len(lessons) if views is None else views
+    given, rows, chords = [], [], []
+    for lesson, view in zip(lessons, views):
+        motion, scenery = model.seen(lesson.motion, lesson.scenery)
+        chords.append((chords_of(lesson.music), scenery, view.first_bar))
+        given.append(together_condition(chords[-1][0], motion * view.motion, scenery))
+        count = lesson.music.num_bars - view.first_bar
+        rows.append(encode_music(lesson.music.bars(view.first_bar, count)))
+    at = [at_tokens(g, r, view.first_bar) for g, r, view in zip(given, rows, views)]
+    batch = collate(rows, [make_prefix(0, MELODY + REST)] * len(rows), at)
+    batch = batch.to(next(model.parameters()).device)
+    hidden = hidden_states(model.decoder, batch)
+    losses = {"music": compound_loss(model.decoder, batch, bar_weight, hidden)[0]}
+    parts = [_chord_losses(model, h, r, *c) for h, r, c in zip(hidden, rows, chords)]
+    losses["chords"] = torch.cat(parts).mean()
+    return sum(losses.values()), {name: loss.item() for name, loss in losses.items()}
+
+
+def _chord_losses(
+    model: OneDecoder, hidden: Tensor, rows: ndarray, chords: ndarray, scenery: ndarray, bar: int
+) -> Tensor:
+    "Cross-entropies of the chords of a piece from a bar on."
+    begin = bar * BEATS_PER_BAR
+    count = len(chords) - begin
+    known = np.searchsorted(token_ticks(rows) // BEAT_TICKS, np.arange(count - 1))
+    past = torch.cat([torch.zeros_like(hidden[:1]), hidden[torch.from_numpy(known)]])
+    before = np.concatenate([np.zeros((1, _CHORD)), chord_rows(chords)])[begin:-1]
+    logits = model.chord_logits(past, before, scenery[begin:])
+    true = torch.from_numpy(chords[begin:]).to(hidden.device)
+    return F.cross_entropy(logits, true, reduction="none")
+
+
+def lesson_loss(
+    model: VMusProd | OneDecoder,
+    *how,  # further arguments of `vmusprod_loss`
+) -> tuple[Tensor, dict[str, float]]:  # sum, nats; each by name
+    "The loss of three decoders or of one."
+    loss = one_decoder_loss if isinstance(model, OneDecoder) else vmusprod_loss
+    return loss(model, *how)
 
 
 def _given(name: str, lesson: Lesson, chords: ndarray, motion: ndarray) -> ndarray:
@@ -404,6 +519,7 @@ class VMusProdSettings:
     bar_weight: float = 12.0  # of the densities of whole bars in the loss; 1: as other tokens
     any_bar: float = 0.7  # probability that a window begins at a random bar, 0..1
     no_motion: float = 0.1  # probability that motion is left out, 0..1; guidance needs it
+    learn: str = "all"  # chords: a fresh chord decoder beside the finished others of `start`
 
 
 def _view(settings: VMusProdSettings, rng: np.random.Generator) -> View:
@@ -413,7 +529,7 @@ def _view(settings: VMusProdSettings, rng: np.random.Generator) -> View:
 
 
 def vmusprod_step(
-    model: VMusProd,
+    model: VMusProd | OneDecoder,
     lessons: Sequence[Lesson],
     settings: VMusProdSettings,
     cfg: TrainConfig,
@@ -428,7 +544,9 @@ def vmusprod_step(
         some = [replace(l, music=moved(l.music, int(rng.integers(-5, 7)))) for l in some]
         views = [_view(settings, rng) for _ in some]
         torch.manual_seed(derive_seed(cfg.seed, "dropout", step, part))
-        return vmusprod_loss(model, some, views, settings.bar_weight)
+        if settings.learn == "chords":
+            return chord_loss(model, some)
+        return lesson_loss(model, some, views, settings.bar_weight)
 
     return step_fn
 
@@ -438,18 +556,33 @@ def start_vmusprod(
     seed: int,  # of fresh weights
     start: Path | None,  # a finished V-MusProd; None: fresh weights
     scenes: str,  # split hash of the list of scenes
-) -> VMusProd:
+    learn: str = "all",  # of `VMusProdSettings`
+) -> VMusProd | OneDecoder:
     "The networks with which training begins."
+    if learn not in ("all", "chords") or (learn == "chords" and start is None):
+        raise BadInput(f"learn {learn!r}, start {start}: all, or chords with a finished model")
     if start is None:
         torch.manual_seed(derive_seed(seed, "vmusprod"))
-        return VMusProd(sizes)
+        return networks(sizes)
     model = load_vmusprod(start, scenes)[0].train()
+    if learn == "chords":
+        return _with_fresh_chords(model, sizes, seed)
     if model.config != sizes:
         raise AssetMismatch(
             f"{start.name} has sizes {model.config}, the parameters ask for {sizes}: use those, "
             "or start: null"
         )
     return model
+
+
+def _with_fresh_chords(model: VMusProd, sizes: VMusProdConfig, seed: int) -> VMusProd:
+    "A model of other conditions whose melody and accompaniment are finished."
+    torch.manual_seed(derive_seed(seed, "chords"))
+    fresh = networks(sizes)
+    kept = {n: w for n, w in model.state_dict().items() if not n.startswith("chords.")}
+    own = {n: w for n, w in fresh.state_dict().items() if n.startswith("chords.")}
+    fresh.load_state_dict(kept | own)
+    return fresh.train()
 
 
 def fit_vmusprod(
@@ -465,7 +598,8 @@ def fit_vmusprod(
     }
     lessons = {split: lessons_of(some) for split, some in drawn.items()}
     start = dict(files.models).get("start")
-    model = start_vmusprod(settings.net, place.seed, start, scenes.split_hash).to(place.device)
+    sizes, split = settings.net, scenes.split_hash
+    model = start_vmusprod(sizes, place.seed, start, split, settings.learn).to(place.device)
     if start is None:
         model.fit_motion([lesson.motion for lesson in lessons["train"]])
     step_fn = vmusprod_step(model, lessons["train"], settings, cfg)
@@ -474,7 +608,7 @@ def fit_vmusprod(
     about = {**place.about(files.split), "scenes": scenes.split_hash}
     trained = finish_stage({"net": model}, result, lambda: save_vmusprod(place.made, model, about))
     with torch.inference_mode():
-        _, parts = vmusprod_loss(model, lessons["val"])
+        _, parts = lesson_loss(model, lessons["val"])
     measured = {f"held_out_{name}": loss for name, loss in parts.items()}
     counts = {"lessons": len(lessons["train"]), "scenes": len(drawn["train"])}
     return replace(trained, measured=measured | counts)
@@ -482,7 +616,7 @@ def fit_vmusprod(
 
 def save_vmusprod(
     path: Path | str,  # file ending in .safetensors
-    model: VMusProd,
+    model: VMusProd | OneDecoder,
     meta: Mapping,  # split hash, list of scenes
 ) -> None:
     "Weights and sizes of V-MusProd."
@@ -493,7 +627,7 @@ def save_vmusprod(
 def load_vmusprod(
     path: Path | str,  # written by `save_vmusprod`
     scenes: str | None = None,  # split hash of the list of scenes; None: any
-) -> tuple[VMusProd, dict]:  # in eval mode, with its description
+) -> tuple[VMusProd | OneDecoder, dict]:  # in eval mode, with its description
     "Rebuild V-MusProd from its file."
     tensors, meta = load_weights(path)
     if meta.get("kind") != "vmusprod":
@@ -503,7 +637,7 @@ def load_vmusprod(
             f"{Path(path).name} was trained under the list of scenes {meta['scenes']}, this run "
             f"uses {scenes}: its training works may be test works here"
         )
-    model = VMusProd(from_dict(VMusProdConfig, meta["config"], "config"))
+    model = networks(from_dict(VMusProdConfig, meta["config"], "config"))
     model.load_state_dict(tensors)
     return model.eval(), meta
 
@@ -577,8 +711,71 @@ def compose_over(
     return join_music([(0, melody), (0, rest)], melody.num_bars)
 
 
+class _Together:
+    "One decoder as `compose` steps it; a chord is drawn when the beat before it begins."
+
+    def __init__(self, model: OneDecoder, motion: ndarray, scenery: ndarray, rng, chords):
+        self.model, self.motion, self.scenery, self.rng = model, motion, scenery, rng
+        self.known = 0 if chords is None else len(chords)
+        self.chords = np.full(len(motion), NO_CHORD) if chords is None else chords
+        self.hidden = torch.zeros(1, model.config.width)
+        self.type_logits = model.decoder.type_logits
+        self.field_logits = model.decoder.field_logits
+
+    def start(self, prefix: Tensor, row: Tensor) -> tuple[Tensor, list]:
+        given = self._given(int(row))
+        self.hidden, state = self.model.decoder.start(prefix, given)
+        return self.hidden, state
+
+    def step(self, rows, ticks, progress, state, row: Tensor) -> tuple[Tensor, list]:
+        given = self._given(int(row))
+        self.hidden, state = self.model.decoder.step(rows, ticks, progress, state, given)
+        return self.hidden, state
+
+    def _given(self, row: int) -> Tensor:
+        "A row of the condition, which reads the chord of the beat after."
+        self.draw_until(row)
+        given = together_condition(self.chords, self.motion, self.scenery)[row]
+        return torch.from_numpy(given).float()[None]
+
+    def draw_until(self, beat: int) -> None:
+        "Draw the chords that are missing up to a beat."
+        while self.known <= min(beat, len(self.chords) - 1):
+            self._draw()
+
+    def _draw(self) -> None:
+        beat = self.known
+        before = chord_rows(self.chords[beat - 1 : beat]) if beat else np.zeros((1, _CHORD))
+        logits = self.model.chord_logits(self.hidden, before, self.scenery[beat : beat + 1])[0]
+        anything = torch.ones(len(CHORDS), dtype=torch.bool)
+        self.chords[beat] = sample_class(logits, anything, Draw(), self.rng)
+        self.known += 1
+
+
+@torch.inference_mode()
+def compose_together(
+    model: OneDecoder,  # in eval mode
+    motion: Float[ndarray, "beats 19"],  # of `Sight.seen`
+    scenery: Float[ndarray, "beats 34"],  # likewise
+    seed: int,
+    chords: Int64[ndarray, " beats"] | None = None,  # None: written by the model
+) -> tuple[GridMusic, Int64[ndarray, " beats"]]:  # music and its chords
+    "All voices, and the chords, from one decoder."
+    num_bars = len(motion) // BEATS_PER_BAR
+    playing = _Together(model, motion, scenery, torch_rng(seed, "chords"), chords)
+
+    def row(first_bar: int) -> Callable[[int], Tensor]:
+        first = first_bar * BEATS_PER_BAR + 1
+        return lambda tick: torch.tensor([float(first + tick // BEAT_TICKS)])
+
+    how = Composing(0.0, MELODY + REST)
+    music = compose_piece(playing, Controls.none(num_bars), how, seed, condition=row)
+    playing.draw_until(len(motion))  # beats behind the last token
+    return music, playing.chords
+
+
 def compose_video(
-    model: VMusProd,  # in eval mode
+    model: VMusProd | OneDecoder,  # in eval mode
     features: VideoFeatures,
     tempo_bpm: float,  # beats a minute, 40..240
     seed: int = 0,
@@ -587,6 +784,8 @@ def compose_video(
     num_bars = bars_for(features.duration_s, tempo_bpm)
     about = (features, tempo_bpm, num_bars)
     motion, scenery = model.seen(motion_of(*about), scenery_of(*about))
+    if isinstance(model, OneDecoder):
+        return compose_together(model, motion, scenery, seed)
     chords = compose_chords(model, scenery, seed)
     return compose_over(model, chords, motion, seed), chords
 
@@ -610,25 +809,35 @@ def melody_change(
     return 1 - 2 * len(a & b) / max(1, len(a) + len(b))
 
 # %% ../../nbs/systems/78b_vmusprod.ipynb #78d00028
+def video_maker(
+    system: VMusProd | OneDecoder,  # in eval mode
+    test: SceneSet,
+    scenes: Sequence[int] | None = None,  # whose video is taken for each scene; None: its own
+    seed: int = 0,
+) -> Maker:
+    "The maker of a row: music as long as each scene's."
+
+    def make(number: int) -> GridMusic:
+        scene = test.scenes[number if scenes is None else scenes[number]]
+        features = VideoFeatures(**scene.features)
+        music, _ = compose_video(system, features, scene.window.tempo_bpm, seed + number)
+        return music.bars(0, test.scenes[number].window.num_bars)
+
+    return make
+
+
 def vmusprod_makers(
     model: VMusProd,  # in eval mode
     test: SceneSet,
     seed: int = 0,
 ) -> dict[str, Maker]:  # row -> maker
     "V-MusProd for each scene's video, for another scene's, and without motion."
-
-    def row(system: VMusProd, scenes: Sequence[int]) -> Maker:
-        def make(number: int) -> GridMusic:
-            scene = test.scenes[scenes[number]]
-            features = VideoFeatures(**scene.features)
-            music, _ = compose_video(system, features, scene.window.tempo_bpm, seed + number)
-            return music.bars(0, test.scenes[number].window.num_bars)
-
-        return make
-
-    own, other = range(len(test.scenes)), exchanged(len(test.scenes), seed)
-    rows = {"vmusprod": row(model, own), "vmusprod_shuffled": row(model, other)}
-    return rows | {"vmusprod_no_motion": row(without_motion(model), own)}
+    other = exchanged(len(test.scenes), seed)
+    return {
+        "vmusprod": video_maker(model, test, seed=seed),
+        "vmusprod_shuffled": video_maker(model, test, other, seed),
+        "vmusprod_no_motion": video_maker(without_motion(model), test, seed=seed),
+    }
 
 
 def without_motion(
@@ -640,20 +849,45 @@ def without_motion(
     return other
 
 
-def harmony_scores(
-    model: VMusProd,  # in eval mode
+def harmony_rows(
+    model: VMusProd | OneDecoder,  # in eval mode
     lessons: Sequence[Lesson],  # test windows with their true chords
     seed: int = 0,
-) -> dict[str, float]:  # chord_tones, chord_tones_of_others, melody_change, means over windows
-    "Whether the melody follows the chords that it is given."
+) -> Float[ndarray, "n 3"]:  # in the order of `HARMONY`; NaN where a melody has no notes
+    "Whether each melody follows the chords that it is given."
     chords = [chords_of(lesson.music) for lesson in lessons]
     rows = []
     for i, lesson in enumerate(lessons):
         own, other = chords[i], chords[(i + 1) % len(chords)]
-        motion, _ = model.seen(lesson.motion, lesson.scenery)
-        tunes = [compose_melody(model, c, motion, seed + i) for c in (own, other)]
+        seen = model.seen(lesson.motion, lesson.scenery)
+        tunes = [_melody_over(model, c, seen, seed + i) for c in (own, other)]
         shares = [chord_tone_share(tunes[0], c) for c in (own, other)]
         rows.append((*shares, melody_change(*tunes)))
-    names = ("chord_tones", "chord_tones_of_others", "melody_change")
-    sums, counts = np.nansum(rows, 0), np.isfinite(rows).sum(0)  # a window may have no melody
-    return dict(zip(names, (sums / np.maximum(counts, 1)).tolist()))
+    return np.array(rows)
+
+
+def _melody_over(model, chords: ndarray, seen: tuple, seed: int) -> GridMusic:
+    "The melody over given chords."
+    if isinstance(model, OneDecoder):
+        return compose_together(model, *seen, seed, chords)[0].select(MELODY)
+    return compose_melody(model, chords, seen[0], seed)
+
+
+HARMONY = ("chord_tones", "chord_tones_of_others", "melody_change")
+
+
+def harmony_means(
+    rows: Float[ndarray, "n 3"],  # of `harmony_rows`
+) -> dict[str, float]:  # by the names of `HARMONY`
+    "Means over windows; a window may have no melody."
+    sums, counts = np.nansum(rows, 0), np.isfinite(rows).sum(0)
+    return dict(zip(HARMONY, (sums / np.maximum(counts, 1)).tolist()))
+
+
+def harmony_scores(
+    model: VMusProd | OneDecoder,  # in eval mode
+    lessons: Sequence[Lesson],  # test windows with their true chords
+    seed: int = 0,
+) -> dict[str, float]:  # by the names of `HARMONY`, means over windows
+    "Whether the melody follows the chords that it is given."
+    return harmony_means(harmony_rows(model, lessons, seed))

@@ -29,15 +29,26 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--lowest", help="lowest visible key, such as 36 or C2; default: the middle octaves"
     )
+    parser.add_argument(
+        "--lag",
+        metavar="MS",
+        help="how much later than its keys move the video sounds, in milliseconds, rounded to "
+        "frames of 40; default: 80",
+    )
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
 def run(args) -> int:
     "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
     from cop_repro.data.partial_keyboards import Hints
-    from cop_repro.systems.cop import PERFORMED, load_performer, perform_video
+    from cop_repro.systems.cop import (
+        PERFORMED,
+        load_performer,
+        perform_video,
+        recorded_windows,
+    )
 
-    hints = Hints(args.corners, args.keys, args.lowest)
+    hints, windows = Hints(args.corners, args.keys, args.lowest), recorded_windows(args.lag)
     check_output_folder(args.output, PERFORMED, [args.video])
     performer = load_performer(Path(args.assets) if args.assets else assets_folder())
     out = perform_video(
@@ -47,6 +58,7 @@ def run(args) -> int:
         text=args.text,
         seed=args.seed,
         hints=hints,
+        windows=windows,
         progress=progress,
     )
     for name, what in out.items():

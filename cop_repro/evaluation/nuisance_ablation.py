@@ -27,7 +27,7 @@ from ..judges.transcription import transcribe_piano
 from ..measure.audio_metrics import bootstrap_interval
 from ..measure.music_metrics import best_lag_onset_f1, frame_scores, note_scores
 from ..model.roll import RollConfig, load_roll, predict_roll
-from ..systems.cop import WindowConfig, locate_keyboard, strip_windows
+from ..systems.cop import LAG_ROWS, WindowConfig, locate_keyboard, strip_windows
 from ..training.loop import TrainConfig
 from ..training.stages import Place, train_roll
 
@@ -86,7 +86,7 @@ def real_video(
     if wav is None:
         raise BadInput(f"{video.name} has no sound to compare with")
     total = RATES.frames(duration_s)
-    whole = WindowConfig(window_s=total / RATES.frame_rate, overlap_s=0.0)
+    whole = WindowConfig(total / RATES.frame_rate, 0.0, LAG_ROWS)
     corners = locate_keyboard(video)[0].corners
     windows = strip_windows(video, corners, (size.height, size.width), total, whole)
     strips = next(windows)[1]

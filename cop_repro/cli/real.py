@@ -16,6 +16,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("videos", nargs="+", help="piano videos with sound")
     parser.add_argument("-o", "--output", default="reports/real.json", help="file to write, JSON")
     parser.add_argument(
+        "--disguised",
+        action="store_true",
+        help="also score the video darker, brighter, from one side, and cut off at both ends",
+    )
+    parser.add_argument(
         "--lag",
         metavar="MS",
         help="how much later than its keys move the video sounds, in milliseconds, rounded to "
@@ -38,7 +43,10 @@ def run(args) -> int:
     performer = load_performer(assets_folder())
     origin = made_now(score_real_video.__module__, "cop real VIDEO", None, None)
     made = [
-        score_real_video(Path(video), performer, picture, windows, progress=progress) | origin
+        score_real_video(
+            Path(video), performer, picture, windows, args.disguised, progress=progress
+        )
+        | origin
         for video in args.videos
     ]
     write_json(args.output, made)

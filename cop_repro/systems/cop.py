@@ -6,8 +6,8 @@
 __all__ = ['SAMPLE', 'LAG_ROWS', 'RECORDED', 'MAX_LAG_MS', 'SCANNED_S', 'NOISE_BLOCK', 'ROLL_SPLITS', 'NEVER', 'ASSETS',
            'SHOWN_S', 'PERFORMED', 'MOTION_LOOKED_AT_S', 'Performer', 'CopSystem', 'WindowConfig', 'recorded_windows',
            'sample_frames', 'locate_keyboard', 'background_and_hidden', 'video_background', 'strip_windows',
-           'noise_track', 'Performance', 'video_pieces', 'decode_pieces', 'play', 'sound_blocks', 'load_performer',
-           'draw_performance', 'perform_video', 'results_folder']
+           'noise_track', 'Performance', 'silenced', 'video_pieces', 'decode_pieces', 'play', 'sound_blocks',
+           'load_performer', 'draw_performance', 'perform_video', 'results_folder']
 
 # %% ../../nbs/systems/71_cop.ipynb #98675973
 import math
@@ -437,7 +437,10 @@ def _roll_and_latents(columns: np.ndarray, channels: int) -> tuple[Roll, Tensor]
     return roll, torch.from_numpy(latents.reshape(-1, channels))
 
 
-def _silenced(logits: RollLogits, hidden: HiddenKeys | None) -> RollLogits:
+def silenced(
+    logits: RollLogits,  # of one window
+    hidden: HiddenKeys | None,  # None: all keys are visible
+) -> RollLogits:
     "The logits without keys that the picture does not show."
     if hidden is None:
         return logits
@@ -470,7 +473,7 @@ def video_pieces(
     background, hidden = background_and_hidden(video, corners, size, total, span)
     pieces = strip_windows(video, corners, size, total, windows, hidden)
     for i, (start, strips) in enumerate(pieces):
-        logits = _silenced(performer.rolls(strips, background), hidden)
+        logits = silenced(performer.rolls(strips, background), hidden)
         noise = noise_track(seed, start * per, length * per, channels)
         latents = performer.latents(strips, logits, text, noise).numpy()
         columns = fade.add(i, _columns(logits_to_roll(logits), latents))

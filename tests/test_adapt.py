@@ -26,7 +26,7 @@ from cop_repro.systems.adapt import (
 from cop_repro.systems.cop import load_performer
 
 SECONDS, OFFSET_S = 8.0, 0.7
-SHORT = AdaptConfig(steps=2, batch_size=2, window_s=4.0)
+SHORT = AdaptConfig(steps=2, batch_size=2, window_s=4.0, lag_rows=0)  # rendered videos
 
 
 def tune(seed: int, seconds: float = SECONDS):

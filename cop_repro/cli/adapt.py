@@ -35,6 +35,12 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--keys", help="visible keys if not all 88 are in the picture, such as 36-96 or C2-C7"
     )
+    parser.add_argument(
+        "--lag",
+        metavar="MS",
+        help="how much later than its keys move the video sounds, in milliseconds, rounded to "
+        "frames of 40; default: 80",
+    )
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
@@ -42,8 +48,10 @@ def run(args) -> int:
     "Train, score held-out videos before and after, and write weights for `cop perform`."
     from cop_repro.data.partial_keyboards import Hints
     from cop_repro.systems.adapt import ADAPTED, AdaptConfig, adapt_folder
+    from cop_repro.systems.cop import recorded_windows
 
-    cfg = AdaptConfig(steps=args.steps, window_s=args.window, seed=args.seed)
+    lag_rows = recorded_windows(args.lag).lag_rows
+    cfg = AdaptConfig(args.steps, window_s=args.window, lag_rows=lag_rows, seed=args.seed)
     check_output_folder(args.output, ADAPTED)
     assets = Path(args.assets) if args.assets else assets_folder()
     report = adapt_folder(
@@ -54,11 +62,11 @@ def run(args) -> int:
         Hints(args.corners, args.keys),
         progress=progress,
     )
-    _print(report, args.output)
+    _print(report, args.output, args.lag)
     return 0
 
 
-def _print(report: dict, output: str) -> None:
+def _print(report: dict, output: str, lag: str | None) -> None:
     "Videos, scores before and after, and what to do next."
     for name, reason in report["refused"].items():
         print(f"left out {name}: {reason}")
@@ -72,6 +80,7 @@ def _print(report: dict, output: str) -> None:
     for name, label in SHOWN.items():
         print(f"  {label:28s} {report['before'][name]:8.2f} {report['after'][name]:8.2f}")
     if report["after"]["onset_f1"] > report["before"]["onset_f1"]:
-        print(f"next: cop perform VIDEO -o OUT --assets {output}")
+        given = "" if lag is None else f" --lag {lag}"
+        print(f"next: cop perform VIDEO -o OUT --assets {output}{given}")
     else:
         print("onsets did not gain: keep the shipped weights, or add videos and steps")

@@ -53,7 +53,12 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     "Render, perform, score and write the page."
     from cop_repro.measure.music_metrics import note_scores
-    from cop_repro.systems.cop import load_performer, perform_video, results_folder
+    from cop_repro.systems.cop import (
+        WindowConfig,
+        load_performer,
+        perform_video,
+        results_folder,
+    )
 
     _check(args.etude, args.seconds)
     check_output_folder(args.output, ("index.html", "sound.wav"))
@@ -63,7 +68,9 @@ def run(args) -> int:
         silent = folder / "silent.mp4"
         print(f"rendering {args.seconds:g} s of {title!r}, {len(truth)} notes", flush=True)
         render_silent(silent, truth, args.seconds, args.seed)
-        made = perform_video(silent, folder, performer, seed=args.seed, progress=progress)
+        made = perform_video(
+            silent, folder, performer, seed=args.seed, windows=WindowConfig(), progress=progress
+        )
         found = _read_notes(folder / "notes.mid")
         score = note_scores(truth, found)["onset_f1"]
         sounds_made = _write_sounds(folder, truth, found, args.seconds)

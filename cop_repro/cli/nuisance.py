@@ -9,6 +9,7 @@ from cop_repro.core import (
     CopError,
     check_output_file,
     did_you_mean,
+    file_hash,
     from_dict,
     project_root,
     write_json,
@@ -30,10 +31,12 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--variants", nargs="+", help="e.g. all none without_hands; default: every one"
     )
+    parser.add_argument("--start", help="roll predictor to go on from; default: fresh weights")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak")
 
 
 def run(args) -> int:
-    "Train a roll predictor from scratch for each variant, score all, write the scores."
+    "Train a roll predictor for each variant, score all, write the scores."
     root = project_root()
     output = check_output_file(os.path.join(root, args.output), args.videos)
     variants = _variants(args.variants)
@@ -60,29 +63,38 @@ def _ablation(args, root: Path, params: dict, variants: dict) -> dict:
     "The scores of all variants, with what they were made from."
     from cop_repro.cli._experiments import made_now, rendered
     from cop_repro.data.clips import StripSize, load_works
-    from cop_repro.evaluation.nuisance_ablation import nuisance_ablation, real_video
+    from cop_repro.evaluation.nuisance_ablation import more_clips, nuisance_ablation, real_video
     from cop_repro.model.roll import RollConfig
 
     clips = rendered(root, params)
     train = _training_items(clips.items, args.clips)
-    works = sorted({item.recipe["work"] for item in train})
+    tests = _test_rows(clips.piano, args.test_clips)
+    held = [clips.piano.index[int(row)]["clip_id"] for row in tests["nuisance"][1]]
+    held = [item for item in clips.items if item.clip_id in held]
+    works = sorted({item.recipe["work"] for item in [*train, *held]})
+    scores = load_works(works, root / params["prepare"]["etudes"], progress)
     size = from_dict(StripSize, params["prepare"]["strip"], "prepare.strip")
-    cfg = _train_config(args.steps)
+    cfg, start = _train_config(args.steps, args.learning_rate), _start(args.start)
+    folder = root / "work" / "nuisance"
+    tests["more"] = more_clips(folder / "more", held, scores, size, clips.split, progress=progress)
     scored = nuisance_ablation(
-        root / "work" / "nuisance",
+        folder,
         train,
-        load_works(works, root / params["prepare"]["etudes"], progress),
+        scores,
         size,
         from_dict(RollConfig, params["train_roll"]["roll"], "train_roll.roll"),
         cfg,
         params["train_roll"]["crop_s"],
         clips.split,
-        _test_rows(clips.piano, args.test_clips),
+        tests,
         [real_video(Path(video), size) for video in args.videos],
         variants,
         progress=progress,
+        init=start,
     )
     return {
+        "start": None if start is None else file_hash(start),
+        "learning_rate": cfg.learning_rate,
         "clips": len(train),
         "steps": cfg.steps,
         "seed": cfg.seed,
@@ -115,16 +127,29 @@ def _test_rows(store, count: int) -> dict[str, tuple]:
     }
 
 
-def _train_config(steps: int):
+def _start(path: str | None) -> Path | None:
+    "The predictor to go on from."
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise CopError(
+            f"--start {path}: no such file; data/assets/roll.safetensors is the shipped one"
+        )
+    return Path(path)
+
+
+def _train_config(steps: int, learning_rate: float):
     "How every variant is trained."
     from cop_repro.training.loop import TrainConfig
 
-    return TrainConfig(steps, 8, 3e-3, warmup_steps=min(20, steps), decay="cosine", clip_norm=1.0)
+    about = {"warmup_steps": min(20, steps), "decay": "cosine", "clip_norm": 1.0}
+    return TrainConfig(steps, 8, learning_rate, **about)
 
 
 def _summary(scored: dict[str, list[dict]]) -> str:
-    "Mean onset F1 by kind of video."
-    return "  ".join(f"{kind} {_mean_f1(kind, clips):.2f}" for kind, clips in scored.items())
+    "Mean onset F1 by kind of video, with the number of videos."
+    means = {kind: f"{_mean_f1(kind, clips):.2f}" for kind, clips in scored.items()}
+    return "  ".join(f"{kind} {means[kind]} (n={len(scored[kind])})" for kind in scored)
 
 
 def _mean_f1(kind: str, clips: list[dict]) -> float:

@@ -38,6 +38,12 @@ def add_arguments(parser) -> None:
         default="float32",
         help="of large matrix products; auto: what this processor is fast at",
     )
+    parser.add_argument(
+        "--lag",
+        metavar="MS",
+        help="how much later than its keys move the video sounds, in milliseconds, rounded to "
+        "frames of 40; default: 80",
+    )
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
 
 
@@ -45,9 +51,9 @@ def run(args) -> int:
     "Silent piano video in; WAV, MIDI, video with sound, picture and report out."
     from cop_repro.cli._quick import quick_performer
     from cop_repro.data.partial_keyboards import Hints
-    from cop_repro.systems.cop import PERFORMED, perform_video
+    from cop_repro.systems.cop import PERFORMED, perform_video, recorded_windows
 
-    hints = Hints(args.corners, args.keys, args.lowest)
+    hints, windows = Hints(args.corners, args.keys, args.lowest), recorded_windows(args.lag)
     check_output_folder(args.output, PERFORMED, [args.video])
     folder = Path(args.assets) if args.assets else assets_folder()
     performer = quick_performer(folder, args.steps, args.precision)
@@ -58,6 +64,7 @@ def run(args) -> int:
         text=args.text,
         seed=args.seed,
         hints=hints,
+        windows=windows,
         progress=progress,
     )
     for name, what in out.items():

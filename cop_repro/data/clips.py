@@ -441,7 +441,8 @@ def _nuisance(item: Item) -> Nuisance:
     if not recipe["nuisance"]:
         return Nuisance.none()
     rng = numpy_rng(recipe["seed"], "film", item.work_id, str(recipe["start_s"]))
-    return sample_nuisance(rng, recipe["nuisance"], recipe.get("without", ()))
+    groups = recipe.get("without", ()), recipe.get("extra", ())
+    return sample_nuisance(rng, recipe["nuisance"], *groups)
 
 
 def _scored(item: Item, score: Score) -> Score:

@@ -54,6 +54,7 @@ from ..model.cop_piano import CoPPiano, load_piano, save_piano
 from ..model.roll import predict_roll
 from cop_repro.systems.cop import (
     ASSETS,
+    LAG_ROWS,
     WindowConfig,
     background_and_hidden,
     locate_keyboard,
@@ -78,6 +79,7 @@ class AdaptConfig:
     window_s: float = 10.0  # seconds
     held_out: float = 0.25  # share of the videos, or of the windows of a single video
     max_lag_s: float = 5.0  # largest offset that is sought between a MIDI file and its video
+    lag_rows: int = LAG_ROWS  # by which the picture is delayed, as in `cop perform`
     seed: int = 0  # of the crops and their order
 
     def __post_init__(self):
@@ -263,7 +265,8 @@ class _Reader:
         wav = read_audio(video, RATES.sample_rate, length_s)
         notes, source = self._notes(items[0].files, wav)
         keyboard = locate_keyboard(video, self.hints)[0]
-        cut, total = WindowConfig(self.cfg.window_s, 0.0), RATES.frames(length_s)
+        total = RATES.frames(length_s)
+        cut = WindowConfig(self.cfg.window_s, 0.0, self.cfg.lag_rows)
         place = video, keyboard.corners, self.strips.shape[2:], total
         hidden = background_and_hidden(*place, keyboard.span)[1]
         pieces = strip_windows(*place, cut, hidden)

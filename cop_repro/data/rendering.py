@@ -1388,8 +1388,11 @@ def _shoot(scene: _Scene, canvas: _Canvas, camera: _Camera) -> Iterator[np.ndarr
     weight = 0.5 * scene.nuisance.motion_blur
     if scene.nuisance.hands and weight > 0.02:
         pictures = _smear(pictures, weight)
+    taken_s, shot = None, None
     for picture, time_s in zip(pictures, scene.times):
-        yield camera.take(picture, time_s)
+        if time_s != taken_s:  # else the file has no other frame
+            taken_s, shot = time_s, camera.take(picture, time_s)
+        yield shot
 
 
 def _collect(pictures: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -333,9 +333,9 @@ class OneDecoder(Sight):
         sizes = replace(cfg.decoder(TOGETHER_CONDITION), depth=3 * cfg.depth)
         self.decoder = CompoundTransformer(sizes)
         self.to_chord = nn.Sequential(
-            nn.Linear(cfg.width + _CHORD + SCENERY, cfg.hidden),
+            nn.Linear(cfg.width + _CHORD + SCENERY, 4 * cfg.width),
             nn.GELU(),
-            nn.Linear(cfg.hidden, len(CHORDS)),
+            nn.Linear(4 * cfg.width, len(CHORDS)),
         )
 
     def chord_logits(

@@ -494,6 +494,7 @@ class Server:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(60)
+        self.process.stdout.close()
 
 
 # A cell: a fault, what it has left, and the run that follows

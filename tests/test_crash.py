@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import crashing
 import pytest
@@ -162,7 +163,7 @@ def real_run(small, number, to_kernel):
             assert time.monotonic() < until
             time.sleep(0.05)
         children = f"/proc/{process.pid}/task/{process.pid}/children"
-        target = int(open(children).read().split()[0]) if to_kernel else process.pid
+        target = int(Path(children).read_text().split()[0]) if to_kernel else process.pid
         os.kill(target, number)
         said = process.communicate(timeout=120)[1]
     done = subprocess.CompletedProcess(command, process.returncode, None, said)

@@ -16,11 +16,11 @@ from test_encoders import SMALL
 from test_official_lists import PLAYED, put, tone, video
 
 from cop_repro.core import RATES, AssetMismatch, BadInput, load_weights, numpy_rng
-from cop_repro.data.clips import Store, StripSize, fill_store
+from cop_repro.data.clips import Store, StripSize, fill_store, sha256
 from cop_repro.data.notes import write_midi
 from cop_repro.data.official_lists import real_stores
 from cop_repro.data.performance import make_score
-from cop_repro.data.shards import ShardedColumn, _sha256, join_columns, open_store
+from cop_repro.data.shards import ShardedColumn, join_columns, open_store
 from cop_repro.model.codec import CodecConfig, make_codec, prepare_wav
 from cop_repro.model.dit import DiTConfig, StreamConfig
 from cop_repro.model.encoders import build_encoders, learn_words
@@ -196,9 +196,9 @@ def sign(folder):
     for shard in top["shards"]:
         place = folder / shard["name"]
         about = json.loads((place / "shard.json").read_text())
-        about["sha256"] = {name: _sha256(place / name) for name in about["sha256"]}
+        about["sha256"] = {name: sha256(place / name) for name in about["sha256"]}
         (place / "shard.json").write_text(json.dumps(about))
-        shard["sha256"] = _sha256(place / "shard.json")
+        shard["sha256"] = sha256(place / "shard.json")
     (folder / "shards.json").write_text(json.dumps(top))
 
 

@@ -448,11 +448,18 @@ def _rate_groups(
     return [{"params": ps, "share": share, "peak": peak} for share, ps in groups.items()]
 
 
+def _has_bfloat16() -> bool:
+    "Whether products in bfloat16 are fast: not where the widest instructions are AVX2."
+    knows = torch.cpu.get_capabilities()
+    return not knows.get("avx2") or knows.get("avx512_f", False)
+
+
 class _SinglePrecision(TorchFunctionMode):
-    "Within it, `Tensor.bfloat16` of a tensor on the CPU is a copy in its own precision."
+    "Within it, `Tensor.bfloat16` is a copy in its own precision where bfloat16 is emulated."
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is Tensor.bfloat16 and args[0].device.type == "cpu":
+        emulated = func is Tensor.bfloat16 and args[0].device.type == "cpu" and not _has_bfloat16()
+        if emulated:
             return args[0].clone()
         return func(*args, **(kwargs or {}))
 

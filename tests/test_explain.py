@@ -380,9 +380,6 @@ def test_committed_lines_refer_to_what_they_are(root, committed):
 def test_committed_rows_say_all_that_made_them(root, committed):
     "Command, code, commit, parameters, seed, threads and device, and the code of dvc.lock."
     stages = locked_stages(root)
-    accepted = yaml.safe_load((root / "refs" / "accepted_code.yaml").read_text()) or {}
-    for debt in accepted:
-        assert "refs/accepted_code.yaml" in (root / "LIMITATIONS.md").read_text(), debt
     groups = yaml.safe_load((root / "params.yaml").read_text())["evaluate"]["variants"]
     unknown = sorted({r["entry"] for r in committed.lines if r["made_by"] == UNKNOWN})
     assert not unknown, "run `dvc repro` to score them again"
@@ -390,7 +387,7 @@ def test_committed_rows_say_all_that_made_them(root, committed):
         made = Provenance(**committed.made_by[name])
         assert made.complete and made.commit and made.clean, made
         locked = stages[stage_of(stages, made.command)]["params"]["fingerprints.yaml"]
-        assert made.code == locked["evaluate"] or made.code in accepted
+        assert made.code == locked["evaluate"]
 
 
 # What a process can observe

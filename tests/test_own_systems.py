@@ -95,7 +95,7 @@ def results(folder, clips, assets, tmp_path_factory):
     made = tmp_path_factory.mktemp("results") / "results"
     systems = {"perfect": system(clips), "half": system(clips, 0.5)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_systems, "own_systems", lambda performer, seed, styled: systems)
+        patch.setattr(own_systems, "own_systems", lambda performer, seed, styled, views: systems)
         patch.setattr(score, "find_judge", lambda asked: None)  # networks are tested elsewhere
         patch.setattr(scores, "transcriber_name", no_transcriber)
         place = ("--benchmark", str(folder), "-o", str(made))

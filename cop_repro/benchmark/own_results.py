@@ -15,11 +15,12 @@ from .leaderboard import CLIPS, CONTROLS, FALLS
 from .level_values import LevelClip, Waterfall, plot_waterfall
 from cop_repro.benchmark.own_systems import (
     CONTROL_CARDS,
-    VIEWS_USED,
+    FIVE,
     LevelRun,
     OwnSystem,
     Played,
     control_rows,
+    play_changed_views,
     play_other_views,
     play_systems,
     score_row,
@@ -137,16 +138,20 @@ def write_controls(
     folder: Path | str,  # of results; the controls go to its folder `controls`
     system: OwnSystem,  # for the row `other_views`
     run: LevelRun,
+    five: OwnSystem | None = None,  # that reads all views: adds the rows of `play_changed_views`
 ) -> None:
     "The result files of all controls."
     place = Path(folder) / CONTROLS
     place.mkdir(parents=True, exist_ok=True)
     for result in control_rows(run.clips, run.tools):
         write_result(_brief(result), place)
-    moved = play_other_views(system, run.clips, run.tools)
-    card = CONTROL_CARDS["other_views"]
-    result = score_row("other_views", moved.notes, moved.sounds, run.tools, card=card)
-    write_result(_brief(result), place)
+    played = {"other_views": play_other_views(system, run.clips, run.tools)}
+    if five is not None:
+        played |= play_changed_views(five, run.clips, run.tools)
+    for name, made in played.items():
+        card = CONTROL_CARDS[name]
+        result = score_row(name, made.notes, made.sounds, run.tools, card=card)
+        write_result(_brief(result), place)
     result = score_row("codec", None, run.codec, run.tools, card=CONTROL_CARDS["codec"])
     write_result(_brief(result), place)
 
@@ -165,7 +170,7 @@ def write_systems(
             "levels": list(system.levels),
             "parameters": system.parameters,
             "card": system.card,
-            "views": {level: list(VIEWS_USED) for level in system.levels},
+            "views": system.declared(),
             "trained_on": ["rendered clips of the train split of data/manifest.json"],
             "seeds": [run.tools.seed],
             "licence": "Apache-2.0",
@@ -188,7 +193,7 @@ def write_run(
 ) -> list[dict]:  # of the form `waterfalls`
     "Everything that the leaderboard shows, and the waterfalls as table and picture."
     entries = write_systems(folder, systems, run)
-    write_controls(folder, next(iter(systems.values())), run)
+    write_controls(folder, next(iter(systems.values())), run, systems.get(FIVE))
     write_cells(Path(folder) / "cells.csv", entries)
     (Path(folder) / "waterfalls.md").write_text(markdown_table(entries), "utf-8")
     draw_waterfalls(Path(folder) / "waterfalls.png", entries)

@@ -38,6 +38,7 @@ def add_arguments(parser) -> None:
     _add_score(action("score", "score a submission, and write its result", _score))
     _add_ladder(action("ladder", "score our own systems on true and on predicted inputs", _ladder))
     _add_style(action("style", "train and score four ways of playing in a style at L4", _style))
+    _add_views(action("views", "train and score a predictor that reads all five views", _views))
     page = action("board", "make the leaderboard of a folder of results", _board)
     page.add_argument("results", help="a folder that `score` or `ladder` has filled")
     page.add_argument("-o", "--output", required=True, help="folder to make: index.html")
@@ -83,6 +84,20 @@ def _add_style(parser) -> None:
     parser.add_argument("--clips", type=int, default=16, help="how many, of as many works")
     parser.add_argument("--rows", help="e.g. none,reference; default: every row")
     parser.add_argument("-o", "--output", default="reports/style", help="folder of the results")
+
+
+def _add_views(parser) -> None:
+    "The arguments of `views`."
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="train it and its control first (else: score views.safetensors of --assets)",
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="clips to score")
+    parser.add_argument("--clips", type=int, help="training clips of 5 s; default: 128")
+    parser.add_argument("--steps", type=int, help="optimiser steps; default: 1500")
+    parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
+    parser.add_argument("-o", "--output", default="reports/views", help="folder of the results")
 
 
 def run(args) -> int:
@@ -225,11 +240,21 @@ def _ladder(args) -> int:
     performer = load_performer(assets)
     run = open_run(performer, Scoring(bench, judges, style, args.seed, progress))
     styled = _styled(args, performer)
-    entries = write_run(folder, own_systems(performer, args.seed, styled), run)
+    views = _views_of(assets, performer)
+    entries = write_run(folder, own_systems(performer, args.seed, styled, views), run)
     for entry in entries:
         print("\n".join(_cells(entry)))
     print(f"wrote {folder}: `cop bench board {folder} -o leaderboard` makes the page")
     return 0
+
+
+def _views_of(assets: Path, performer):
+    "The network of five views beside the weights, if there is one."
+    from cop_repro.cli._views import SHIPPED
+    from cop_repro.model.views import load_views
+
+    path = assets / SHIPPED
+    return load_views(path, performer.piano.predictor)[0] if path.is_file() else None
 
 
 def _styled(args, performer) -> dict:
@@ -272,6 +297,20 @@ def _style(args) -> int:
     scored = study.score(list(dict.fromkeys(rows)), args.split, args.clips)
     print(style_table(scored))
     print(f"wrote {study.output}")
+    return 0
+
+
+def _views(args) -> int:
+    "Render side views, train on those of training works, score those of a split."
+    from cop_repro.cli._assets import assets_folder
+    from cop_repro.cli._views import SHIPPED, ViewStudy, plan_of
+
+    plan = plan_of(args.clips, args.steps)
+    assets = Path(args.assets) if args.assets else assets_folder()
+    study = ViewStudy(project_root(), assets, check_output_folder(args.output), plan)
+    weights = study.train() if args.train else assets / SHIPPED
+    print(study.score(weights, args.split))
+    print(f"wrote {study.output}; weights: {weights}")
     return 0
 
 

@@ -202,8 +202,20 @@ def _asset_table(path: Path) -> str:
 
 
 def _scores(root: Path, card: str, results: list[dict]) -> str:
-    "Scores of an asset: rows of the results, or what a stage measured."
+    "Scores of an asset: rows of the results, or what a stage or a command measured."
+    if card == "views":
+        return _view_table(root)
     return _stage_table(root, card) if card in STAGE_SCORES else _score_table(card, results)
+
+
+def _view_table(root: Path) -> str:
+    "Means of what `cop bench views` measured on test clips."
+    scored, rows = read_json(root / "reports" / "views" / "views.json")["scored"], []
+    for name, clips in scored.items():
+        for metric in ("onset_velocity_f1", "pedal_frame_f1", "pedal_event_f1"):
+            mean = sum(clip[metric] for clip in clips) / len(clips)
+            rows.append((name, metric, f"{mean:.2f}", len(clips)))
+    return _table("row, metric, mean of test clips, n", rows)
 
 
 def _stage_table(root: Path, card: str) -> str:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 "What `cop bench style` trains and scores; finished parts in work/style are kept."
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,6 +21,7 @@ from cop_repro.benchmark.styles import (
     train_styles,
 )
 from cop_repro.cli._progress import progress
+from cop_repro.cli.ablation import short_name
 from cop_repro.core import BadInput, file_hash, read_json, write_json
 from cop_repro.data.clips import Store, load_works, store_clip
 from cop_repro.data.performance import group_works
@@ -48,7 +47,7 @@ class StyleStudy:
         self.split = meta["split_hash"]
         if self.store.about["split_hash"] != self.split:
             raise BadInput("features/clips are of another split than the shipped weights")
-        self.work = root / "work" / "style" / _short(asdict(plan), self.inputs)
+        self.work = root / "work" / "style" / short_name(asdict(plan), self.inputs)
 
     @cached_property
     def _lessons(self):
@@ -99,7 +98,7 @@ class StyleStudy:
         for done, number in enumerate(chosen):
             clip = store_clip(self.store, number)
             for row, system in systems.items():
-                path = self.work / "results" / f"{row}-{_short(clip.clip_id)}.json"
+                path = self.work / "results" / f"{row}-{short_name(clip.clip_id)}.json"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_json(path, scored_style(system, clip, judge))
@@ -130,8 +129,3 @@ class StyleStudy:
 def _needs(row: str) -> bool:
     "Whether a row plays with the model after DPO."
     return row in ("dpo", "both")
-
-
-def _short(*parts: object) -> str:
-    "A short name for what something is made from."
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -180,3 +180,32 @@ def test_differences_of_honest_runs_are_measured_on_our_own_rows():
     a = [result("x", 1.0), result("y", 2.0), result("z", 3.0, label="paper")]
     b = [result("x", 1.5), result("y", 1.5), result("z", 9.0, label="paper")]
     assert rerun_differences(a, b) == {"si_sdr_spec": {"row": 0.5, "relative": 0.5, "rms": 0.5}}
+
+
+def test_tolerances_of_several_pairs_of_runs(tmp_path, monkeypatch, capsys):
+    "With --widen the larger difference of each kind is kept; without, the last pair counts alone."
+    monkeypatch.setattr("cop_repro.cli.compare.project_root", lambda *_: tmp_path)
+    (tmp_path / "refs").mkdir()
+    runs = {"a": (1.0, 2.0), "b": (1.5, 2.0), "c": (1.25, 2.25)}
+    for name, (x, y) in runs.items():
+        rows = [Result(**result("x", x)), Result(**result("y", y))]
+        write_results(tmp_path / f"{name}.json", rows, {})
+
+    def measured(second, *options):
+        pair = [str(tmp_path / f"{name}.json") for name in ("a", second)]
+        assert main(["compare", *pair, "--measure", second, *options]) == 0
+        return yaml.safe_load((tmp_path / "refs" / "reruns.yaml").read_text())["default"]
+
+    assert measured("b")["metrics"] == {"si_sdr_spec": {"row": 0.5, "relative": 0.5, "rms": 0.35}}
+    both = measured("c", "--widen")
+    assert both == {"about": "b; c", "metrics": measured("b")["metrics"]}
+    assert measured("c")["metrics"]["si_sdr_spec"]["row"] == 0.25
+    rows = [Result(**result("x", 1.0)), Result(**result("y", 9.0))]
+    write_results(tmp_path / "d.json", rows, {})
+    found = measured("d", "--widen")["metrics"]["si_sdr_spec"]
+    assert found == {"row": 0.25, "relative": 0.25, "rms": 0.25, "rows": {"y": 7.0}}
+    unstable = compare_results([result("x", 1.0)], [result("x", 7.0)], {"si_sdr_spec": found})[1]
+    assert unstable == 1, "the other rows are compared as strictly as before"
+    assert compare_results([result("y", 2.0)], [result("y", 9.0)], {"si_sdr_spec": found})[1] == 0
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--widen"]) == 2
+    assert "--measure" in capsys.readouterr().err

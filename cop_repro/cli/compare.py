@@ -28,6 +28,11 @@ def add_arguments(parser) -> None:
         help=f"record the differences of two honest runs as tolerances in {RERUNS}; WHAT describes "
         "how the runs were made, e.g. 'the default profile with 1 and with 2 threads'",
     )
+    parser.add_argument(
+        "--widen",
+        action="store_true",
+        help="with --measure: keep what other pairs of runs have shown where it is larger",
+    )
 
 
 def run(args) -> int:
@@ -35,9 +40,13 @@ def run(args) -> int:
     from cop_repro.evaluation.claims import read_results
     from cop_repro.evaluation.reruns import compare_results, compare_verdicts, rerun_differences
 
+    if args.widen and not args.measure:
+        raise CopError("--widen adds a pair of runs to the tolerances: it needs --measure WHAT")
     results = [read_results(_file(name, "results.json")).lines for name in (args.a, args.b)]
     if args.measure:
-        return _measure(args.measure, _profile(results[0]), rerun_differences(*results))
+        known = _reruns().get(_profile(results[0]), {}) if args.widen else {}
+        differences = rerun_differences(*results, known.get("metrics"))
+        return _measure(args.measure, _profile(results[0]), differences, known)
     lines, wrong = compare_results(*results, _reruns().get(_profile(results[0]), NONE)["metrics"])
     if all(Path(name).is_dir() for name in (args.a, args.b)):
         verdicts = [read_json(_file(name, "verdicts.json")) for name in (args.a, args.b)]
@@ -53,17 +62,34 @@ def _profile(lines: list[dict]) -> str:
     return next((r["profile"] for r in lines if r["profile"] != "paper"), "")
 
 
-def _measure(about: str, profile: str, differences: dict) -> int:
-    "Write the differences of two honest runs."
-    rounded = {
-        metric: {kind: float(f"{value:.2g}") for kind, value in found.items()}
-        for metric, found in differences.items()
-    }
-    known = _reruns() | {profile: {"about": about, "metrics": rounded}}
+def _measure(about: str, profile: str, differences: dict, known: dict) -> int:
+    "Write the differences of two honest runs, or the larger of them and of those known."
+    measured = {metric: _rounded(found) for metric, found in differences.items()}
+    for metric, found in known.get("metrics", {}).items():
+        measured[metric] = _larger(found, measured.get(metric, {}))
+    said = "; ".join(filter(None, (known.get("about"), about)))
+    made = {profile: {"about": said, "metrics": measured}}
     with atomic_file(project_root() / RERUNS) as temporary:
-        temporary.write_text(HEAD + yaml.safe_dump(known), encoding="utf-8")
-    print(f"profile {profile}: {len(rounded)} metrics measured; written to {RERUNS}")
+        temporary.write_text(HEAD + yaml.safe_dump(_reruns() | made), encoding="utf-8")
+    print(f"profile {profile}: {len(measured)} metrics measured; written to {RERUNS}")
     return 0
+
+
+def _rounded(found: dict) -> dict:
+    "Two digits of every number, rows of their own included."
+    return {k: _rounded(v) if isinstance(v, dict) else float(f"{v:.2g}") for k, v in found.items()}
+
+
+def _larger(one: dict, two: dict) -> dict:
+    "The larger of two numbers of each kind, and of each row of its own."
+    made = dict(two)
+    for kind, value in one.items():
+        other = two.get(kind)
+        if isinstance(value, dict):
+            made[kind] = _larger(value, other or {})
+        else:
+            made[kind] = value if other is None else max(value, other)
+    return made
 
 
 def _reruns() -> dict:

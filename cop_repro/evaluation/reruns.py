@@ -21,7 +21,7 @@ MIN_ROWS = 4  # a mean over fewer rows says no more than the rows
 COUNTED = ("label_accuracy", "pitch_direction", "pace_direction")  # 0 or 1 for each clip
 Key = tuple[str, str, str, bool]  # table, row, metric, printed by the paper
 Pair = tuple[Mapping, Mapping]  # the lines of one number in two runs
-Reruns = Mapping[str, Mapping[str, float]]  # metric -> "row", "relative", "rms"
+Reruns = Mapping[str, Mapping]  # metric -> "row", "relative", "rms", perhaps "rows": row -> number
 
 
 def _by_key(name: str, lines: Sequence[Mapping]) -> dict[Key, Mapping]:
@@ -54,15 +54,25 @@ def _values(found: Sequence[Pair]) -> np.ndarray:  # (2, rows)
 def rerun_differences(
     a: Sequence[Mapping],  # result file of one honest run
     b: Sequence[Mapping],  # and of another
-) -> dict[str, dict[str, float]]:  # metric -> row, relative, rms
+    known: Reruns | None = None,  # what other pairs of runs differ by
+) -> dict[str, dict]:  # metric -> row, relative, rms, and rows that differ far more than known
     "How far two honest runs differ, for each metric."
-    made = {}
+    made, known = {}, known or {}
     for metric, found in _pairs(_by_key("first", a), _by_key("second", b)).items():
         x, y = _values(found)
-        gap = np.abs(y - x)
-        scale = np.maximum(1, np.abs(x))
-        numbers = {"row": gap.max(), "relative": (gap / scale).max(), "rms": (gap**2).mean() ** 0.5}
+        gap, scale, allowed = np.abs(y - x), np.maximum(1, np.abs(x)), np.full(len(x), np.inf)
+        if metric in known:
+            allowed = np.array([row_tolerance(line, known) / 2 for line, _ in found])
+        usual = np.where(gap <= allowed, gap, 0.0)
+        numbers = {"row": usual.max(), "relative": (usual / scale).max()}
+        numbers["rms"] = (usual**2).mean() ** 0.5
         made[metric] = {name: float(number) for name, number in numbers.items()}
+        own: dict[str, float] = {}
+        for (line, _), number in zip(found, gap - usual):
+            if number > 0:
+                own[line["row"]] = max(own.get(line["row"], 0.0), float(number))
+        if own:
+            made[metric]["rows"] = own
     return made
 
 
@@ -74,7 +84,8 @@ def row_tolerance(
     measured = reruns.get(x["metric"], {})
     size = abs(x["value"])
     one_clip = 1.01 / x["n"] if x["metric"] in COUNTED else 0.0
-    differs = max(measured.get("row", 0.0), measured.get("relative", 0.0) * size)
+    own = measured.get("rows", {}).get(x["row"], 0.0)
+    differs = max(measured.get("row", 0.0), measured.get("relative", 0.0) * size, own)
     return max(SAFETY * differs, FLOOR["row"] * max(1.0, size), one_clip)
 
 
@@ -98,7 +109,9 @@ def _row_lines(found: Sequence[Pair], reruns: Reruns) -> Iterable[str]:
 
 
 def _mean_lines(metric: str, found: Sequence[Pair], reruns: Reruns) -> Iterable[str]:
-    "A metric whose mean over the rows differs beyond the tolerance."
+    "A metric whose mean over the rows without a number of their own differs beyond the tolerance."
+    own = reruns.get(metric, {}).get("rows", {})
+    found = [pair for pair in found if pair[0]["row"] not in own]
     if len(found) < MIN_ROWS:
         return
     first, second = _values(found).mean(1)

@@ -24,7 +24,7 @@ def cop(root, *arguments):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_smoke_pipeline(root):
     "Every stage of the DAG runs in a scratch copy, labelled smoke; a second run does nothing."
     cop(root, "profile", "smoke")
@@ -59,7 +59,7 @@ def test_smoke_pipeline(root):
     assert "Running stage" not in again
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_notebooks_run(root):
     "Every lesson cell and every fact of every library notebook."
     done = subprocess.run(

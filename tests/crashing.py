@@ -199,7 +199,7 @@ SMALL = {
         "prepare",
         ("progress", 0),
         "features/real/audiocaps_t2a/shard-00000/wav.npy",
-        ("data/manifest.json", "sets/audiocaps/aa.wav"),
+        ("data/manifest.json",),
         "nothing is trained",
     ),
     "encode": Small(
@@ -577,7 +577,7 @@ class Runs:
         if fault in ("corrupt", "truncated"):
             files = (small.corrupt,) if fault == "corrupt" else small.truncated
             for file in files[:1] if few else files:
-                found = self._damaged(name, fault, file, again=not few)
+                found = self.damaged(name, fault, file, again=not few)
                 if found:
                     return [f"{name}, {fault} {file}: {what}" for what in found]
             return []
@@ -615,7 +615,7 @@ class Runs:
         expected = -9 if killed else 128 + struck.signal if struck.signal else 2
         return self._ended(name, root, ran, expected) or self._again(name, root)
 
-    def _damaged(self, name: str, fault: str, file: str, again: bool) -> list[str]:
+    def damaged(self, name: str, fault: str, file: str, again: bool) -> list[str]:
         "A damaged input; it is made good again before the restart."
         own = name == "prepare" and fault == "corrupt"  # of an earlier run of this stage
         root = self._copy(name, "after" if own else "before")

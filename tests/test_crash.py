@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import crashing
@@ -134,6 +135,14 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 
 @pytest.mark.crash
+@pytest.mark.xfail(strict=True, reason="a WAV that was cut short is read up to where it ends")
+def test_a_sound_of_a_recorded_set_that_is_cut_short(small):
+    if "prepare" not in small.events:
+        small.undisturbed("prepare")
+    assert small.damaged("prepare", "truncated", "sets/audiocaps/aa.wav", again=True) == []
+
+
+@pytest.mark.crash
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_kernel(small, number):
     "`cop run` with its kernel: the stage cleans up before it ends."
@@ -157,7 +166,8 @@ def real_run(small, number, to_kernel):
     crashing.make_root(crashing.ALONE, root)
     command = [sys.executable, "-m", "cop_repro.cli", "run", "prepare"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=root, text=True, **pipes) as process:
+    handle = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs behind & ignore it
+    with subprocess.Popen(command, cwd=root, text=True, preexec_fn=handle, **pipes) as process:
         until = time.monotonic() + 300
         while not crashing.unfinished(root) and process.poll() is None:
             assert time.monotonic() < until

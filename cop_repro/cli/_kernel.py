@@ -43,4 +43,5 @@ def write_kernel_profile(root: Path) -> Path:
 def quiet_libraries() -> None:
     "Notebooks print their progress, not remarks of the libraries that execute them."
     warnings.simplefilter("ignore")
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for name in ("papermill", "traitlets"):  # what ended a notebook is said by its command
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -21,9 +21,25 @@ pytest.raises = raises
 jaxtyping.install_import_hook("cop_repro", "shapes.check_arrays")
 
 
+def minutes(item: pytest.Item) -> float:
+    "How long a slow test takes, by its marker; 0 for all others."
+    mark = item.get_closest_marker("slow")
+    return mark.args[0] if mark else 0.0
+
+
+@pytest.hookimpl(trylast=True)  # after what is not asked for has been left out
 def pytest_collection_modifyitems(items: list) -> None:
-    "What takes minutes begins first, so that two workers end together."
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    "Slow tests begin first, each with another worker: `worksteal` gives each one run of the list."
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    firsts = [[] for _ in range(count)]
+    for item in sorted(filter(minutes, items), key=minutes, reverse=True):
+        min(firsts, key=lambda first: sum(map(minutes, first))).append(item)
+    others, dealt = [item for item in items if not minutes(item)], []
+    for part, first in enumerate(firsts):
+        room = (len(items) - len(dealt)) // (count - part) - len(first)
+        dealt += first + others[: max(0, room)]
+        del others[: max(0, room)]
+    items[:] = dealt + others
 
 
 @pytest.fixture(scope="session")

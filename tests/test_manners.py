@@ -329,6 +329,7 @@ def test_every_asset_has_a_card():
         text = path.read_text(encoding="utf-8")
         assert "limits" in text or "What it cannot show" in text, path.name
         assert "\n## Licence\n" in text, path.name
+        assert not re.search(r"@[A-Z]+@", text), f"{path.name} has a gap that was not filled"
 
 
 def test_the_facts_of_an_asset(tmp_path):
@@ -357,7 +358,8 @@ def test_a_stale_card_is_refused(tmp_path, monkeypatch, capsys):
     for name in ("data", "docs"):
         os.symlink(ROOT / name, tmp_path / name)
     (tmp_path / "reports").mkdir()
-    os.symlink(ROOT / "reports" / "stages", tmp_path / "reports" / "stages")
+    for name in ("stages", "views"):
+        os.symlink(ROOT / "reports" / name, tmp_path / "reports" / name)
     results = json.loads((ROOT / "reports" / "results.json").read_text())
     codec = next(r for r in results["lines"] if (r["row"], r["metric"]) == ("codec", "si_sdr_spec"))
     codec["value"] -= 1

@@ -155,7 +155,7 @@ def stairs():
     return np.repeat(np.where(np.arange(64) % 12 < 5, 20, 230)[:, None], 240, 1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("picture", [pytest.param(zebra, marks=pytest.mark.slow), stairs])
+@pytest.mark.parametrize("picture", [pytest.param(zebra, marks=pytest.mark.slow(3)), stairs])
 def test_no_keyboard_in_other_patterns(picture):
     noise = numpy_rng(0, "noise").normal(0, 3, (3, 64, 240))
     frames = np.clip(picture() + noise, 0, 255).astype(np.uint8)

@@ -9,25 +9,39 @@ import torch
 
 from cop_repro.benchmark.own_systems import FIVE, OwnSystem, view_predictor
 from cop_repro.benchmark.views import (
+    DEPTH_NOISES,
     PLAN,
     ViewPlan,
+    _descending,
+    _told,
+    depth_rows,
+    depth_velocities,
     make_lessons,
     row_crops,
     row_logits,
     score_views,
     train_views,
     view_items,
+    view_scores,
     view_step_fn,
     view_stores,
     view_table,
 )
 from cop_repro.cli import main
 from cop_repro.cli._views import SHIPPED
-from cop_repro.core import AssetMismatch, BadInput, ParamsError, file_hash
+from cop_repro.core import LOWEST_PITCH, AssetMismatch, BadInput, ParamsError, file_hash
 from cop_repro.data.clips import piano_items, read_manifest
 from cop_repro.data.notes import make_notes
 from cop_repro.data.performance import etudes
-from cop_repro.data.rendering import _SIZES, VIEWS, _Pinhole, render, render_strip
+from cop_repro.data.rendering import (
+    _SIZES,
+    VIEWS,
+    _Pinhole,
+    descent_time,
+    key_depth,
+    render,
+    render_strip,
+)
 from cop_repro.measure.music_metrics import pedal_frame_scores
 from cop_repro.model.cop_piano import load_piano
 from cop_repro.model.roll import RollConfig, build_roll, predict_logits, predict_roll
@@ -188,9 +202,10 @@ def test_rows_of_a_table(stores):
     scored = score_views(stores["test"], {"five views": ViewRoll().eval()})
     assert list(scored) == [
         *("roll predictor alone", "five views", "blank views", "top view repeated"),
-        *("views of another clip", "pedal view of another clip"),
+        *("views of another clip", "pedal view of another clip", "depth of the keys, exact"),
+        *("depth of the keys, noise 0.03", "depth of the keys, noise 0.06"),
     ]
-    assert view_table(scored, "five views").count("minus five views") == 5
+    assert view_table(scored, "five views").count("minus five views") == 8
     with pytest.raises(BadInput, match="of one work"):
         score_views([OneWork(stores["test"][0])], {"five views": ViewRoll().eval()})
 
@@ -206,6 +221,39 @@ class OneWork:
 
     def __getitem__(self, name):
         return self.store[name]
+
+
+def test_depths_of_keys_tell_velocities(stores):
+    "Curves are the renderer's; exact depths tell soft notes, noise more of them than loud ones."
+    soft, loud = np.arange(25, 46), np.arange(60, 110, 5)
+    played = np.concatenate([soft, loud])
+    times = 0.5 + np.arange(len(played)) + 0.013
+    notes = make_notes(np.full(len(played), 60), times, times + 0.2, played)
+    at = np.arange(25 * len(played)) / 25 + 0.02
+    depth = key_depth(notes, at)[:, 60 - LOWEST_PITCH]
+    descent = descent_time(played)
+    for onset, down in zip(times, descent):
+        near = (at > onset - 0.3) & (at < onset + 0.1)
+        assert np.allclose(depth[near], _descending(at[near] - onset, down), atol=1e-6)
+    rng = np.random.default_rng(0)
+    exact, rough = (depth_velocities(notes, noise, played, rng) for noise in (0.0, 0.1))
+    assert np.abs(exact - played)[: len(soft)].max() <= 1
+    assert np.abs(exact - played).mean() < np.abs(rough - played).mean()
+    known = [depth_velocities(notes, 1e3, prior, rng) for prior in (soft, loud)]  # nothing is seen
+    assert np.ptp(known[0]) == 0 and abs(known[0][0] - soft.mean()) < 2
+    assert abs(known[1][0] - loud.mean()) < 2
+
+
+def test_velocities_of_depths_leave_the_notes(stores):
+    store = stores["test"][0]
+    rows = depth_rows(store, 0, row_logits(store, 0), np.arange(30, 100))
+    alone = view_scores(store, 0, row_logits(store, 0))
+    assert len(rows) == len(DEPTH_NOISES)
+    for scores in rows.values():
+        assert scores["onset_f1"] == alone["onset_f1"]
+    made = make_notes([60, 60, 64], [0.0, 1.0, 0.0], [0.5, 1.5, 0.5], [10, 20, 30])
+    true = make_notes([60, 62], [0.04, 0.0], [0.5, 0.5], [99, 1])
+    assert _told(made, true).velocities.tolist() == [99, 30, 20]
 
 
 def test_declared_views_are_those_of_the_level():

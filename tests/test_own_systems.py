@@ -3,6 +3,7 @@
 
 import csv
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from cop_repro.benchmark.own_systems import (
 from cop_repro.benchmark.protocol import LEVELS, Faulty, schema_faults
 from cop_repro.benchmark.scores import Scoring, headlines
 from cop_repro.cli import main, score
+from cop_repro.cli._views import SHIPPED
+from cop_repro.cli.bench import _styled, _views_of
 from cop_repro.core import AssetMismatch, BadInput, MissingExtra
 from cop_repro.data.clips import piano_items, piano_views
 from cop_repro.data.performance import etudes
@@ -271,10 +274,20 @@ def test_files_that_do_not_belong_together_are_refused(results, tmp_path, capsys
 
 
 def test_weights_of_another_split_are_refused(bench, assets):
-    check_split(assets, bench)
     other = exchange.Benchmark(bench.folder, {**bench.manifest, "split_hash": "0" * 16})
+    for name in ("piano.safetensors", SHIPPED):
+        check_split(assets / name, bench)
+        with pytest.raises(AssetMismatch, match=f"{name} was trained on split"):
+            check_split(assets / name, other)
     with pytest.raises(AssetMismatch, match="trained on split"):
-        check_split(assets, other)
+        _views_of(assets, None, other)
+    with pytest.raises(AssetMismatch, match="trained on split"):
+        _styled(Namespace(styles=assets / "piano.safetensors", dpo=None, seed=0), None, other)
+
+
+def test_no_weights_of_views_are_said(bench, tmp_path, capsys):
+    assert _views_of(tmp_path, None, bench) is None
+    assert "the rows of five views are left out" in capsys.readouterr().err
 
 
 def test_one_work_has_no_controls(clips):

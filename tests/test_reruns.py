@@ -207,5 +207,13 @@ def test_tolerances_of_several_pairs_of_runs(tmp_path, monkeypatch, capsys):
     unstable = compare_results([result("x", 1.0)], [result("x", 7.0)], {"si_sdr_spec": found})[1]
     assert unstable == 1, "the other rows are compared as strictly as before"
     assert compare_results([result("y", 2.0)], [result("y", 9.0)], {"si_sdr_spec": found})[1] == 0
+    rows = [Result(**result("x", 1.0)), Result(**result("y", 6.0))]
+    write_results(tmp_path / "e.json", rows, {})
+    assert measured("e", "--widen")["metrics"]["si_sdr_spec"] == found, "y stays by itself"
     assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--widen"]) == 2
     assert "--measure" in capsys.readouterr().err
+    rows = [Result(**result("x", 1.0) | {"profile": "seed1"})]
+    write_results(tmp_path / "f.json", rows, {})
+    pair = [str(tmp_path / "a.json"), str(tmp_path / "f.json")]
+    assert main(["compare", *pair, "--measure", "two profiles"]) == 2
+    assert "two runs of one profile" in capsys.readouterr().err

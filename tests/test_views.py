@@ -194,8 +194,10 @@ def test_test_clips_teach_nothing(stores, place, items, works, predictor):
         view_stores(place, view_items(items, "train", SMALL), works, predictor, {"a": "c"})
     with pytest.raises(ParamsError, match="1 to 400 clips"):
         ViewPlan({"train": 401}, {"train": 5.0})
-    with pytest.raises(BadInput, match="no rendered piano clip of split 'val'"):
+    with pytest.raises(BadInput, match="manifest has no rendered piano clip of split 'val'"):
         view_items(items, "val", PLAN)
+    with pytest.raises(BadInput, match="plan has no clips of split 'test'"):
+        view_items(items, "test", replace(SMALL, clips={"train": 1}))
 
 
 def test_rows_of_a_table(stores):
@@ -267,10 +269,14 @@ def test_declared_views_are_those_of_the_level():
 
 def test_the_command_names_what_is_wrong(root, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(root)
-    assert main(["bench", "views", "-o", str(tmp_path), "--clips", "0"]) != 0
+    command = ["bench", "views", "-o", str(tmp_path)]
+    assert main([*command, "--train", "--clips", "0"]) == 2
     assert "1 to 400 clips" in capsys.readouterr().err
-    assert main(["bench", "views", "-o", str(tmp_path), "--steps", "0"]) != 0
+    assert main([*command, "--train", "--steps", "0"]) == 2
     assert "steps is 0" in capsys.readouterr().err
+    for option in ("--clips", "--steps"):
+        assert main([*command, option, "20"]) == 2
+        assert "give --train too" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

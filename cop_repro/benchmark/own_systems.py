@@ -157,7 +157,7 @@ _CARDS = {
     "its notes with predicted velocities and pedal on another piano than that of the truth.",
     COP: "The same roll predictor; the stage-2 model makes the sound from the roll of its notes.",
     COP_SOFT: "The stage-2 model as the command cop perform runs it: the sound is made from the "
-    "probabilities of the roll predictor. Its notes are those of the other two systems.",
+    "probabilities of the roll predictor. Its notes are those of the predictor itself.",
     FIVE: "The roll predictor reads the top view; a small network corrects its velocities from the "
     "left, right and front view, and its pedal from the pedal view. Another piano than that of the "
     "truth plays the notes.",
@@ -218,14 +218,14 @@ def own_systems(
 
 
 def check_split(
-    assets: Path | str,  # folder with the weights of `load_performer`
+    path: Path | str,  # weights of the stage-2 model, of styles or of views
     bench: Benchmark,
 ) -> None:
     "Refuse weights of another split: they may have been trained on the clips to be scored."
-    split_hash = load_weights(Path(assets) / "piano.safetensors")[1]["split_hash"]
+    split_hash = load_weights(path)[1].get("split_hash", "unknown")
     if split_hash != bench.split_hash:
         raise AssetMismatch(
-            f"piano.safetensors was trained on split {split_hash}, the benchmark is of split "
+            f"{Path(path).name} was trained on split {split_hash}, the benchmark is of split "
             f"{bench.split_hash}: export the benchmark of the same manifest"
         )
 

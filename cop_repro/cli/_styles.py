@@ -22,7 +22,15 @@ from cop_repro.benchmark.styles import (
 )
 from cop_repro.cli._progress import progress
 from cop_repro.cli.ablation import short_name
-from cop_repro.core import BadInput, file_hash, read_json, write_json
+from cop_repro.core import (
+    AssetMismatch,
+    BadInput,
+    atomic_file,
+    file_hash,
+    load_weights,
+    read_json,
+    write_json,
+)
 from cop_repro.data.clips import Store, load_works, store_clip
 from cop_repro.data.performance import group_works
 from cop_repro.model.cop_piano import load_piano, save_piano
@@ -45,8 +53,11 @@ class StyleStudy:
         self.performer = replace(load_performer(self.assets), sample=plan.sample)
         meta = load_piano(self.assets / ASSETS[2])[1]
         self.split = meta["split_hash"]
-        if self.store.about["split_hash"] != self.split:
-            raise BadInput("features/clips are of another split than the shipped weights")
+        if (found := self.store.about["split_hash"]) != self.split:
+            raise AssetMismatch(
+                f"features/clips are of split {found}, the shipped weights of split {self.split}: "
+                "run `dvc repro prepare` with the shipped data/manifest.json"
+            )
         self.work = root / "work" / "style" / short_name(asdict(plan), self.inputs)
 
     @cached_property
@@ -109,8 +120,6 @@ class StyleStudy:
 
     def _write(self, scored: dict, split: str, judge: str) -> None:
         "styles.json and tables.md."
-        from cop_repro.core import load_weights
-
         self.output.mkdir(parents=True, exist_ok=True)
         files = {name: self.work / f"{name}.safetensors" for name in ("styles", "dpo")}
         costs = {n: load_weights(p)[1]["cpu_seconds"] for n, p in files.items() if p.exists()}
@@ -123,7 +132,8 @@ class StyleStudy:
             "Made by `cop bench style`. Intervals of 95 % over works; differences from `none` are\n"
             "paired by clip.\n\n"
         )
-        (self.output / "tables.md").write_text(head + style_table(scored), "utf-8")
+        with atomic_file(self.output / "tables.md") as temporary:
+            temporary.write_text(head + style_table(scored), "utf-8")
 
 
 def _needs(row: str) -> bool:

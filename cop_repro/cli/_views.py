@@ -18,7 +18,7 @@ from cop_repro.benchmark.views import (
 )
 from cop_repro.cli._progress import progress
 from cop_repro.cli.ablation import short_name
-from cop_repro.core import AssetMismatch, file_hash, write_json
+from cop_repro.core import AssetMismatch, atomic_file, file_hash, write_json
 from cop_repro.data.clips import Store, load_works, read_manifest
 from cop_repro.model.cop_piano import load_piano
 from cop_repro.model.views import ViewRoll, load_views, predictor_hash, save_views
@@ -94,7 +94,8 @@ class ViewStudy:
         self.output.mkdir(parents=True, exist_ok=True)
         about = {**self.about, "split": split, "weights": file_hash(weights)}
         write_json(self.output / "views.json", {**about, "scored": scored})
-        (self.output / "tables.md").write_text(head + table, "utf-8")
+        with atomic_file(self.output / "tables.md") as temporary:
+            temporary.write_text(head + table, "utf-8")
         return table
 
     def _model(self, weights: Path, source: str) -> ViewRoll:
@@ -103,6 +104,6 @@ class ViewStudy:
         if meta["split_hash"] != self.about["split_hash"]:
             raise AssetMismatch(
                 f"{weights.name} was trained on split {meta['split_hash']}, the manifest is of "
-                f"split {self.about['split_hash']}"
+                f"split {self.about['split_hash']}: train it again with --train"
             )
         return model

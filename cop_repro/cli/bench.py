@@ -94,8 +94,8 @@ def _add_views(parser) -> None:
         help="train it and its control first (else: score views.safetensors of --assets)",
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="clips to score")
-    parser.add_argument("--clips", type=int, help="training clips of 5 s; default: 128")
-    parser.add_argument("--steps", type=int, help="optimiser steps; default: 1500")
+    parser.add_argument("--clips", type=int, help="with --train: clips of 5 s; default: 128")
+    parser.add_argument("--steps", type=int, help="with --train: optimiser steps; default: 1500")
     parser.add_argument("--assets", help="folder with other weights; default: the shipped ones")
     parser.add_argument("-o", "--output", default="reports/views", help="folder of the results")
 
@@ -235,12 +235,12 @@ def _ladder(args) -> int:
     if faults := benchmark_faults(args.benchmark, deep=False):
         raise Faulty(bench.folder.name, faults)
     assets = Path(args.assets) if args.assets else assets_folder()
-    check_split(assets, bench)
+    check_split(assets / "piano.safetensors", bench)
     judges, style = find_judge(args.judges), bench_style_judge(bench)
     performer = load_performer(assets)
     run = open_run(performer, Scoring(bench, judges, style, args.seed, progress))
-    styled = _styled(args, performer)
-    views = _views_of(assets, performer)
+    styled = _styled(args, performer, bench)
+    views = _views_of(assets, performer, bench)
     entries = write_run(folder, own_systems(performer, args.seed, styled, views), run)
     for entry in entries:
         print("\n".join(_cells(entry)))
@@ -248,25 +248,33 @@ def _ladder(args) -> int:
     return 0
 
 
-def _views_of(assets: Path, performer):
+def _views_of(assets: Path, performer, bench):
     "The network of five views beside the weights, if there is one."
+    from cop_repro.benchmark.own_systems import check_split
     from cop_repro.cli._views import SHIPPED
     from cop_repro.model.views import load_views
 
     path = assets / SHIPPED
-    return load_views(path, performer.piano.predictor)[0] if path.is_file() else None
+    if not path.is_file():
+        say(f"cop bench: no {SHIPPED} in {assets}: the rows of five views are left out")
+        return None
+    check_split(path, bench)
+    return load_views(path, performer.piano.predictor)[0]
 
 
-def _styled(args, performer) -> dict:
+def _styled(args, performer, bench) -> dict:
     "Systems of level 4 in a style, from files that `style` has trained."
     if args.styles is None:
         if args.dpo:
             raise BadInput("--dpo without --styles: give both files that `cop bench style` made")
         return {}
+    from cop_repro.benchmark.own_systems import check_split
     from cop_repro.benchmark.styles import style_system
     from cop_repro.model.cop_piano import load_piano
     from cop_repro.systems.styles import load_styles
 
+    for path in filter(None, (args.styles, args.dpo)):
+        check_split(path, bench)
     styles = load_styles(args.styles, performer.piano, performer.codec.latent_id)[0]
     dpo = load_piano(args.dpo)[0] if args.dpo else None
     rows = ("dpo", "reference", "both") if dpo else ("reference",)
@@ -305,6 +313,8 @@ def _views(args) -> int:
     from cop_repro.cli._assets import assets_folder
     from cop_repro.cli._views import SHIPPED, ViewStudy, plan_of
 
+    if not args.train and (args.clips, args.steps) != (None, None):
+        raise BadInput("--clips and --steps say how to train: give --train too, or leave them out")
     plan = plan_of(args.clips, args.steps)
     assets = Path(args.assets) if args.assets else assets_folder()
     study = ViewStudy(project_root(), assets, check_output_folder(args.output), plan)

@@ -14,7 +14,8 @@ RERUNS = "refs/reruns.yaml"
 NONE = {"metrics": {}}  # of a profile that was never rerun: least tolerances
 HEAD = """\
 # How far honest reruns of a profile differ, per metric: the largest difference of a row, the
-# largest relative one, and the rms over rows. Written by `cop compare A B --measure WHAT`.
+# largest relative one, and the rms over rows; rows that differ far more have numbers of their own
+# (`rows`) and no part in the others. Written by `cop compare A B --measure WHAT`.
 """
 
 
@@ -43,11 +44,17 @@ def run(args) -> int:
     if args.widen and not args.measure:
         raise CopError("--widen adds a pair of runs to the tolerances: it needs --measure WHAT")
     results = [read_results(_file(name, "results.json")).lines for name in (args.a, args.b)]
+    profile, other = map(_profile, results)
     if args.measure:
-        known = _reruns().get(_profile(results[0]), {}) if args.widen else {}
+        if not profile or profile != other:
+            raise CopError(
+                f"--measure takes two runs of one profile; these are of {profile or 'none'!r} and "
+                f"{other or 'none'!r}"
+            )
+        known = _reruns().get(profile, {}) if args.widen else {}
         differences = rerun_differences(*results, known.get("metrics"))
-        return _measure(args.measure, _profile(results[0]), differences, known)
-    lines, wrong = compare_results(*results, _reruns().get(_profile(results[0]), NONE)["metrics"])
+        return _measure(args.measure, profile, differences, known)
+    lines, wrong = compare_results(*results, _reruns().get(profile, NONE)["metrics"])
     if all(Path(name).is_dir() for name in (args.a, args.b)):
         verdicts = [read_json(_file(name, "verdicts.json")) for name in (args.a, args.b)]
         found = compare_verdicts(*verdicts)

@@ -55,25 +55,35 @@ def rerun_differences(
     a: Sequence[Mapping],  # result file of one honest run
     b: Sequence[Mapping],  # and of another
     known: Reruns | None = None,  # what other pairs of runs differ by
-) -> dict[str, dict]:  # metric -> row, relative, rms, and rows that differ far more than known
+) -> dict[str, dict]:  # metric -> row, relative, rms, and numbers of rows of their own
     "How far two honest runs differ, for each metric."
     made, known = {}, known or {}
     for metric, found in _pairs(_by_key("first", a), _by_key("second", b)).items():
         x, y = _values(found)
-        gap, scale, allowed = np.abs(y - x), np.maximum(1, np.abs(x)), np.full(len(x), np.inf)
-        if metric in known:
-            allowed = np.array([row_tolerance(line, known) / 2 for line, _ in found])
-        usual = np.where(gap <= allowed, gap, 0.0)
+        gap, scale = np.abs(y - x), np.maximum(1, np.abs(x))
+        alone = np.array([_stands_alone(line, d, known) for (line, _), d in zip(found, gap)])
+        usual = np.where(alone, 0.0, gap)
         numbers = {"row": usual.max(), "relative": (usual / scale).max()}
-        numbers["rms"] = (usual**2).mean() ** 0.5
+        numbers["rms"] = ((usual**2).sum() / max(1, (~alone).sum())) ** 0.5
         made[metric] = {name: float(number) for name, number in numbers.items()}
         own: dict[str, float] = {}
         for (line, _), number in zip(found, gap - usual):
-            if number > 0:
+            if _named(line, known) or number > 0:
                 own[line["row"]] = max(own.get(line["row"], 0.0), float(number))
         if own:
             made[metric]["rows"] = own
     return made
+
+
+def _named(line: Mapping, known: Reruns) -> bool:
+    "Whether the row has a number of its own."
+    return line["row"] in known.get(line["metric"], {}).get("rows", {})
+
+
+def _stands_alone(line: Mapping, difference: float, known: Reruns) -> bool:
+    "Whether a row has a number of its own, or takes more than half of its tolerance."
+    far = line["metric"] in known and difference > row_tolerance(line, known) / 2
+    return far or _named(line, known)
 
 
 def row_tolerance(
@@ -110,8 +120,7 @@ def _row_lines(found: Sequence[Pair], reruns: Reruns) -> Iterable[str]:
 
 def _mean_lines(metric: str, found: Sequence[Pair], reruns: Reruns) -> Iterable[str]:
     "A metric whose mean over the rows without a number of their own differs beyond the tolerance."
-    own = reruns.get(metric, {}).get("rows", {})
-    found = [pair for pair in found if pair[0]["row"] not in own]
+    found = [pair for pair in found if not _named(pair[0], reruns)]
     if len(found) < MIN_ROWS:
         return
     first, second = _values(found).mean(1)

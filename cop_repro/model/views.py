@@ -424,7 +424,7 @@ def load_views(
     if (found := predictor_hash(predictor)) != meta["predictor"]:
         raise AssetMismatch(
             f"{name} was trained beside roll predictor {meta['predictor']}, this one is {found}: "
-            "train it again beside this one (cop bench views)"
+            "train it again beside this one (cop bench views --train)"
         )
     model = ViewRoll(from_dict(ViewsConfig, meta["configs"][source], f"{name}: config"))
     own = {k.removeprefix(f"{source}."): v for k, v in tensors.items() if k.startswith(source)}

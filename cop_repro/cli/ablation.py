@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"`cop ablation`: what each choice of stage 2 contributes, how sampling acts, how a roll enters."
+"`cop ablation`: choices of stage 2, ways of sampling, of injecting; parts of other systems."
 
 import argparse
 import hashlib
@@ -22,7 +22,7 @@ from cop_repro.core import (
 )
 from cop_repro.parameters import check_params, load_params, merge, settings_hash
 
-HELP = "ablation of stage 2: one model for each row of refs/ablation.yaml and seed"
+HELP = "ablation of stage 2: one model for each row of refs/ablation.yaml and seed; --parts: others"
 
 VARIANT = "cop_velocity"
 FILES = {  # study -> its rows, the first of which is the one from which others differ
@@ -37,6 +37,7 @@ ALLOWED = (
     "train_renderer",
     "evaluate.sample",
 )
+CLIPS = 10
 BUDGET = ("train_piano.train.steps", "train_piano.train.batch_size")
 
 
@@ -54,7 +55,12 @@ def add_arguments(parser) -> None:
         "--seeds", type=_seed, nargs="+", default=[0, 1, 2], help="training seeds of each row"
     )
     parser.add_argument("--steps", type=int, help="steps of stage 2.2; default: of params.yaml")
-    parser.add_argument("--clips", type=int, default=10, help="validation clips")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        help=f"validation clips; default: {CLIPS}. With --parts apvg test clips; default: 20",
+    )
+    parser.add_argument("--scenes", type=int, help="of --parts vmusprod, test scenes; default: 48")
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
         "--sampling", action="store_true", help="the default run's model, sampled in many ways"
@@ -69,16 +75,27 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="the shipped model and the default run's, with 4 to 64 passes by several solvers",
     )
+    other.add_argument(
+        "--parts",
+        choices=("vmusprod", "apvg"),
+        help="rows of refs/parts.yaml: what parts of a neighbouring system contribute; one seed",
+    )
 
 
 def run(args) -> int:
     "Train and score what is not finished yet; write the scores after each row."
     root = project_root()
     study = next((s for s in ("sampling", "injectors", "passes") if getattr(args, s)), "ablation")
+    study = f"parts/{args.parts}" if args.parts else study
     name = f"reports/{study}.json" if args.output is None else args.output
     output = check_output_file(os.path.join(root, name))
     params = load_params(root / "params.yaml")
     _check_sizes(args, params)
+    if args.parts:
+        from cop_repro.cli._parts import parts
+
+        return parts(root, params, args, output)
+    args.clips = args.clips or CLIPS
     if args.passes:
         from cop_repro.cli._passes import passes
 
@@ -101,10 +118,14 @@ def _seed(text: str) -> int:
 
 def _check_sizes(args, params: dict) -> None:
     "Refuse an empty experiment, and one whose model does not grow from stage 1."
-    for name in ("steps", "clips"):
+    for name in ("steps", "clips", "scenes"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise CopError(f"--{name} is {value}; at least 1 is needed")
+    if args.scenes is not None and args.parts != "vmusprod":
+        raise CopError("--scenes is for --parts vmusprod alone: other studies score --clips")
+    if args.parts:
+        return
     if VARIANT not in params["train_piano"]["variants"]:
         raise CopError(f"params.yaml has no train_piano.variants.{VARIANT}, from which rows differ")
     for stage in ("train_piano", "train_renderer"):

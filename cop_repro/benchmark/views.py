@@ -411,7 +411,6 @@ def view_scores(
     "The scores of the levels of notes for one clip."
     return _level_scores(store.index[row], _found_notes(refined))
 
-
 # %% ../../nbs/benchmark/97g_views.ipynb #97g00020
 DEPTH_NOISES = (0.0, 0.03, 0.06)  # standard deviations, 1 = the whole way down
 CANDIDATES = np.arange(1, 128)  # MIDI velocities
@@ -423,13 +422,13 @@ def depth_velocities(
     prior: Int64[np.ndarray, " m"],  # velocities of performances, 1..127
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " n"]:  # 1..127
-    "The mean velocity given the depths of a note's own key in ten frames, without what plays around."
+    "The mean velocity given the depths of a note's own key in ten frames."
     frames = np.floor(notes.onsets_s * RATES.frame_rate).astype(int)[:, None] + np.arange(-8, 2)
     times = (frames + 0.5) / RATES.frame_rate - notes.onsets_s[:, None]  # s, from the onset
     descent, own = descent_time(CANDIDATES), descent_time(notes.velocities)[:, None]
     seen = _descending(times, own) + noise * rng.standard_normal(times.shape)
     late = np.linspace(-0.02, 0.02, 9)[:, None, None]  # s: within a frame the onset is not known
-    curves = _descending(times[:, None, None] - late, descent[:, None])  # note, onset, velocity, frame
+    curves = _descending(times[:, None, None] - late, descent[:, None])  # (n, 9, 127, 10)
     missed = np.square(seen[:, None, None] - curves).sum(-1)
     missed -= missed.min((1, 2), keepdims=True)
     exact = 0.005  # between neighbouring candidates
@@ -450,7 +449,7 @@ def _histogram(velocities: np.ndarray) -> np.ndarray:
 
 
 def _told(made: Notes, known: Notes) -> Notes:
-    "Found notes with the velocities of the true notes of their key within 50 ms, where there are any."
+    "Found notes with the velocity of the true note of their key within 50 ms, if there is one."
     if not len(made) or not len(known):
         return made
     apart = np.abs(made.onsets_s[:, None] - known.onsets_s)
@@ -475,7 +474,6 @@ def depth_rows(
         name = f"depth of the keys, noise {noise}" if noise else "depth of the keys, exact"
         rows[name] = _level_scores(entry, _told(made, known))
     return rows
-
 
 # %% ../../nbs/benchmark/97g_views.ipynb #97g00025
 def _resized(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:

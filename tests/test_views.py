@@ -13,7 +13,7 @@ from cop_repro.benchmark.views import (
     PLAN,
     ViewPlan,
     _descending,
-    _told,
+    _with_velocities,
     depth_rows,
     depth_velocities,
     make_lessons,
@@ -225,8 +225,8 @@ class OneWork:
         return self.store[name]
 
 
-def test_depths_of_keys_tell_velocities(stores):
-    "Curves are the renderer's; exact depths tell soft notes, noise more of them than loud ones."
+def test_depths_of_keys_determine_soft_velocities(stores):
+    "Curves are the renderer's; exact depths determine soft notes; without depths the prior is left."
     soft, loud = np.arange(25, 46), np.arange(60, 110, 5)
     played = np.concatenate([soft, loud])
     times = 0.5 + np.arange(len(played)) + 0.013
@@ -255,7 +255,7 @@ def test_velocities_of_depths_leave_the_notes(stores):
         assert scores["onset_f1"] == alone["onset_f1"]
     made = make_notes([60, 60, 64], [0.0, 1.0, 0.0], [0.5, 1.5, 0.5], [10, 20, 30])
     true = make_notes([60, 62], [0.04, 0.0], [0.5, 0.5], [99, 1])
-    assert _told(made, true).velocities.tolist() == [99, 30, 20]
+    assert _with_velocities(made, true).velocities.tolist() == [99, 30, 20]
 
 
 def test_declared_views_are_those_of_the_level():

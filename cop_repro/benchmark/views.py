@@ -422,7 +422,7 @@ def depth_velocities(
     prior: Int64[np.ndarray, " m"],  # velocities of performances, 1..127
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " n"]:  # 1..127
-    "The mean velocity given the depths of a note's own key in ten frames."
+    "The mean velocity given the depths of a note's own key in ten frames (Eq. 97.1)."
     frames = np.floor(notes.onsets_s * RATES.frame_rate).astype(int)[:, None] + np.arange(-8, 2)
     times = (frames + 0.5) / RATES.frame_rate - notes.onsets_s[:, None]  # s, from the onset
     descent, own = descent_time(CANDIDATES), descent_time(notes.velocities)[:, None]
@@ -431,7 +431,7 @@ def depth_velocities(
     curves = _descending(times[:, None, None] - late, descent[:, None])  # (n, 9, 127, 10)
     missed = np.square(seen[:, None, None] - curves).sum(-1)
     missed -= missed.min((1, 2), keepdims=True)
-    exact = 0.005  # between neighbouring candidates
+    exact = 0.005  # of an error: candidates lie apart, none fits exactly
     likely = np.exp(-missed / (2 * (noise**2 + exact**2))).sum(1) * _histogram(prior)
     means = (likely / likely.sum(1, keepdims=True)) @ CANDIDATES
     return means.round().astype(np.int64)
@@ -448,15 +448,15 @@ def _histogram(velocities: np.ndarray) -> np.ndarray:
     return np.convolve(counts, np.ones(9) / 9, "same") + 1e-6 * max(1, len(velocities))
 
 
-def _told(made: Notes, known: Notes) -> Notes:
+def _with_velocities(made: Notes, known: Notes) -> Notes:
     "Found notes with the velocity of the true note of their key within 50 ms, if there is one."
     if not len(made) or not len(known):
         return made
     apart = np.abs(made.onsets_s[:, None] - known.onsets_s)
     apart[made.pitches[:, None] != known.pitches] = np.inf
     nearest, distance = apart.argmin(1), apart.min(1)
-    told = np.where(distance <= 0.05, known.velocities[nearest], made.velocities)
-    return made.replace(velocities=told)
+    matched = np.where(distance <= 0.05, known.velocities[nearest], made.velocities)
+    return made.replace(velocities=matched)
 
 
 def depth_rows(
@@ -472,7 +472,7 @@ def depth_rows(
         rng, true = numpy_rng(0, "depth", entry["clip_id"], str(noise)), _true_notes(entry)
         known = true.replace(velocities=depth_velocities(true, noise, prior, rng))
         name = f"depth of the keys, noise {noise}" if noise else "depth of the keys, exact"
-        rows[name] = _level_scores(entry, _told(made, known))
+        rows[name] = _level_scores(entry, _with_velocities(made, known))
     return rows
 
 # %% ../../nbs/benchmark/97g_views.ipynb #97g00025

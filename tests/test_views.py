@@ -226,7 +226,7 @@ class OneWork:
 
 
 def test_depths_of_keys_determine_soft_velocities(stores):
-    "Curves are the renderer's; exact depths determine soft notes; without depths the prior is left."
+    "Curves are the renderer's; exact depths determine soft notes, and no depths leave the prior."
     soft, loud = np.arange(25, 46), np.arange(60, 110, 5)
     played = np.concatenate([soft, loud])
     times = 0.5 + np.arange(len(played)) + 0.013
